@@ -1,0 +1,59 @@
+"""`python -m jobs JOB`: one command a job, each loaded only when it is called, so that --help is instant."""
+
+import importlib
+import signal
+import sys
+
+import click
+
+from jobs import __version__
+
+JOBS = {
+    "base": "build the toy base model, or fetch the pinned one from the Hub",
+    "tasks": "collect, check and split the tasks and benchmarks",
+    "distill": "ask a teacher for chain-of-thought examples and keep those that pass",
+    "sft": "supervised fine-tuning of a LoRA adapter",
+    "grpo": "reinforcement learning of that adapter with verifiable rewards",
+    "merge": "add an adapter into the base, measuring what survives",
+    "evaluate": "sample a model on the benchmarks and score it",
+    "compare": "intervals, paired tests and the report over all evaluations",
+    "gguf": "write, quantize and verify GGUF files",
+    "score": "run samples against tasks in the sandbox",
+    "generate": "answer one prompt with any of the models",
+    "publish": "push models and a model card to the Hub",
+    "smoke": "run the whole pipeline at toy size",
+}
+
+
+class Jobs(click.Group):
+    """Imports jobs/NAME.py when NAME is called; listing the jobs imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(JOBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in JOBS:
+            return None
+        return importlib.import_module(f"jobs.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Jobs"):
+            formatter.write_dl(list(JOBS.items()))
+
+
+@click.group(cls=Jobs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="jobs")
+def main() -> None:
+    """Post-training of code models with verifiable rewards. `python -m jobs JOB --help` explains a job."""
+
+
+def stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)  # so that `finally` and context managers run, as they do on Ctrl-C
+    try:
+        main(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
