@@ -1,0 +1,44 @@
+"""What every engine shares: the request and the answer.
+
+An engine module (`transformers`, `vllm`, `llama_cpp`) has one function, `load(path, ...) -> Generate`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw completions.
+
+    n: completions per prompt.
+    temperature: 0 is greedy decoding; `top_p` and `seed` then have no effect.
+    top_p: nucleus mass in (0, 1].
+    max_tokens: tokens generated at most, the end-of-sequence token not counted.
+    stop: strings that end a completion; they are cut off the text.
+    seed: sample i of a prompt depends on (seed, prompt, i) alone, not on what else is in the call.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """text: without the prompt, the end-of-sequence token and the stop string.
+
+    tokens: tokens generated, including those of a stop string that was cut off.
+    finish: "length" when max_tokens ran out, else "stop".
+    """
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"]
+
+
+Generate = Callable[[list[str], Sampling], list[list[Completion]]]
