@@ -1,0 +1,73 @@
+"""Tiny random Qwen3 models and LoRA adapters for tests: real files in the real formats, made in about a second."""
+
+from pathlib import Path
+
+# Qwen2's splitting of text before byte-level BPE, which the GGUF pre-tokenizer "qwen2" repeats.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = [
+    "def add(a, b):\n    return a + b\n\n\ndef first(items):\n    for item in items:\n        return item\n",
+    "You are a code-generation engine.\nYou must output your response in the following exact format:\n",
+    "<START_WORKING_OUT>\nConcise reasoning steps.\n</END_WORKING_OUT>\n<SOLUTION>\nValid Python code only.\n</SOLUTION>",
+    "assert add(1, 2) == 3\nassert first([4, 5, 6]) == 4\nimport math\nclass Stack(list):\n    pass\n",
+]
+
+
+def make_tokenizer(dir: Path, vocab: int = 512) -> None:
+    """Writes tokenizer.json and tokenizer_config.json of a byte-level BPE of at most `vocab` tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from jobs.schema import CHAT_TEMPLATE
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<|endoftext|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(dir)
+
+
+def make_model(dir: Path, seed: int = 0, tie: bool = True, hidden: int = 256, layers: int = 2, vocab: int = 512,
+               dtype: str = "float32", shard: str = "5GB") -> Path:
+    """Writes a random Qwen3 model (head_dim 64, weights ~N(0, 0.02)) with its tokenizer and returns `dir`."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    make_tokenizer(dir, vocab)
+    config = Qwen3Config(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, head_dim=64,
+                         num_attention_heads=max(1, hidden // 64), num_key_value_heads=max(1, hidden // 128),
+                         vocab_size=vocab, tie_word_embeddings=tie, max_position_embeddings=2048,
+                         bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.to(getattr(torch, dtype)).save_pretrained(dir, max_shard_size=shard)
+    return dir
+
+
+def make_adapter(base_dir: Path, dir: Path, rank: int = 8, scale: float = 1e-2, seed: int = 0, **options) -> Path:
+    """Writes a PEFT LoRA adapter with random A and B ~N(0, `scale`); `options` go to peft's LoraConfig."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    options = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "lora_alpha": 2 * rank} | options
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+        model = get_peft_model(model, LoraConfig(r=rank, task_type="CAUSAL_LM", **options))
+        for name, tensor in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(tensor.data, std=scale)
+            elif tensor.requires_grad:  # modules_to_save and biases: moved a little from the base
+                tensor.data.add_(torch.randn_like(tensor) * scale)
+    model.save_pretrained(dir)
+    return dir
