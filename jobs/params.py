@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.errors import UsageError
 
@@ -20,6 +20,15 @@ NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./-]+$")]
 Engine = Literal["unsloth", "transformers"]
+
+
+def ascending(span: list[int]) -> list[int]:
+    if span[0] > span[1]:
+        raise ValueError(f"the lower bound {span[0]} is above the upper bound {span[1]}")
+    return span
+
+
+Span = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(ascending)]
 
 
 class Section(BaseModel):
@@ -78,17 +87,26 @@ class Tasks(Section):
 class Distill(Section):
     """The teacher and what is kept of its answers; see jobs/distill.py."""
 
-    base_url: str
-    model: str
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None
     recorded: str | None
     examples: Positive
+    attempts: Annotated[int, Field(ge=1, le=100)]
     concurrency: Annotated[int, Field(ge=1, le=256)]
-    temperature: Annotated[float, Field(ge=0, le=2)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
     max_tokens: Positive
+    extra_body: dict[str, Any]
     timeout: Seconds
+    retries: Annotated[int, Field(ge=0, le=100)]
+    patience: Positive
     max_requests: Positive
     max_total_tokens: Positive
+    price_in: NonNegative
+    price_out: NonNegative
+    reasoning_characters: Span
+    code_characters: Span
+    similarity: Rate
 
 
 class Lora(Section):
