@@ -1,0 +1,325 @@
+"""Adds adapters into a base model once, in float32, and measures how much of the training the stored weights keep.
+
+\b
+  python -m jobs merge --base models/base --adapter models/grpo --out models/grpo-merged \\
+      --metrics metrics/merge-grpo.json --plot plots/merge-grpo.csv
+
+Reads a model folder in safetensors and one or more PEFT LoRA adapters (--adapter is repeatable); writes a model folder
+with the same shards, the configuration and the tokenizer copied byte for byte (but for the dtype in config.json), and
+how much of the update survived storing as `merge.dtype`: metrics in all and by layer, and the layers as a CSV to plot.
+Stops, keeping nothing, if less than `merge.min_retention` of the update survived or a weight overflowed.
+
+It works tensor by tensor, so its memory does not grow with the model.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.adapter import Change, changes
+from jobs.checkpoint import provenance
+from jobs.cli import job, log, progress, reads, writes
+from jobs.errors import JobError
+from jobs.files import read_json, replace_dir, replace_file, write_json, write_metrics
+from jobs.tensors import (
+    FLOATS,
+    Tensor,
+    blocks,
+    encode_header,
+    encoded,
+    finite,
+    header,
+    noise,
+    shards,
+    tensors_of,
+    with_dtype,
+    write_exactly,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jobs.params import Params
+
+WORKERS = 2
+UNIT = 1 << 23  # elements one worker takes at a time
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}  # not copied
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are stored: the dtype's safetensors name, and whether BF16 is rounded stochastically from `seed`."""
+
+    dtype: str
+    stochastic: bool = False
+    seed: int = 0
+
+    def store(self, name: str, rows: slice, values: "np.ndarray") -> "np.ndarray":
+        if not self.stochastic:
+            return encoded(values, self.dtype)
+        return encoded(values, self.dtype, noise(stream_key(self.seed, name), rows, values.shape[1]))
+
+    def __str__(self) -> str:
+        name = {short: long for long, short in FLOATS.items()}[self.dtype]
+        return f"{name} {'stochastic' if self.stochastic else 'nearest'}" if self.dtype == "BF16" else name
+
+
+@dataclass
+class Kept:
+    """Sums over elements from which retention is told; u is the update, s what the stored weights changed by."""
+
+    uu: float = 0.0
+    su: float = 0.0
+    error: float = 0.0  # of s - u, squared
+    unchanged: int = 0
+    count: int = 0
+
+    def add(self, other: "Kept") -> None:
+        self.uu += other.uu
+        self.su += other.su
+        self.error += other.error
+        self.unchanged += other.unchanged
+        self.count += other.count
+
+    def figures(self) -> dict[str, float]:
+        """retention: the projection of s onto u; relative_error: |s - u| / |u|; unchanged: share of elements stored as
+        they would have been without the update; update_rms: of u. An update of zero is kept whole."""
+        return {
+            "retention": self.su / self.uu if self.uu else 1.0,
+            "relative_error": (self.error / self.uu) ** 0.5 if self.uu else 0.0,
+            "unchanged": self.unchanged / self.count if self.count else 0.0,
+            "update_rms": (self.uu / self.count) ** 0.5 if self.count else 0.0,
+        }
+
+
+def stream_key(seed: int, name: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
+
+
+def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: Path, plot: Path) -> dict:
+    config = read_json(base / "config.json")
+    if config.get("quantization_config"):
+        raise JobError(f"{base}: is quantized; adapters can only be added to the original weights")
+    updates = all_changes(base, adapters, bool(config.get("tie_word_embeddings")))
+    storage = Storage(FLOATS[params.merge.dtype], params.merge.rounding == "stochastic", params.seed)
+    with replace_dir(out) as partial:
+        kept = write_model(base, updates, storage, partial)
+        total = sum_of(kept)
+        if not total.uu:
+            raise JobError(f"{', '.join(map(str, adapters))}: changes nothing in {base}")
+        figures = total.figures()
+        if figures["retention"] < params.merge.min_retention:
+            raise JobError(shortfall(figures["retention"], base, updates, storage, params.merge.min_retention))
+        copy_rest(base, partial, params.merge.dtype)
+    layers = {layer: sum_of(part).figures() for layer, part in by_layer(kept).items()}
+    write_metrics(metrics, figures | {"layers": layers})
+    write_plot(plot, layers)
+    provenance(f"merge-{out.name}", base=str(base), adapters=[str(adapter) for adapter in adapters])
+    return {"out": str(out), "stored": str(storage), **figures}
+
+
+def all_changes(base: Path, adapters: list[Path], tied: bool) -> dict[str, list[Change]]:
+    """Every adapter's changes by the base's tensor names, in the order given."""
+    tensors = tensors_of(base)
+    updates: dict[str, list[Change]] = {}
+    for adapter in adapters:
+        for name, change in changes(adapter, tensors, tied).items():
+            updates.setdefault(name, []).append(change)
+    return updates
+
+
+def summed(tensor: Tensor, rows: slice, updates: list[Change]) -> Iterator[tuple]:
+    """Block by block of `rows`: (rows, base values, merged values, update), the arrays float32 (rows, columns).
+
+    The update is None where no adapter changes the tensor.
+    """
+    loaded = [load() for load in updates]
+    for block in blocks(rows, tensor.columns):
+        values = tensor.values(block)
+        merged, update = values, None
+        for change in loaded:
+            merged, delta = change(block, merged)
+            update = delta if update is None else update + delta
+        yield block, values, merged, update
+
+
+def measure(tensor: Tensor, block: slice, values, stored, update, storage: Storage) -> Kept:
+    """What `stored` kept of the update. Sums run by row, then in float64, so that they do not depend on threads."""
+    import numpy as np
+
+    def dot(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
+
+    change = widened(stored) - values
+    error = change - update
+    plain = encoded(values, storage.dtype)
+    return Kept(dot(update, update), dot(change, update), dot(error, error),
+                int((plain == stored).sum()), values.size)
+
+
+def widened(stored: "np.ndarray") -> "np.ndarray":
+    """An `encoded` array as float32."""
+    import numpy as np
+
+    if stored.dtype == np.uint16:
+        wide = stored.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return stored.astype(np.float32)
+
+
+def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
+    return [(tensor, rows) for tensor in tensors
+            for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
+
+
+def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
+    """`work` on every unit, two at a time; the results by tensor, summed in order."""
+    kept: dict[str, Kept] = {}
+    total = sum((rows.stop - rows.start) * tensor.columns for tensor, rows in todo)
+    with ThreadPoolExecutor(WORKERS) as pool, progress(total=total, label=label) as bar:
+        futures = [pool.submit(work, tensor, rows) for tensor, rows in todo]
+        try:
+            for (tensor, rows), future in zip(todo, futures, strict=True):
+                kept.setdefault(tensor.name, Kept()).add(future.result())
+                bar.update((rows.stop - rows.start) * tensor.columns)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return kept
+
+
+def write_model(base: Path, updates: dict[str, list[Change]], storage: Storage, out: Path) -> dict[str, Kept]:
+    """Writes base + updates to `out`, shard by shard under the base's names, with an index if the base has one.
+
+    Returns what was kept of each changed tensor. Errors: JobError naming a tensor whose sum does not fit the dtype.
+    """
+    kept: dict[str, Kept] = {}
+    size = 0
+    files = shards(base)
+    for file in files:
+        metadata, tensors = header(file)
+        dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
+        head = encode_header(tensors, dtypes, metadata)
+        starts = {t.name: s.start for t, s in zip(tensors, tensors_in(head, out / file.name), strict=True)}
+        with open(out / file.name, "wb") as target:
+            write_exactly(target.fileno(), head, 0)
+
+            def work(tensor: Tensor, rows: slice, handle: int = target.fileno(), starts: dict = starts) -> Kept:
+                return write_rows(tensor, rows, updates.get(tensor.name, []), storage, handle, starts[tensor.name])
+
+            kept |= pooled(work, units(tensors), f"merge {file.name}")
+            size += os.fstat(target.fileno()).st_size - len(head)
+    if (base / "model.safetensors.index.json").exists():
+        index = read_json(base / "model.safetensors.index.json")
+        index.setdefault("metadata", {})["total_size"] = size
+        write_json(out / "model.safetensors.index.json", index)
+    return {name: part for name, part in kept.items() if name in updates}
+
+
+def tensors_in(head: bytes, path: Path) -> list[Tensor]:
+    """The tensors that a header just encoded describes."""
+    entries = json.loads(head[8:])
+    entries.pop("__metadata__", None)
+    return [Tensor(path, name, e["dtype"], tuple(e["shape"]), len(head) + e["data_offsets"][0])
+            for name, e in entries.items()]
+
+
+def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Storage, handle: int, start: int) -> Kept:
+    kept = Kept()
+    if not updates and (tensor.dtype == storage.dtype or tensor.dtype not in FLOATS.values()):
+        width = tensor.nbytes // max(1, tensor.rows)
+        for block in blocks(rows, tensor.columns):
+            write_exactly(handle, tensor.read(block), start + block.start * width)
+        return kept
+    for block, values, merged, update in summed(tensor, rows, updates):
+        stored = storage.store(tensor.name, block, merged)
+        if not finite(stored):
+            raise JobError(f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is "
+                           f"{abs(merged).max():.6g}")
+        write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
+        if update is not None:
+            kept.add(measure(tensor, block, values, stored, update, storage))
+    return kept
+
+
+def shortfall(retention: float, base: Path, updates: dict[str, list[Change]], storage: Storage, least: float) -> str:
+    """The message for a merge that lost too much: measures the other ways to store and names those that pass."""
+    others = [Storage("F16"), Storage("BF16", True, storage.seed), Storage("BF16"), Storage("F32")]
+    passing = []
+    for other in others:
+        if (other.dtype, other.stochastic) != (storage.dtype, storage.stochastic):
+            share = sum_of(retained(base, updates, other)).figures()["retention"]
+            if share >= least:
+                passing.append(f"{other} ({share:.1%})")
+    return (f"{storage} keeps {retention:.1%} of the update, less than merge.min_retention = {least:.1%}; "
+            + (f"these would pass: {', '.join(passing)}" if passing else "no dtype or rounding would pass"))
+
+
+def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> dict[str, Kept]:
+    """What each changed tensor would keep if stored so; writes nothing."""
+
+    def work(tensor: Tensor, rows: slice) -> Kept:
+        kept = Kept()
+        for block, values, merged, update in summed(tensor, rows, updates[tensor.name]):
+            stored = storage.store(tensor.name, block, merged)
+            kept.add(measure(tensor, block, values, stored, update, storage) if finite(stored)
+                     else Kept(uu=1.0, su=float("-inf")))
+        return kept
+
+    return pooled(work, units([t for t in tensors_of(base).values() if t.name in updates]), f"measure {storage}")
+
+
+def sum_of(kept: dict[str, Kept]) -> Kept:
+    total = Kept()
+    for part in kept.values():
+        total.add(part)
+    return total
+
+
+def by_layer(kept: dict[str, Kept]) -> dict[str, dict[str, Kept]]:
+    """The parts by layer number in order, then those outside any layer by their names."""
+    layers: dict[str, dict[str, Kept]] = {}
+    for name, part in kept.items():
+        match = re.search(r"\.layers\.(\d+)\.", name)
+        layers.setdefault(match[1] if match else name, {})[name] = part
+    return dict(sorted(layers.items(), key=lambda item: (not item[0].isdigit(), item[0].zfill(6))))
+
+
+def write_plot(path: Path, layers: dict[str, dict[str, float]]) -> None:
+    names = ["retention", "relative_error", "unchanged", "update_rms"]
+    with replace_file(path) as partial:
+        lines = [",".join(["layer", *names])]
+        lines += [",".join([layer, *(f"{figures[name]:.6g}" for name in names)]) for layer, figures in layers.items()]
+        partial.write_text("\n".join(lines) + "\n")
+
+
+def copy_rest(base: Path, out: Path, dtype: str) -> None:
+    """Tokenizer, configuration and licence byte for byte; in config.json the dtype says what the weights now are."""
+    for file in sorted(base.iterdir()):
+        if file.name == "config.json":
+            (out / file.name).write_text(with_dtype(file.read_text(encoding="utf-8"), dtype), encoding="utf-8")
+        elif file.is_file() and file.suffix not in WEIGHTS and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+
+
+@job("merge", "seed")
+@reads("--base", "models/base", "The base model's folder.")
+@reads("--adapter", None, "A PEFT adapter's folder; repeatable.", multiple=True, required=True)
+@writes("--out", "models/grpo-merged", "The merged model's folder.")
+@writes("--metrics", "metrics/merge-grpo.json", "Retention in all and by layer.")
+@writes("--plot", "plots/merge-grpo.csv", "Retention by layer, to plot.")
+def command(params: "Params", base: Path, adapter: tuple[Path, ...], out: Path, metrics: Path, plot: Path) -> None:
+    result = run(params, base, list(adapter), out, metrics, plot)
+    log.info("kept %.2f %% of the update as %s", 100 * result["retention"], result["stored"])
+    click.echo(json.dumps(result))

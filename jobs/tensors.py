@@ -1,0 +1,228 @@
+"""Safetensors read and written by the block, and the three float formats weights are stored in; numpy alone.
+
+No file is mapped or read whole, so memory does not grow with the model: mapped pages would count as the job's own.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import JobError
+from jobs.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WIDTH = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+         "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+BLOCK = 1 << 18  # elements: a block's few float32 arrays stay in the core's cache
+HEADER_LIMIT = 100_000_000  # the safetensors library's own
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file: `start` is the offset of its bytes in `file`."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of `columns` elements; a vector of n elements is n rows of one."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size // self.columns if self.columns else 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.columns * WIDTH[self.dtype]
+
+    def read(self, rows: slice) -> bytes:
+        """The raw bytes of `rows`."""
+        width = self.columns * WIDTH[self.dtype]
+        return read_exactly(self.file, self.start + rows.start * width, (rows.stop - rows.start) * width)
+
+    def values(self, rows: slice | None = None) -> "np.ndarray":
+        """float32 array of shape (rows, columns). Errors: JobError if the tensor is not F32, F16 or BF16."""
+        rows = rows or slice(0, self.rows)
+        return decoded(self.read(rows), self.dtype, self.name).reshape(rows.stop - rows.start, self.columns)
+
+
+def read_exactly(path: Path, start: int, count: int) -> bytes:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while count:
+            part = os.pread(handle, count, start)
+            if not part:
+                raise JobError(f"{path}: ends at byte {start}, {count} bytes before its last tensor does")
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+def write_exactly(handle: int, data, start: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, start)
+        view, start = view[written:], start + written
+
+
+def header(path: Path) -> tuple[dict[str, str], list[Tensor]]:
+    """A safetensors file's metadata and its tensors in the order of their bytes.
+
+    Errors: JobError naming the file if the header is broken, or its offsets do not tile the file exactly.
+    """
+    try:
+        length = int.from_bytes(read_exactly(path, 0, 8), "little")
+        if length > min(HEADER_LIMIT, path.stat().st_size):
+            raise JobError(f"{path}: is not a safetensors file (a header of {length} bytes)")
+        entries = json.loads(read_exactly(path, 8, length))
+        metadata = entries.pop("__metadata__", {})
+        tensors = [Tensor(path, name, e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+                   for name, e in entries.items()]
+        unknown = sorted({t.dtype for t in tensors} - set(WIDTH))
+        if unknown:
+            raise JobError(f"{path}: holds tensors of unknown type {', '.join(unknown)}")
+    except OSError as error:
+        raise JobError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise JobError(f"{path}: has a broken safetensors header ({error!r})") from None
+    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.start != end:
+            raise JobError(f"{path}: {tensor.name} starts at byte {tensor.start}, not at {end} as the shapes say")
+        end += tensor.nbytes
+    if end != path.stat().st_size:
+        raise JobError(f"{path}: is {path.stat().st_size} bytes long, not {end} as its header says")
+    return metadata, tensors
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, checked against its index if it has one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not (folder / "model.safetensors").exists():
+            raise JobError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
+        return [folder / "model.safetensors"]
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise JobError(f"{index}: has no weight_map")
+    files = [folder / name for name in sorted(set(where.values()))]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise JobError(f"{index}: names {', '.join(missing)}, which {folder} lacks")
+    held = {tensor.name: file.name for file in files for tensor in header(file)[1]}
+    if held != where:
+        odd = sorted(name for name in held.keys() | where.keys() if held.get(name) != where.get(name))
+        raise JobError(f"{index}: does not agree with the files about {', '.join(odd[:3])}")
+    return files
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder by name."""
+    return {tensor.name: tensor for file in shards(folder) for tensor in header(file)[1]}
+
+
+def encode_header(tensors: list[Tensor], dtypes: list[str], metadata: dict[str, str]) -> bytes:
+    """The header of a file holding `tensors` in this order as `dtypes`, padded so that the data is 8-byte aligned."""
+    entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    start = 0
+    for tensor, dtype in zip(tensors, dtypes, strict=True):
+        end = start + tensor.rows * tensor.columns * WIDTH[dtype]
+        entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def blocks(rows: slice, columns: int, elements: int = BLOCK) -> Iterator[slice]:
+    """`rows` cut into runs of about `elements` elements."""
+    step = max(1, elements // max(1, columns))
+    for first in range(rows.start, rows.stop, step):
+        yield slice(first, min(first + step, rows.stop))
+
+
+def decoded(raw: bytes, dtype: str, name: str) -> "np.ndarray":
+    """`raw` as float32; all three formats convert without loss."""
+    import numpy as np
+
+    if dtype == "F32":
+        return np.frombuffer(raw, np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, np.float16).astype(np.float32)
+    if dtype == "BF16":
+        wide = np.frombuffer(raw, np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    raise JobError(f"{name}: is stored as {dtype}; only F32, F16 and BF16 can be added to or converted")
+
+
+def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None) -> "np.ndarray":
+    """float32 `values` rounded to `dtype`: to nearest even, or BF16 by `noise`, one uniform uint16 an element.
+
+    Returns the same shape, as float32 or float16, or as uint16 holding bfloat16's bits. A value too large becomes inf.
+    """
+    import numpy as np
+
+    if dtype == "F32":
+        return values
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    if noise is None:  # half of the last kept bit, and that bit itself to break ties to even
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+    else:
+        rounded = noise.astype(np.uint32)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    return rounded.astype(np.uint16)
+
+
+def finite(stored: "np.ndarray") -> bool:
+    """Whether no element of an `encoded` array is inf or nan."""
+    import numpy as np
+
+    if stored.dtype != np.uint16:
+        return bool(np.isfinite(stored).all())
+    return not bool(((stored & np.uint16(0x7F80)) == 0x7F80).any())
+
+
+def noise(key: int, rows: slice, columns: int) -> "np.ndarray":
+    """Uniform uint16 of shape (rows, columns): elements of one stream a key, however the rows are cut."""
+    import numpy as np
+
+    first, count = rows.start * columns, (rows.stop - rows.start) * columns
+    stream = np.random.Philox(key=key)
+    stream.advance(first // 16)  # a step of the counter is four uint64
+    skip = first % 16
+    drawn = stream.random_raw(-(-(skip + count) // 4)).view(np.uint16)
+    return drawn[skip:skip + count].reshape(rows.stop - rows.start, columns)
+
+
+def with_dtype(config: str, dtype: str) -> str:
+    """The text of a config.json with the dtype it names replaced and every other byte kept.
+
+    A config that names another dtype than the weights have would have them cast when they are loaded.
+    """
+    return re.sub(r'("(?:torch_)?dtype"\s*:\s*)"\w+"', rf'\1"{dtype}"', config)
