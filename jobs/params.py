@@ -19,6 +19,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./-]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Engine = Literal["unsloth", "transformers"]
 
 
@@ -76,10 +77,28 @@ class ToyTasks(Section):
     heldout: Positive
 
 
+class EvalPlus(Section):
+    """A benchmark file that evalplus fetches; the hash is the unpacked jsonl's."""
+
+    version: Annotated[str, Field(pattern=r"^v\d+\.\d+\.\d+$")]
+    sha256: Sha256
+
+
+class Mbpp(Section):
+    """The whole of MBPP, from the Hub; the hash is of its 974 rows as jsonl, the form it was first published in."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    sha256: Sha256
+
+
 class Tasks(Section):
     """Task sources, splits and decontamination; see jobs/tasks.py."""
 
-    heldout: Count
+    humaneval_plus: EvalPlus
+    mbpp_plus: EvalPlus
+    mbpp: Mbpp
+    heldout: Annotated[int, Field(ge=0, le=377)]
     ngrams: list[Annotated[int, Field(ge=2, le=64)]]
     toy: ToyTasks | None
 
