@@ -198,6 +198,12 @@ class Merge(Section):
     rounding: Literal["nearest", "stochastic"]
     min_retention: Fraction
 
+    @model_validator(mode="after")
+    def rounding_fits_dtype(self) -> "Merge":
+        if self.rounding == "stochastic" and self.dtype != "bfloat16":
+            raise ValueError("rounding can be stochastic for bfloat16 only")
+        return self
+
 
 class Sampled(Section):
     """Samples per task beside the greedy one."""
@@ -225,11 +231,28 @@ class Compare(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 
 
-class Gguf(Section):
-    """The GGUF files to write and what they must keep; see jobs/gguf.py."""
+class GgufLimits(Section):
+    """How far a GGUF file may be from the model in float32; `drop` is of pass@1."""
 
-    types: list[Name]
-    max_kl: dict[str, NonNegative]
+    kl: NonNegative
+    top1: Fraction
+    drop: Fraction
+
+
+class Gguf(Section):
+    """The GGUF files to write, the tasks to check them on and what they must keep; see jobs/gguf.py."""
+
+    types: Annotated[list[Name], Field(min_length=1)]
+    tasks: Positive
+    max_tokens: Positive
+    limits: dict[str, GgufLimits]
+
+    @model_validator(mode="after")
+    def every_type_has_limits(self) -> "Gguf":
+        missing = [kind for kind in self.types if kind not in self.limits]
+        if missing:
+            raise ValueError(f"limits has none for {', '.join(missing)}")
+        return self
 
 
 class Sandbox(Section):

@@ -1,0 +1,57 @@
+"""Sampling from a GGUF file by llama.cpp, one sequence at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.errors import JobError, UsageError
+from jobs.models import Completion, Generate, Sampling, sample_seed
+
+Stream = Iterator[tuple[str, int, str | None]]
+
+
+def load(path: Path, *, adapter: Path | None = None, dtype: str | None = None, context: int = 4096) -> Generate:
+    """The GGUF file `path` as `generate(prompts, sampling)`, on the GPU where this llama.cpp was built for one.
+
+    context: tokens of prompt and completion together.
+    Errors: UsageError for an adapter or a dtype, which the file settles; JobError if it cannot be loaded.
+    """
+    if adapter is not None or dtype is not None:
+        raise UsageError(f"{path}: a GGUF file holds its adapters and its dtype already")
+    model = opened(path, context)
+
+    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
+        return [[whole(stream(model, prompt, sampling, sample)) for sample in range(sampling.n)] for prompt in prompts]
+
+    return generate
+
+
+def opened(path: Path, context: int):
+    import llama_cpp
+
+    try:
+        return llama_cpp.Llama(str(path), n_ctx=context, n_gpu_layers=-1, verbose=False)
+    except (ValueError, RuntimeError) as error:
+        raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
+
+
+def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
+    """Pieces of one completion as they come: (text, tokens so far, None, or why it ended)."""
+    tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
+    if len(tokens) + sampling.max_tokens > model.n_ctx():
+        raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context of "
+                         f"{model.n_ctx()}: {prompt[:60]!r}")
+    model.reset()  # a sample does not depend on what the last one left in the cache
+    pieces = model.create_completion(
+        tokens, max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
+        min_p=0.0, repeat_penalty=1.0, stop=list(sampling.stop), stream=True,
+        seed=sample_seed(sampling.seed, prompt, sample) % 2**32)
+    for piece in pieces:
+        choice = piece["choices"][0]
+        yield choice["text"], model.n_tokens - len(tokens) + 1, choice["finish_reason"]
+
+
+def whole(pieces: Stream) -> Completion:
+    texts, tokens, finish = [], 0, None
+    for text, tokens, finish in pieces:
+        texts.append(text)
+    return Completion("".join(texts), tokens, "length" if finish == "length" else "stop")
