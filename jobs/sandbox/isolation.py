@@ -1,0 +1,170 @@
+"""What takes a process's rights away: rlimits, uid, no_new_privs, Landlock and a seccomp allow-list, through ctypes.
+
+Each layer is a function that either does its work or raises OSError; `jobs/sandbox/server.py` applies them in the child
+between fork and the submission. Numbers are the kernel's own (include/uapi/linux/{seccomp,landlock,audit}.h).
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+SIGKILL = 9
+NOBODY = 65534
+
+# Allowed system calls: name -> number on (x86_64, aarch64); None where that machine has none.
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, None), "fstat": (5, 80), "lstat": (6, None),
+    "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
+    "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "pread64": (17, 67), "readv": (19, 65), "writev": (20, 66), "access": (21, None), "select": (23, None),
+    "sched_yield": (24, 124), "mremap": (25, 216), "madvise": (28, 233), "nanosleep": (35, 101),
+    "getitimer": (36, 102), "alarm": (37, None), "setitimer": (38, 103), "getpid": (39, 172), "exit": (60, 93),
+    "uname": (63, 160), "getcwd": (79, 17), "readlink": (89, None), "gettimeofday": (96, 169), "getrlimit": (97, 163),
+    "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176),
+    "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173), "sigaltstack": (131, 132),
+    "gettid": (186, 178), "time": (201, None), "futex": (202, 98), "sched_getaffinity": (204, 123),
+    "getdents64": (217, 61), "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
+    "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99),
+    "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
+}  # fmt: skip
+OPEN, OPENAT, IOCTL, FCNTL, PRLIMIT = (2, None), (257, 56), (16, 29), (72, 25), (302, 261)
+# Calls whose absence libc knows how to work round; EPERM would look like a fault.
+ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000  # the last is __O_TMPFILE
+TCGETS = 0x5401
+FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
+EPERM, ENOSYS = 1, 38
+
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+# Landlock: every right that each ABI version knows (index = version), and the two that reading needs.
+LANDLOCK_FS = (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF, 0xFFFF)
+LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+
+
+def check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option: int, argument: int) -> None:
+    zero = ctypes.c_ulong(0)
+    check(libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero), f"prctl {option}")
+
+
+def seccomp_program(opening: bool = True) -> bytes:
+    """The allow-list as classic BPF, struct sock_filter[]; `opening` False refuses to open any file at all.
+
+    Everything not listed fails with EPERM, so a submission sees PermissionError and goes on.
+    """
+    which, audit = ARCHITECTURES[platform.machine()]
+    allow, eperm, enosys = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
+    code: list[tuple[int, int, int, int]] = []
+    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+
+    def argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
+        return (load, 0, 0, 16 + 8 * index + 4 * high)
+
+    def on(number: int | None, body: list[tuple[int, int, int, int]]) -> None:
+        if number is not None:
+            code.extend([(equal, 0, len(body), number), *body])
+
+    def one_of(index: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+        tests = [(equal, len(values) - i, 0, value) for i, value in enumerate(values)]
+        return [argument(index), *tests, (answer, 0, 0, eperm), (answer, 0, 0, allow)]
+
+    code += [(load, 0, 0, 4), (equal, 1, 0, audit), (answer, 0, 0, eperm), (load, 0, 0, 0)]
+    if which == 0:  # the x32 calls share the architecture and have their own numbers
+        code += [(at_least, 0, 1, 0x40000000), (answer, 0, 0, eperm)]
+    for numbers in ALLOWED.values():
+        on(numbers[which], [(answer, 0, 0, allow)])
+    for number, index in ((OPEN[which], 1), (OPENAT[which], 2)) if opening else ():
+        on(number, [argument(index), (any_bit, 0, 1, WRITING), (answer, 0, 0, eperm), (answer, 0, 0, allow)])
+    on(IOCTL[which], one_of(1, (TCGETS,)))
+    on(FCNTL[which], one_of(1, FCNTL_COMMANDS))
+    # prlimit64 may look at limits (its third argument is null), and not set them.
+    on(PRLIMIT[which], [argument(2), (equal, 0, 3, 0), argument(2, True), (equal, 0, 1, 0), (answer, 0, 0, allow),
+                        (answer, 0, 0, eperm)])  # fmt: skip
+    for numbers in ABSENT.values():
+        on(numbers[which], [(answer, 0, 0, enosys)])
+    code.append((answer, 0, 0, eperm))
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+class Filter(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+
+def seccomp_prepare(program: bytes) -> tuple[Filter, ctypes.Array]:
+    """The filter in memory, and the buffer that must outlive it; made once, applied in every child."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    return Filter(len(program) // 8, ctypes.addressof(buffer)), buffer
+
+
+def seccomp_apply(prepared: Filter) -> None:
+    PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+    zero = ctypes.c_ulong(0)
+    check(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prepared), zero, zero), "seccomp")
+
+
+def landlock_version() -> int:
+    """The kernel's Landlock ABI version, 0 if it has none."""
+    return max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
+
+
+def landlock_prepare(readable: list[str]) -> int:
+    """A ruleset (its descriptor) under which only what lies beneath `readable` can be read and nothing written.
+
+    Where the kernel knows them, TCP, abstract sockets and signals to outside are refused as well.
+    """
+    version = min(landlock_version(), len(LANDLOCK_FS) - 1)
+    if version == 0:
+        raise OSError(ENOSYS, "landlock: not in this kernel")
+    attributes = struct.pack("<QQQ", LANDLOCK_FS[version], 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint(0)), "landlock")
+    for path in readable:
+        try:
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue  # one of several usual places that this machine does not have: nothing to allow
+        rights = LANDLOCK_READ_FILE | (LANDLOCK_READ_DIR if os.path.isdir(path) else 0)
+        rule = struct.pack("<Qi", rights, descriptor)
+        check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock {path}")
+        os.close(descriptor)
+    return ruleset
+
+
+def landlock_apply(ruleset: int) -> None:
+    check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock")
+
+
+def limit(memory: int, seconds: int) -> None:
+    """`memory` in bytes of address space, `seconds` of CPU; no files written, no processes, few descriptors."""
+    for name, value in (
+        (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_STACK, 8 << 20),
+    ):  # fmt: skip
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (value, value))
+
+
+def drop_root() -> None:
+    """From root to nobody, with every capability; OSError where the container forbids it."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)

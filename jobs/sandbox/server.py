@@ -1,0 +1,282 @@
+"""The pre-forked server and, in each child that it forks, the agent that runs one submission.
+
+Started by exec with a cleared environment and two descriptors, so nothing of the trainer's, the judge's or a test's
+memory is here to be found: `python -I -S -B -c "..." CONFIG`, where 3 is the judge's control socket. It imports common
+modules, finds out which layers of isolation work on this machine and says so, then forks: one child is always ready
+ahead of its submission. On a byte `n` the server kills and reaps the child in use and hands over the next one's socket.
+
+A child takes its own rights away (isolation.py), then answers frames (codec.py) on descriptor 3 until it is killed.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import types
+from typing import Any, NoReturn
+
+from jobs.sandbox import isolation
+from jobs.sandbox.codec import HEADER, dumps, loads, pack, unpack
+
+CONTROL, SOCKET = 3, 3
+STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of this one
+# Imported before any fork, so that a submission's import of them reads no file. What is not here can still be imported
+# where Landlock guards the files; where the kernel has none, no file can be opened and these are all there is.
+PRELUDE = """abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv dataclasses
+datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json keyword locale math
+numbers operator os pprint queue random re secrets statistics string struct sys textwrap threading time timeit traceback
+types typing unicodedata uuid warnings weakref zlib""".split()
+NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
+
+
+def main() -> None:
+    config = json.loads(sys.argv[1])
+    sys.argv = [""]
+    isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
+    if os.getppid() != config["parent"]:
+        os._exit(1)
+    for name in PRELUDE + (NUMPY if config["numpy"] else []):
+        importlib.import_module(name)
+    control = socket.socket(fileno=CONTROL)
+    layers = Layers(config)
+    control.sendall(dumps({"layers": layers.works, "missing": layers.missing}))
+    gc.collect()
+    gc.freeze()
+    fork_for_ever(control, layers)
+
+
+class Layers:
+    """The isolation that works here: prepared once, probed in a child, then applied in every child."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.missing: dict[str, str] = {name: "switched off" for name in config["without"]}
+        self.ruleset, self.filter = -1, None
+        self.memory = (config["memory_mib"] << 20) + address_space()
+        self.find("unprivileged")
+        self.find("landlock")
+        self.find("seccomp")
+        self.works = {layer: layer not in self.missing for layer in ("seccomp", "landlock", "unprivileged")}
+
+    def find(self, layer: str) -> None:
+        """Prepares and probes one layer, or notes why it is missing."""
+        if layer in self.missing:
+            return
+        try:
+            if layer == "landlock":
+                self.ruleset = isolation.landlock_prepare(self.config["readable"])
+            elif layer == "seccomp":
+                # With nothing to guard the files, none may be opened at all.
+                program = isolation.seccomp_program(opening="landlock" not in self.missing)
+                self.filter, self.buffer = isolation.seccomp_prepare(program)
+            error = self.probe(layer)
+        except KeyError:
+            error = f"no table of system calls for {os.uname().machine}"
+        except OSError as failure:
+            error = str(failure)
+        if error:
+            self.missing[layer] = error
+
+    def probe(self, layer: str) -> str:
+        """Why `layer` cannot be applied, "" if it can; tried in a child of its own."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
+                self.apply_one(layer)
+                os._exit(0)
+            except BaseException as error:
+                os.write(writer, (str(error) or type(error).__name__).encode()[:500])
+                os._exit(1)
+        os.close(writer)
+        error = os.read(reader, 500).decode()
+        os.close(reader)
+        status = os.waitpid(pid, 0)[1]
+        return error or (f"a child died of it (status {status})" if status else "")
+
+    def apply_one(self, layer: str) -> None:
+        if layer == "unprivileged":
+            isolation.drop_root()
+            if os.getuid() == 0:
+                raise PermissionError("still root")
+        elif layer == "landlock":
+            isolation.landlock_apply(self.ruleset)
+        elif layer == "seccomp" and self.filter is not None:
+            isolation.seccomp_apply(self.filter)
+
+    def apply(self, server: int) -> None:
+        """All of it, in the order that lets each step still be allowed. Errors: OSError, and the child must not go on."""
+        isolation.limit(self.memory, self.config["cpu"])
+        if "unprivileged" not in self.missing:
+            isolation.drop_root()
+        isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
+        isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
+        if os.getppid() != server:
+            os._exit(1)
+        isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
+        if "landlock" not in self.missing:
+            isolation.landlock_apply(self.ruleset)
+        if self.ruleset >= 0:
+            os.close(self.ruleset)
+        if "seccomp" not in self.missing and self.filter is not None:
+            isolation.seccomp_apply(self.filter)
+
+
+def address_space() -> int:
+    """Bytes that this process maps already."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
+    server, child = os.getpid(), 0
+    while True:
+        command = control.recv(1)
+        if command != b"n":  # the judge is gone
+            os._exit(0)
+        status = 0
+        if child:
+            os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.dup2(theirs.fileno(), SOCKET, inheritable=False)  # over the control socket
+                control.detach()
+                ours.close()
+                theirs.close()
+                layers.apply(server)
+                send({"ready": True})
+                serve()
+            finally:
+                os._exit(0)
+        theirs.close()
+        socket.send_fds(control, [STATUS.pack(status, child)], [ours.fileno()])
+        ours.close()
+
+
+# ---- the agent, in the child
+
+OBJECTS: list[Any] = []
+NUMBERS: dict[int, int] = {}
+
+
+def keep(value: Any) -> dict[str, list]:
+    """Leaves `value` here and gives the judge a number for it."""
+    number = NUMBERS.get(id(value))
+    if number is None:
+        number = NUMBERS[id(value)] = len(OBJECTS)
+        OBJECTS.append(value)
+    return {"o": [number, callable(value)]}
+
+
+def kept(number: int, called: bool) -> Any:
+    return OBJECTS[number]
+
+
+DO = {
+    "call": lambda function, arguments, named: function(*arguments, **named),
+    "getattr": getattr, "setattr": setattr, "len": len, "iter": iter, "next": next, "bool": bool, "str": str,
+    "repr": repr, "int": int, "float": float, "dir": dir,
+    "getitem": lambda value, key: value[key],
+    "setitem": lambda value, key, item: value.__setitem__(key, item),
+}  # fmt: skip
+
+
+def read_exactly(size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(SOCKET, min(size, 1 << 20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def send(message: Any) -> None:
+    frame = dumps(message)
+    while frame:
+        frame = frame[os.write(SOCKET, frame):]
+
+
+def raised(error: BaseException) -> list:
+    """An exception as the names of its classes and a short text."""
+    names = [base.__name__ for base in type(error).__mro__[:20]]
+    try:
+        text = str(error)[:300]
+    except BaseException:
+        text = ""
+    return [[str(name)[:100] for name in names], str.__str__(text)]
+
+
+def answer(reply: Any) -> None:
+    """Sends a reply; one that cannot be sent is an exception of the submission's."""
+    try:
+        send(reply)
+    except (OverflowError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        send({"x": raised(error)})
+
+
+def serve() -> None:
+    module = types.ModuleType("submission")
+    module.__dict__.update(__name__="submission", __doc__=None)
+    sys.modules["submission"] = module
+    space = module.__dict__
+    while True:
+        request = loads(read_exactly(HEADER.unpack(read_exactly(4))[0]))
+        try:
+            if request["op"] == "load":
+                reply = load(request, space)
+            elif request["op"] == "batch":
+                batch(space[request["name"]], request["inputs"])
+                continue
+            else:
+                reply = do(request)
+        except BaseException as error:
+            reply = {"x": raised(error)}
+        answer(reply)
+
+
+def load(request: dict, space: dict) -> dict:
+    try:
+        code = compile(request["code"], "<submission>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        return {"invalid": raised(error)}
+    exec(code, space)
+    return {"r": {name: pack(space[name], keep) for name in request["names"] if name in space}}
+
+
+def batch(function: Any, inputs: list) -> None:
+    """Answers every call with [seconds, value] or [seconds, exception, 0]; fresh arguments for each."""
+    clock = time.perf_counter
+    for packed in inputs:
+        arguments = unpack(packed)
+        start = clock()
+        try:
+            value = function(*arguments)
+            seconds = clock() - start
+            reply = [seconds, pack(value, keep)]
+        except BaseException as error:
+            reply = [clock() - start, raised(error), 0]
+        answer(reply)
+
+
+def do(request: dict) -> dict:
+    packed = request["args"]
+    # Unpacking may hand out the very lists of the message, so what they were is kept as text.
+    before = dumps(packed[1:]) if request["op"] == "call" else b""
+    arguments = [unpack(argument, kept) for argument in packed]
+    reply: dict[str, Any] = {"r": pack(DO[request["op"]](*arguments), keep)}
+    if before:
+        after = [pack(argument, keep) for argument in arguments[1:]]
+        if dumps(after) != before:
+            reply["m"] = after
+    return reply
