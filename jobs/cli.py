@@ -41,7 +41,7 @@ def job(*sections: str) -> Callable:
         def command(params: Path, assignments: tuple[str, ...], dry_run: bool, print_params: bool, **options) -> None:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s",
                                 datefmt="%H:%M:%S")
-            for noisy in ("httpx", "httpcore", "openai", "urllib3", "filelock"):
+            for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             try:
                 from jobs.params import load

@@ -127,7 +127,8 @@ def mbpp_plus_task(row: dict, version: str) -> dict:
     for node in ast.parse(row["assertion"]).body:
         lines[isinstance(node, ast.Assert)].append(ast.get_source_segment(row["assertion"], node) or "")
     return {"task_id": row["task_id"], "prompt": row["prompt"], "entry_point": row["entry_point"],
-            "setup": "\n".join(lines[False]), "tests": lines[True], **inputs(row), "reference": row["prompt"] + row["canonical_solution"],
+            "setup": "\n".join(lines[False]), "tests": lines[True], **inputs(row),
+            "reference": row["prompt"] + row["canonical_solution"],
             "source": f"MBPP+ {version}", "license": "CC-BY-4.0, Apache-2.0"}
 
 
