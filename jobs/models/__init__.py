@@ -1,8 +1,9 @@
-"""What every engine shares: the request and the answer.
+"""What every engine shares: the request, the answer, and a sample's seed.
 
 An engine module (`transformers`, `vllm`, `llama_cpp`) has one function, `load(path, ...) -> Generate`.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ class Sampling:
     n: completions per prompt.
     temperature: 0 is greedy decoding; `top_p` and `seed` then have no effect.
     top_p: nucleus mass in (0, 1].
-    max_tokens: tokens generated at most, the end-of-sequence token not counted.
+    max_tokens: tokens generated at most, an end-of-sequence token among them.
     stop: strings that end a completion; they are cut off the text.
     seed: sample i of a prompt depends on (seed, prompt, i) alone, not on what else is in the call.
     """
@@ -32,7 +33,7 @@ class Sampling:
 class Completion:
     """text: without the prompt, the end-of-sequence token and the stop string.
 
-    tokens: tokens generated, including those of a stop string that was cut off.
+    tokens: tokens generated, those of an end-of-sequence token or a stop string among them.
     finish: "length" when max_tokens ran out, else "stop".
     """
 
@@ -42,3 +43,9 @@ class Completion:
 
 
 Generate = Callable[[list[str], Sampling], list[list[Completion]]]
+
+
+def sample_seed(seed: int, prompt: str, sample: int) -> int:
+    """The seed, 0 <= s < 2**63, of sample number `sample` of `prompt`."""
+    digest = hashlib.sha256(f"{seed}\0{sample}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
