@@ -59,7 +59,7 @@ def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Gen
     if settings.engine == "vllm":
         from jobs.models import vllm
 
-        return vllm.load(model, adapter=adapter, dtype=settings.dtype)
+        return vllm.load(model, adapter=adapter, dtype=settings.dtype, batch_invariant=settings.batch_invariant)
     from jobs.models import transformers
 
     return transformers.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
@@ -144,7 +144,7 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
         if verdict is not None:
             fields = {name: getattr(verdict, name) for name in fields}
         results.append({"task_id": row["task_id"], "sample": row["sample"], "solution": extraction.solution,
-                        "outcome": outcome(passed, row, extraction.flaw, verdict and verdict.status),
+                        "outcome": outcome(passed, row, extraction.flaw, verdict.status if verdict else None),
                         "format": schema.parse(row["text"]) is not None, "passed": passed, **fields})
     return results
 

@@ -186,6 +186,7 @@ class Grpo(Optimizer):
     scale_rewards: Literal["group", "batch", "none"]
     importance_correction: bool
     mask_truncated: bool
+    equal_groups: Literal["keep", "drop", "refill"]
     gradient_checkpointing: bool
     log_completions_every: Count
     rewards: Rewards
@@ -221,6 +222,7 @@ class Evaluate(Section):
     benchmarks: list[Name]
     max_tokens: Positive
     batch_size: Positive
+    batch_invariant: bool
     sampled: Sampled
 
 

@@ -6,6 +6,7 @@ order of additions in a matrix product may change with the batch, and a token ch
 """
 
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import JobError, UsageError
 from jobs.models import Completion, Generate, Sampling, sample_seed
@@ -28,7 +29,8 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention())
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype),
+                                                          attn_implementation=attention())
         if adapter is not None:
             from peft import PeftModel
 
@@ -87,7 +89,7 @@ def decode(model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], 
     mask = torch.cat([mask[alive], mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
 
     greedy = sampling.temperature == 0
-    noise = None if greedy else torch.from_numpy(np.stack(
+    noise: Any = None if greedy else torch.from_numpy(np.stack(
         [np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])).to(device)
     numbers = list(range(len(rows)))  # which of `rows` each row of the batch is
     written: list[list[int]] = [[] for _ in rows]
@@ -173,14 +175,14 @@ def growing_cache(config, length: int):
     class Layer(DynamicLayer):
         used = 0
 
-        def update(self, keys, values, *args, **kwargs):
+        def update(self, key_states, value_states, *args, **kwargs):
             if not self.is_initialized:
-                self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-                shape = (*keys.shape[:2], length, keys.shape[3])
-                self.store = [keys.new_empty(shape), keys.new_empty(shape)]
-            end = self.used + keys.shape[2]
-            self.store[0][:, :, self.used:end] = keys
-            self.store[1][:, :, self.used:end] = values
+                self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+                self.store = [states.new_empty(*states.shape[:2], length, states.shape[3])
+                              for states in (key_states, value_states)]
+            end = self.used + key_states.shape[2]
+            self.store[0][:, :, self.used:end] = key_states
+            self.store[1][:, :, self.used:end] = value_states
             self.used = end
             self.keys, self.values = (tensor[:, :, :end] for tensor in self.store)
             return self.keys, self.values
