@@ -44,7 +44,7 @@ import click
 from jobs import schema, teacher
 from jobs.cli import job, log, progress, reads, writes
 from jobs.errors import JobError, UsageError
-from jobs.files import read_jsonl, replace_dir, write_jsonl, write_metrics
+from jobs.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
 
 if TYPE_CHECKING:
     from jobs.params import Distill, Params
@@ -223,7 +223,8 @@ async def collect(tasks: list[dict], settings: "Distill", responses: teacher.Res
                         bar.update()
                     if collection.in_a_row >= settings.patience:
                         raise JobError(f"{collection.in_a_row} rejections in a row; {collection.summary()}")
-                bar.set_postfix_str(f"{len(collection.decided)} answers, ${collection.dollars(settings):.2f}", refresh=False)
+                bar.set_postfix_str(f"{len(collection.decided)} answers, ${collection.dollars(settings):.2f}",
+                                    refresh=False)
                 if len(collection.accepted) == settings.examples:
                     return collection
 
@@ -272,7 +273,7 @@ def run(params: "Params", tasks_path: Path, responses_path: Path, out: Path, met
         collection = asyncio.run(collect(tasks, settings, responses, asked, sandbox))
     log.info("%s", collection.summary())
 
-    metrics = metrics_of(collection, settings)
+    metrics = rounded(metrics_of(collection, settings), str(metrics_path))
     examples = [example(candidate) for candidate in collection.accepted]
     with replace_dir(out) as folder:
         write_jsonl(folder / "examples.jsonl", examples)

@@ -1,0 +1,233 @@
+"""What is kept of the teacher's answers, and that neither order of arrival nor concurrency changes it."""
+
+import asyncio
+import random
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs import distill, schema, teacher
+from jobs.errors import JobError
+from jobs.params import load
+
+PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["distill.similarity=0.9", "distill.api_key_env=null"])
+REASONING = "Add the two numbers that are given, and return their sum."
+
+
+def with_settings(**changes):
+    return PARAMS.distill.model_copy(update=changes)
+
+
+def task(i: int, prompt: str = "") -> dict:
+    return {"task_id": f"T/{i}", "prompt": prompt or f"task number {i}", "entry_point": f"f{i}", "setup": "",
+            "tests": [], "reference": "", "source": "here", "license": "MIT"}
+
+
+def code(i: int, salt: str = "") -> str:
+    words = " + ".join(f"x{(i * 7 + k * 13) % 1000}{salt}" for k in range(12))
+    return f"def f{i}():\n    return {words}"
+
+
+def examined(text: str, settings=None, **changes) -> tuple[str, str]:
+    candidate = distill.Candidate(task(1), 0, teacher.request(PARAMS.distill, "p", 0))
+    values = {"thinking": "", "model": PARAMS.distill.model, "finish": "stop", "tokens_in": 1, "tokens_out": 1}
+    candidate.reply = teacher.Reply(text, **values | changes)
+    return distill.examine(candidate, settings or PARAMS.distill)
+
+
+RIGHT = schema.render(REASONING, code(1))
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    (RIGHT, ""),
+    (RIGHT.lower(), ""),
+    (RIGHT + "\nI hope this helps.", "tags"),
+    ("Sure! " + RIGHT, "tags"),
+    (RIGHT.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), "tags"),
+    (RIGHT + RIGHT, "tags"),
+    ("", "tags"),
+    (schema.render("Short.", code(1)), "length"),
+    (schema.render("x" * 4001, code(1)), "length"),
+    (schema.render(REASONING, "f1=id"), "length"),
+    (schema.render(REASONING, code(1) + "#" * 4000), "length"),
+    (schema.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
+    (schema.render(REASONING, "def f1(:\n    return 1"), "syntax"),
+    (schema.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
+    (schema.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
+    (schema.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
+    (schema.render(REASONING, code(2)), "entry_point"),
+    (schema.render(REASONING, "class A:\n    def f1(self):\n        return 1"), "entry_point"),
+    (schema.render(REASONING, "if True:\n    pass\n    f1()"), "entry_point"),
+])
+def test_reasons_seen_without_running(text, reason):
+    assert examined(text)[0] == reason
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"finish": "length"}, "truncated"), ({"finish": "content_filter"}, "truncated"), ({"finish": ""}, "truncated"),
+    ({"model": "gpt-0-mini"}, "model"), ({"model": ""}, "model"), ({"model": "deepseek-reasoner2"}, "model"),
+    ({"model": "deepseek-reasoner-2026-01-31"}, ""), ({"error": "too_large"}, "too_large"),
+    ({"error": "malformed"}, "malformed"), ({"error": "refused"}, "refused"),
+])
+def test_reasons_in_the_response(changes, reason):
+    assert examined(RIGHT, **changes)[0] == reason
+
+
+def test_every_reason_is_counted():
+    for reason in ("too_large", "malformed", "refused", "failed", "timeout", "crashed", "invalid"):
+        assert reason in distill.REASONS
+    with pytest.raises(KeyError):
+        distill.REASONS["infrastructure_error"]  # that one ends the job
+
+
+@pytest.mark.parametrize(("change", "duplicate"), [
+    (lambda text: text, True),
+    (lambda text: text.replace("f1", "another_name"), True),
+    (lambda text: text + "\n    # end", True),
+    (lambda text: text.replace("  ", "    "), True),
+    (lambda text: "def f1():\n    return sum([3, 5]) * len('abc') + max(7, 9)", False),
+])
+def test_near_duplicates(change, duplicate):
+    collection = distill.Collection()
+    for i in (1, 2):
+        given = code(1) if i == 1 else change(code(1))
+        entry_point = "another_name" if "another_name" in given else "f1"
+        record = task(i, prompt="the same task, word for word") | {"entry_point": entry_point}
+        candidate = distill.Candidate(record, 0, {})
+        candidate.answer = schema.Answer(REASONING, given)
+        collection.decide(candidate, 0.9)
+    assert [c.reason for c in collection.decided] == ["", "near_duplicate" if duplicate else ""]
+
+
+class FakeTeacher:
+    """Answers by (task, attempt) after a random number of turns of the event loop."""
+
+    def __init__(self, right: dict[tuple[int, int], str], rng: random.Random) -> None:
+        self.right, self.rng = right, rng
+        self.asked: list[tuple[int, int]] = []
+        self.failed = self.flying = self.most = 0
+        self.closing = False
+
+    async def ask(self, request: dict) -> dict:
+        number = int(request["body"]["messages"][-1]["content"].split()[-1])
+        self.asked.append((number, request["attempt"]))
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+        for _ in range(self.rng.randrange(20)):
+            await asyncio.sleep(0)
+        self.flying -= 1
+        what = self.right[number, request["attempt"]]
+        text = schema.render(REASONING, "broken") if what == "failed" else schema.render(REASONING, code(number))
+        return teacher.response(request, "?" if what == "tags" else text)
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeSandbox:
+    def submit(self, task: dict, code: str) -> Future:
+        future: Future = Future()
+        future.set_result(SimpleNamespace(status="passed", passed=True, error=""))
+        return future
+
+
+class NoResponses:
+    recorded = None
+
+    def get(self, request):
+        return None
+
+    def put(self, request, response):
+        pass
+
+
+def collected(what: dict, tasks: list[dict], settings, seed: int):
+    asked = FakeTeacher(what, random.Random(seed))
+    try:
+        collection = asyncio.run(distill.collect(tasks, settings, NoResponses(), asked, FakeSandbox()))
+        return asked, collection, ""
+    except JobError as error:
+        return asked, None, str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_shortest_beginning_of_the_sequence_whatever_the_order(data):
+    many, attempts = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 3))
+    wanted = data.draw(st.integers(1, many))
+    what = {(i, a): data.draw(st.sampled_from(["right", "right", "tags", "failed"]))
+            for a in range(attempts) for i in range(many)}
+    chosen = with_settings(examples=wanted, attempts=attempts, concurrency=data.draw(st.integers(1, 8)),
+                           patience=data.draw(st.sampled_from([3, 1000])), similarity=1.0)
+    # The plain loop, one request after the other.
+    accepted, sequence, in_a_row = [], [], 0
+    for place in ((i, a) for a in range(attempts) for i in range(many)):
+        if len(accepted) == wanted or in_a_row == chosen.patience:
+            break
+        if place[0] in accepted:
+            continue
+        sequence.append(place)
+        in_a_row = 0 if what[place] == "right" else in_a_row + 1
+        if what[place] == "right":
+            accepted.append(place[0])
+
+    asked, collection, error = collected(what, [task(i) for i in range(many)], chosen, data.draw(st.integers()))
+    assert asked.most <= chosen.concurrency
+    if len(accepted) == wanted:
+        assert collection is not None, error
+        assert [c.task["task_id"] for c in collection.accepted] == [f"T/{i}" for i in accepted]
+        assert [(int(c.task["task_id"][2:]), c.attempt) for c in collection.decided] == sequence
+        assert asked.asked == sequence
+    else:
+        assert collection is None
+        assert ("in a row" if in_a_row == chosen.patience else "every task was asked") in error
+        if in_a_row < chosen.patience:
+            assert asked.asked == sequence
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 64])
+def test_the_budgets_are_never_exceeded(concurrency):
+    tasks, what = [task(i) for i in range(50)], {(i, 0): "right" for i in range(50)}
+    few = with_settings(examples=50, attempts=1, concurrency=concurrency, max_requests=20)
+    asked, collection, error = collected(what, tasks, few, 1)
+    assert collection is None
+    assert len(asked.asked) == 20
+    assert "the budget ended before there were 50 examples; 20 examples from 20 answers" in error
+
+    cost = sum(teacher.read(r, teacher.response(r, schema.render(REASONING, code(1)))).tokens_out for r in
+               [teacher.request(few, "task number 1", 0)])
+    tight = with_settings(examples=50, attempts=1, concurrency=concurrency, max_tokens=500, max_total_tokens=6000)
+    asked, collection, error = collected(what, tasks, tight, 1)
+    assert collection is None
+    assert "the budget ended" in error
+    assert 6000 / (cost + 600) / 2 < len(asked.asked) < 6000 / cost
+
+
+def test_a_failing_sandbox_ends_the_job():
+    class Broken:
+        def submit(self, task, code):
+            future: Future = Future()
+            future.set_result(SimpleNamespace(status="infrastructure_error", passed=False, error="out of memory"))
+            return future
+
+    chosen = with_settings(examples=3, concurrency=2)
+    asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
+    with pytest.raises(JobError, match="the sandbox failed on T/0: out of memory"):
+        asyncio.run(distill.collect([task(i) for i in range(5)], chosen, NoResponses(), asked, Broken()))
+
+
+def test_the_card_is_made_of_the_numbers():
+    asked, collection, _ = collected({(i, 0): "right" if i % 2 else "tags" for i in range(10)},
+                                     [task(i) for i in range(10)], with_settings(examples=4, attempts=1), 1)
+    chosen = with_settings(examples=4)
+    metrics = distill.metrics_of(collection, chosen)
+    assert metrics["requests"] == len(asked.asked) == 8
+    assert metrics["acceptance"] == metrics["rejected"]["tags"] == 0.5
+    assert sum(metrics["rejected"].values()) + metrics["acceptance"] == 1
+    card = distill.card([distill.example(c) for c in collection.accepted], metrics, chosen)
+    assert "- Tasks: 4 from here, licence MIT" in card
+    assert "| tags | the tag format is not obeyed | 50.0% |" in card
