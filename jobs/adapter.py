@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import JobError
 from jobs.files import read_json
-from jobs.tensors import Tensor, header
+from jobs.tensors import Tensor, encoded, header
 
 if TYPE_CHECKING:
     import numpy as np
 
-# A Change, called, reads what it needs and returns a function that takes rows' numbers and their float32 values and
-# returns the changed values and the change itself. So an adapter is in memory only while its tensor is worked on.
-Change = Callable[[], Callable[[slice, "np.ndarray"], tuple["np.ndarray", "np.ndarray"]]]
+# A Change, called, reads what it needs and returns a function that takes rows' numbers, their float32 values and the dtype
+# they will be stored as, and returns the changed values and the change itself, both float32. So an adapter is in memory
+# only while its tensor is worked on.
+Change = Callable[[], Callable[[slice, "np.ndarray", str], tuple["np.ndarray", "np.ndarray"]]]
 
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -28,8 +29,8 @@ IDLE = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", 
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, Change]:
-    """What the adapter in `folder` does to each of `base`'s tensors that it changes.
+def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list[Change]]:
+    """What the adapter in `folder` does to each of `base`'s tensors that it changes, in order.
 
     LoRA on linear layers and embeddings, with rank and alpha patterns and rsLoRA; whole modules (`modules_to_save`) and
     biases. `tied` says whether lm_head shares the embedding's weights.
@@ -37,32 +38,33 @@ def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, Chan
     """
     config = read_json(folder / "adapter_config.json")
     check(config, folder)
-    left = {}
+    left: dict[str, Tensor] = {}
     for tensor in header(folder / "adapter_model.safetensors")[1]:
-        if not tensor.name.startswith(PREFIX):
+        name = tensor.name.removeprefix(PREFIX).replace(".base_layer.", ".")  # the layer that LoRA wraps
+        if not tensor.name.startswith(PREFIX) or name in left:
             raise JobError(f"{folder}: {tensor.name} is not a tensor of a PEFT adapter")
-        left[tensor.name.removeprefix(PREFIX)] = tensor
-    found: dict[str, Change] = {}
-    for name in list(left):
-        for end_a, end_b in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
-            if name.endswith(end_a):
-                module = name.removesuffix(end_a)
-                a, b = left.pop(name), left.pop(module + end_b, None)
-                if b is None:
-                    raise JobError(f"{folder}: {module}{end_a} has no {end_b} beside it")
-                weight = target(module + ".weight", base, folder)
-                found[weight.name] = low_rank(a, b, weight, scaling(config, module, a.shape[0], folder), folder)
+        left[name] = tensor
     if tied:
-        check_tied(left, found, folder)
+        check_tied(left, folder)
+    found: dict[str, list[Change]] = {}
     for name, tensor in left.items():
-        if "lora_" in name:
+        if "lora_" not in name:
+            weight = target(name, base, folder)
+            if tensor.shape != weight.shape:
+                raise JobError(f"{folder}: {name} has shape {tensor.shape}, the base's has {weight.shape}")
+            found[name] = [replacement(tensor)]
+    for name, tensor in left.items():
+        if "lora_" not in name or name.endswith((".lora_B.weight", ".lora_embedding_B")):
+            continue
+        module, kind = name.split(".lora_", 1)
+        if kind not in ("A.weight", "embedding_A"):
             raise JobError(f"{folder}: {name} is not supported (DoRA, lora_bias and LoRA on expert parameters are not)")
-        weight = target(name, base, folder)
-        if tensor.shape != weight.shape:
-            raise JobError(f"{folder}: {name} has shape {tensor.shape}, the base's has {weight.shape}")
-        if name in found:
-            raise JobError(f"{folder}: changes {name} twice")
-        found[name] = replacement(tensor)
+        b = left.get(f"{module}.lora_{kind.replace('A', 'B')}")
+        if b is None:
+            raise JobError(f"{folder}: {name} has no B beside it")
+        weight = target(f"{module}.weight", base, folder)
+        scale = scaling(config, module, tensor.shape[0], folder)
+        found.setdefault(weight.name, []).append(low_rank(tensor, b, weight, scale, folder))
     if tied and EMBEDDING in found and HEAD in base:  # a base that stores its one matrix under both names
         found[HEAD] = found[EMBEDDING]
     return found
@@ -82,15 +84,17 @@ def check(config: dict, folder: Path) -> None:
         raise JobError(f"{folder}: adapter_config.json sets {', '.join(unknown)}, which is not supported")
 
 
-def check_tied(left: dict[str, Tensor], found: dict[str, Change], folder: Path) -> None:
+def check_tied(left: dict[str, Tensor], folder: Path) -> None:
     """With tied embeddings there is one matrix: refuses an adapter that changed only one of its two uses.
 
     An adapter that holds the whole matrix under both names loses the second one.
     """
-    if {EMBEDDING, HEAD}.isdisjoint(left.keys() | found.keys()):
+    ends = (EMBEDDING.removesuffix("weight"), HEAD.removesuffix("weight"))
+    if not any(name.startswith(ends) for name in left):
         return
     a, b = left.get(EMBEDDING), left.pop(HEAD, None)
-    if a is None or b is None or a.nbytes != b.nbytes or a.read(slice(0, a.rows)) != b.read(slice(0, b.rows)):
+    lora = any(name.startswith(ends) and "lora_" in name for name in left)
+    if lora or a is None or b is None or a.read(slice(0, a.rows)) != b.read(slice(0, b.rows)):
         raise JobError(f"{folder}: changes one of embed_tokens and lm_head, which share their weights in the base "
                        "(tie_word_embeddings); untie the base before training, or train both as one")
 
@@ -120,7 +124,7 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     """Adds scale * B @ A. Embeddings hold both transposed: scale * (B @ A).T.
 
     The product is summed in float64 and rounded to float32, so that it depends neither on the linear algebra library
-    nor on how the rows are cut; PEFT sums it in float32.
+    nor on how the rows are cut.
     """
     import numpy as np
 
@@ -133,11 +137,14 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     def load():
         factor = (b.values().T if embedding else a.values()).astype(np.float64)
         rows_of_a = a.values().T if embedding else None
+        longest = np.sqrt((factor ** 2).sum(0)).max()
 
-        def change(rows: slice, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            left = b.values(rows) if rows_of_a is None else rows_of_a[rows]
-            delta = (left.astype(np.float64) @ factor).astype(np.float32)
+        def change(rows: slice, values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+            left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
+            delta = (left @ factor).astype(np.float32)
             delta *= np.float32(scale)
+            if dtype != "F32":
+                settle(delta, left, factor, longest, scale, values, dtype)
             return values + delta, delta
 
         return change
@@ -145,10 +152,30 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     return load
 
 
+def settle(delta: "np.ndarray", left: "np.ndarray", factor: "np.ndarray", longest: float, scale: float,
+           values: "np.ndarray", dtype: str) -> None:
+    """Gives `delta` the value of PEFT's float32 product wherever that decides how the sum is rounded to `dtype`.
+
+    PEFT sums rank by rank with fused multiply-adds in float32, which by its rounding errors' bound and the
+    Cauchy-Schwarz inequality is no further off than `slack`. Where both ends of the slack are stored alike, so is every
+    value between; elsewhere, a few elements in a thousand, the product is summed again as PEFT does.
+    """
+    import numpy as np
+
+    slack = np.sqrt((left ** 2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
+    slack = slack.astype(np.float32)
+    open_ = encoded(values + (delta - slack), dtype) != encoded(values + (delta + slack), dtype)
+    row, column = np.nonzero(open_)
+    summed = np.zeros(len(row), np.float32)
+    for rank in range(factor.shape[0]):  # in float64 a product is exact, and the sum is rounded once: a fused step
+        summed = (left[row, rank] * factor[rank, column] + summed).astype(np.float32)
+    delta[row, column] = summed * np.float32(scale)
+
+
 def replacement(tensor: Tensor) -> Change:
     """Puts the adapter's own rows in the base's place."""
 
-    def change(rows: slice, values: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
+    def change(rows: slice, values: "np.ndarray", dtype: str) -> tuple["np.ndarray", "np.ndarray"]:
         new = tensor.values(rows)
         return new, new - values
 

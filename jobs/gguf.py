@@ -80,15 +80,16 @@ def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Pa
     describe(writer, base, config, kind)
     add_tokenizer(writer, base, config)
     tensors = mapped(base, config)
-    starts, end = {}, 0
-    storages = {}
+    starts, storages, end, weights = {}, {}, 0, 0
     for name, tensor in tensors.items():
         vector = len(tensor.shape) == 1 or name.endswith("_norm.weight")
         storages[tensor.name] = Storage("F32" if vector else kind)
         nbytes = tensor.rows * tensor.columns * (4 if vector or kind == "F32" else 2)
         starts[tensor.name] = end
+        weights += tensor.rows * tensor.columns
         end += nbytes + -nbytes % ALIGNMENT
         writer.add_tensor_info(name, tensor.shape, None, nbytes, gguf.GGMLQuantizationType["F32" if vector else kind])
+    writer.add_size_label(gguf.size_label(weights, 0, 0, 0))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -115,7 +116,6 @@ def describe(writer, base: Path, config: dict, kind: str) -> None:
     if config.get("use_sliding_window") or config.get("attention_bias") or config.get("hidden_act", "silu") != "silu":
         raise JobError(f"{base}: has sliding windows, attention biases or another activation than llama.cpp's Qwen3")
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name("qwen3")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -40,6 +40,7 @@ from jobs.tensors import (
     noise,
     shards,
     tensors_of,
+    widened,
     with_dtype,
     write_exactly,
 )
@@ -133,12 +134,12 @@ def all_changes(base: Path, adapters: list[Path], tied: bool) -> dict[str, list[
     tensors = tensors_of(base)
     updates: dict[str, list[Change]] = {}
     for adapter in adapters:
-        for name, change in changes(adapter, tensors, tied).items():
-            updates.setdefault(name, []).append(change)
+        for name, more in changes(adapter, tensors, tied).items():
+            updates.setdefault(name, []).extend(more)
     return updates
 
 
-def summed(tensor: Tensor, rows: slice, updates: list[Change]) -> Iterator[tuple]:
+def summed(tensor: Tensor, rows: slice, updates: list[Change], dtype: str) -> Iterator[tuple]:
     """Block by block of `rows`: (rows, base values, merged values, update), the arrays float32 (rows, columns).
 
     The update is None where no adapter changes the tensor.
@@ -148,7 +149,7 @@ def summed(tensor: Tensor, rows: slice, updates: list[Change]) -> Iterator[tuple
         values = tensor.values(block)
         merged, update = values, None
         for change in loaded:
-            merged, delta = change(block, merged)
+            merged, delta = change(block, merged, dtype)
             update = delta if update is None else update + delta
         yield block, values, merged, update
 
@@ -165,17 +166,6 @@ def measure(tensor: Tensor, block: slice, values, stored, update, storage: Stora
     plain = encoded(values, storage.dtype)
     return Kept(dot(update, update), dot(change, update), dot(error, error),
                 int((plain == stored).sum()), values.size)
-
-
-def widened(stored: "np.ndarray") -> "np.ndarray":
-    """An `encoded` array as float32."""
-    import numpy as np
-
-    if stored.dtype == np.uint16:
-        wide = stored.astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    return stored.astype(np.float32)
 
 
 def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
@@ -210,8 +200,8 @@ def write_model(base: Path, updates: dict[str, list[Change]], storage: Storage, 
     for file in files:
         metadata, tensors = header(file)
         dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
-        head = encode_header(tensors, dtypes, metadata)
-        starts = {t.name: s.start for t, s in zip(tensors, tensors_in(head, out / file.name), strict=True)}
+        head, offsets = encode_header(tensors, dtypes, metadata)
+        starts = {tensor.name: start for tensor, start in zip(tensors, offsets, strict=True)}
         with open(out / file.name, "wb") as target:
             write_exactly(target.fileno(), head, 0)
 
@@ -227,14 +217,6 @@ def write_model(base: Path, updates: dict[str, list[Change]], storage: Storage, 
     return {name: part for name, part in kept.items() if name in updates}
 
 
-def tensors_in(head: bytes, path: Path) -> list[Tensor]:
-    """The tensors that a header just encoded describes."""
-    entries = json.loads(head[8:])
-    entries.pop("__metadata__", None)
-    return [Tensor(path, name, e["dtype"], tuple(e["shape"]), len(head) + e["data_offsets"][0])
-            for name, e in entries.items()]
-
-
 def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Storage, handle: int, start: int) -> Kept:
     kept = Kept()
     if not updates and (tensor.dtype == storage.dtype or tensor.dtype not in FLOATS.values()):
@@ -242,7 +224,7 @@ def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Stor
         for block in blocks(rows, tensor.columns):
             write_exactly(handle, tensor.read(block), start + block.start * width)
         return kept
-    for block, values, merged, update in summed(tensor, rows, updates):
+    for block, values, merged, update in summed(tensor, rows, updates, storage.dtype):
         stored = storage.store(tensor.name, block, merged)
         if not finite(stored):
             raise JobError(f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is "
@@ -271,7 +253,7 @@ def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> 
 
     def work(tensor: Tensor, rows: slice) -> Kept:
         kept = Kept()
-        for block, values, merged, update in summed(tensor, rows, updates[tensor.name]):
+        for block, values, merged, update in summed(tensor, rows, updates[tensor.name], storage.dtype):
             stored = storage.store(tensor.name, block, merged)
             kept.add(measure(tensor, block, values, stored, update, storage) if finite(stored)
                      else Kept(uu=1.0, su=float("-inf")))

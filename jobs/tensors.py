@@ -140,17 +140,18 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return {tensor.name: tensor for file in shards(folder) for tensor in header(file)[1]}
 
 
-def encode_header(tensors: list[Tensor], dtypes: list[str], metadata: dict[str, str]) -> bytes:
-    """The header of a file holding `tensors` in this order as `dtypes`, padded so that the data is 8-byte aligned."""
+def encode_header(tensors: list[Tensor], dtypes: list[str], metadata: dict[str, str]) -> tuple[bytes, list[int]]:
+    """The header of a file holding `tensors` in this order as `dtypes`, and each tensor's offset in that file."""
     entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    start = 0
+    starts, start = [], 0
     for tensor, dtype in zip(tensors, dtypes, strict=True):
         end = start + tensor.rows * tensor.columns * WIDTH[dtype]
         entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        starts.append(start)
         start = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    return len(text).to_bytes(8, "little") + text, [8 + len(text) + start for start in starts]
 
 
 def blocks(rows: slice, columns: int, elements: int = BLOCK) -> Iterator[slice]:
@@ -164,15 +165,21 @@ def decoded(raw: bytes, dtype: str, name: str) -> "np.ndarray":
     """`raw` as float32; all three formats convert without loss."""
     import numpy as np
 
-    if dtype == "F32":
-        return np.frombuffer(raw, np.float32)
-    if dtype == "F16":
-        return np.frombuffer(raw, np.float16).astype(np.float32)
-    if dtype == "BF16":
-        wide = np.frombuffer(raw, np.uint16).astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    raise JobError(f"{name}: is stored as {dtype}; only F32, F16 and BF16 can be added to or converted")
+    held = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    if dtype not in held:
+        raise JobError(f"{name}: is stored as {dtype}; only F32, F16 and BF16 can be added to or converted")
+    return widened(np.frombuffer(raw, held[dtype]))
+
+
+def widened(stored: "np.ndarray") -> "np.ndarray":
+    """float32 or float16 values, or bfloat16's bits as uint16, as float32."""
+    import numpy as np
+
+    if stored.dtype != np.uint16:
+        return stored.astype(np.float32, copy=False)
+    wide = stored.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None) -> "np.ndarray":
