@@ -13,9 +13,9 @@ from jobs.tensors import Tensor, encoded, header
 if TYPE_CHECKING:
     import numpy as np
 
-# A Change, called, reads what it needs and returns a function that takes rows' numbers, their float32 values and the dtype
-# they will be stored as, and returns the changed values and the change itself, both float32. So an adapter is in memory
-# only while its tensor is worked on.
+# A Change, called, reads what it needs and returns a function that takes rows' numbers, their float32 values and the
+# dtype they will be stored as, and returns the changed values and the change itself, both float32. So an adapter is in
+# memory only while its tensor is worked on.
 Change = Callable[[], Callable[[slice, "np.ndarray", str], tuple["np.ndarray", "np.ndarray"]]]
 
 PREFIX = "base_model.model."

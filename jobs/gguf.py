@@ -1,14 +1,14 @@
-"""Writes GGUF files straight from a base model and its adapters, quantizes them, and keeps only those that pass a check.
+"""Writes GGUF files straight from a base model and its adapters, and keeps only those that pass a check.
 
 \b
   python -m jobs gguf --base models/base --adapter models/grpo --tasks data/tasks/humaneval.jsonl \\
       --out models/gguf --metrics metrics/gguf.json
 
-Reads a Qwen3 model folder in safetensors, PEFT adapters (--adapter is repeatable; none writes the base), and a benchmark
-to check on; writes one NAME-TYPE.gguf for each of `gguf.types` and what each kept. F32, F16 and BF16 are written here, from
-the float32 sum of base and adapters; every other type is made by llama.cpp from a float32 file, so that nothing is rounded
-twice. Every file is then run by llama.cpp beside the same model in float32 by transformers (see jobs/gguf_check.py), and
-the job fails, keeping nothing, if one is further off than its limits in `gguf.limits`.
+Reads a Qwen3 model folder in safetensors, PEFT adapters (--adapter is repeatable; none writes the base), and a
+benchmark to check on; writes one NAME-TYPE.gguf for each of `gguf.types` and what each kept. F32, F16 and BF16 are
+written here, from the float32 sum of base and adapters; every other type is made by llama.cpp from a float32 file, so
+that nothing is rounded twice. Every file is then run by llama.cpp beside the same model in float32 by transformers (see
+jobs/gguf_check.py), and the job fails, keeping nothing, if one is further off than its limits in `gguf.limits`.
 """
 
 import json
@@ -31,8 +31,8 @@ from jobs.tensors import Tensor, tensors_of
 if TYPE_CHECKING:
     from jobs.params import Params
 
-# Qwen2's splitting of text, which llama.cpp knows by the name "qwen2". Its converter tells tokenizers apart by a hash of
-# their output, and so stops at every tokenizer that it has not seen, ours among them.
+# Qwen2's splitting of text, which llama.cpp knows by the name "qwen2". Its converter tells tokenizers apart by a hash
+# of their output, and so stops at every tokenizer that it has not seen, ours among them.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -72,11 +72,13 @@ def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Pa
     Errors: JobError for an architecture, a tokenizer or a tensor that is not Qwen3's, or a weight too large for `kind`.
     """
     import gguf
+    import numpy as np
 
     config = read_json(base / "config.json")
     if config.get("model_type") != "qwen3":
         raise JobError(f"{base}: is a {config.get('model_type')} model; only qwen3 is written to GGUF")
-    writer = gguf.GGUFWriter(path, "qwen3", use_temp_file=False)
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    writer = gguf.GGUFWriter(path, "qwen3")
     describe(writer, base, config, kind)
     add_tokenizer(writer, base, config)
     tensors = mapped(base, config)
@@ -88,7 +90,8 @@ def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Pa
         starts[tensor.name] = end
         weights += tensor.rows * tensor.columns
         end += nbytes + -nbytes % ALIGNMENT
-        writer.add_tensor_info(name, tensor.shape, None, nbytes, gguf.GGMLQuantizationType["F32" if vector else kind])
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes,
+                               gguf.GGMLQuantizationType["F32" if vector else kind])
     writer.add_size_label(gguf.size_label(weights, 0, 0, 0))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -199,14 +202,14 @@ def quantize(source: Path, path: Path, kind: str) -> None:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
     if code != 0:
-        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind}; types below 3 bits need an importance matrix")
+        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} (below 3 bits it needs an importance matrix)")
 
 
 def sizes(path: Path, kind: str) -> dict[str, float]:
     """A file's bytes, bits a weight, and how many tensors llama.cpp stored as another type than the rows allow.
 
-    K-quants hold 256 weights a block: a row that 256 does not divide is stored as another type, which llama.cpp does with
-    no more than a line in its log. Named here, tensor by tensor.
+    K-quants hold 256 weights a block: a row that 256 does not divide is stored as another type, which llama.cpp does
+    with no more than a line in its log. Named here, tensor by tensor.
     """
     import gguf
 

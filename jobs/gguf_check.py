@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import log, progress
 from jobs.errors import JobError
@@ -86,22 +86,23 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, Callable
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def tokenize(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
     def answer(prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
         batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        written = model.generate(**batch, do_sample=False, max_new_tokens=max_tokens, pad_token_id=tokenizer.pad_token_id,
-                                 eos_token_id=tokenizer.eos_token_id)[:, batch["input_ids"].shape[1]:]
+        eos = tokenizer.eos_token_id
+        written = model.generate(**batch, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos,
+                                 pad_token_id=tokenizer.pad_token_id)[:, batch["input_ids"].shape[1]:]
         answers = []
         for row in written.tolist():
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-            answers.append((row[:end], tokenizer.decode(row[:end], skip_special_tokens=True)))
+            end = row.index(eos) + 1 if eos in row else len(row)
+            answers.append((row[:end], str(tokenizer.decode(row[:end], skip_special_tokens=True))))
         return answers
 
     def logits(tokens: list[int], first: int) -> "np.ndarray":
@@ -114,7 +115,7 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, Callable
 
 def compare(file: Path, prompts: list[str], pairs: list[tuple[list[int], list[int]]], reference: Logits,
             room: int) -> dict[str, float]:
-    """kl: mean over the answers' tokens of KL(reference || file) in nats; kl_p99; top1: share of equal first choices."""
+    """kl: mean over the answers' tokens of KL(reference || file) in nats; top1: share of equal first choices."""
     import llama_cpp
     import numpy as np
 
@@ -161,6 +162,7 @@ def check_template(file: Path, model) -> None:
 
     template = model.metadata.get("tokenizer.chat_template", "")
     probe = "def f(x):\n    \"\"\"Say {{ 'x' }} <b>.\"\"\"\n"
-    rendered = Jinja2ChatFormatter(template, eos_token="<|endoftext|>", bos_token="")(messages=messages(probe)).prompt
+    formatter = Jinja2ChatFormatter(template, eos_token="<|endoftext|>", bos_token="")
+    rendered = formatter(messages=messages(probe)).prompt  # type: ignore[arg-type]
     if rendered != chat_prompt(probe):
         raise JobError(f"{file.name}: its chat template renders another prompt than training's")

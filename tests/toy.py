@@ -9,7 +9,7 @@ SPLIT = (
 CORPUS = [
     "def add(a, b):\n    return a + b\n\n\ndef first(items):\n    for item in items:\n        return item\n",
     "You are a code-generation engine.\nYou must output your response in the following exact format:\n",
-    "<START_WORKING_OUT>\nConcise reasoning steps.\n</END_WORKING_OUT>\n<SOLUTION>\nValid Python code only.\n</SOLUTION>",
+    "<START_WORKING_OUT>\nConcise reasoning steps.\n</END_WORKING_OUT>\n<SOLUTION>\nValid Python code.\n</SOLUTION>",
     "assert add(1, 2) == 3\nassert first([4, 5, 6]) == 4\nimport math\nclass Stack(list):\n    pass\n",
 ]
 
@@ -23,9 +23,10 @@ def make_tokenizer(dir: Path, vocab: int = 512) -> None:
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<|endoftext|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

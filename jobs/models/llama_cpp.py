@@ -38,8 +38,8 @@ def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
     """Pieces of one completion as they come: (text, tokens so far, None, or why it ended)."""
     tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
     if len(tokens) + sampling.max_tokens > model.n_ctx():
-        raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context of "
-                         f"{model.n_ctx()}: {prompt[:60]!r}")
+        raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
+                         f"of {model.n_ctx()}: {prompt[:60]!r}")
     model.reset()  # a sample does not depend on what the last one left in the cache
     pieces = model.create_completion(
         tokens, max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
@@ -51,7 +51,5 @@ def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
 
 
 def whole(pieces: Stream) -> Completion:
-    texts, tokens, finish = [], 0, None
-    for text, tokens, finish in pieces:
-        texts.append(text)
-    return Completion("".join(texts), tokens, "length" if finish == "length" else "stop")
+    texts, counts, ends = zip(*pieces, strict=True)
+    return Completion("".join(texts), counts[-1], "length" if ends[-1] == "length" else "stop")
