@@ -17,9 +17,7 @@ WORKDIR /build
 COPY docker/build.lock docker/cpu.lock docker/llama.cmake ./
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r build.lock
 ARG TORCH_LINKS=https://download.pytorch.org/whl/cpu/torch/
-# llama.cpp for any x86-64 with AVX2, whatever this machine is.
-RUN PATH=/opt/venv/bin:$PATH CMAKE_GENERATOR=Ninja \
-    CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=/build/llama.cmake" \
+RUN PATH=/opt/venv/bin:$PATH CMAKE_GENERATOR=Ninja CMAKE_ARGS=-DCMAKE_PROJECT_llama_cpp_INCLUDE=/build/llama.cmake \
     uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python --find-links "$TORCH_LINKS" \
         --require-hashes --no-build-isolation -r cpu.lock
 
@@ -30,7 +28,7 @@ COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp USER=jobs LOGNAME=jobs \
     HF_HOME=/hf XDG_CACHE_HOME=/repo/.cache
 WORKDIR /repo
-RUN --network=none python -c "import torch, transformers, trl, peft, datasets, evalplus, llama_cpp, gguf, openai, pydantic, click; \
+RUN python -c "import torch, transformers, trl, peft, datasets, evalplus, llama_cpp, gguf, openai, pydantic, click; \
     print(*(f'{m.__name__} {m.__version__}' for m in (torch, transformers, trl, peft, datasets, llama_cpp)))"
 USER 1000:1000
 ENTRYPOINT ["python", "-m", "jobs"]

@@ -1,3 +1,11 @@
-# Included by llama-cpp-python's build (CMAKE_PROJECT_llama_cpp_INCLUDE). Its CMakeLists.txt forces llama.cpp's `common`
-# library on in the cache, though nothing of it reaches the Python package; a plain variable goes before the cache.
+# How llama-cpp-python is built here, in the images and in .venv: CMAKE_PROJECT_llama_cpp_INCLUDE names this file. Plain
+# variables go before the cache, where its CMakeLists.txt forces `common` on, though the Python package has nothing of it.
+set(GGML_NATIVE OFF)  # for any x86-64 with AVX2, whatever this machine is
+set(LLAVA_BUILD OFF)
+set(LLAMA_OPENSSL OFF)
 set(LLAMA_BUILD_COMMON OFF)
+if(EXISTS /usr/local/cuda/bin/nvcc)
+    set(GGML_CUDA ON)
+    set(GGML_CUDA_NO_VMM ON)  # does not link the driver, so it also works where there is none
+    set(CMAKE_CUDA_ARCHITECTURES 80 89 90 100)  # A100, L4 and RTX 40, H100, B200
+endif()

@@ -26,7 +26,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/
     UNSLOTH_COMPILE_LOCATION=/tmp/unsloth VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 WORKDIR /repo
 # Unsloth refuses to be imported without a GPU, so it is only looked for.
-RUN --network=none HF_HOME=/tmp/hf XDG_CACHE_HOME=/tmp/cache VLLM_CACHE_ROOT=/tmp/vllm TRITON_CACHE_DIR=/tmp/triton \
+RUN HF_HOME=/tmp/hf XDG_CACHE_HOME=/tmp/cache VLLM_CACHE_ROOT=/tmp/vllm TRITON_CACHE_DIR=/tmp/triton \
     python -c "import torch, transformers, trl, peft, datasets, accelerate, bitsandbytes, vllm, evalplus, openai, pydantic, click; \
     import importlib.metadata as m, importlib.util as u; assert u.find_spec('unsloth') and u.find_spec('unsloth_zoo'); \
     print(*(f'{n} {m.version(n)}' for n in ('torch', 'transformers', 'trl', 'peft', 'unsloth', 'vllm', 'bitsandbytes')))"

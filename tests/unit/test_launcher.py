@@ -1,0 +1,260 @@
+"""docker/run and docker/build against an engine that only writes down what it was asked: flags, policy, refusals."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENGINE = r"""#!/bin/bash
+printf '%s\n' "$(basename "$0") $*" >> "$LOG"
+case $1 in
+    version) [ -z "$NO_DAEMON" ] ;;
+    image) [ -z "$NO_IMAGE" ] || [ -e "$LOG.built" ] || exit 1; echo 1000000 ;;
+    build) touch "$LOG.built" ;;
+    pull) [ -n "$REGISTRY_HAS" ] ;;
+    run) printf '%s\n' "$@" > "$LOG.run"; env > "$LOG.env"; sleep "${JOB_SECONDS:-0}"; exit "${JOB_STATUS:-0}" ;;
+    kill) pkill -TERM -P "$(cat "$LOG.pid" 2> /dev/null)" sleep 2> /dev/null; true ;;
+esac
+"""
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """A repository with the launcher, no jobs, and a bin/ with engines that write down their arguments."""
+    root = tmp_path / "repo"
+    shutil.copytree(ROOT / "docker", root / "docker")
+    (root / "jobs").mkdir()
+    (root / "jobs/__init__.py").write_text('__version__ = "9"\n')
+    (root / "params.yaml").write_text("distill:\n  api_key_env: TEACHER_KEY  # which\n")
+    (root / "data/smoke").mkdir(parents=True)
+    (root / ".git").mkdir()
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config.local").write_text("password = hunter2\n")
+    (tmp_path / "bin").mkdir()
+    for name in ("docker", "podman"):
+        (tmp_path / "bin" / name).write_text(ENGINE)
+        (tmp_path / "bin" / name).chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(root, 1234, 1234)
+    return root
+
+
+def launch(repo, *words, script="docker/run", **env):
+    above = repo.parent
+    environment = {"PATH": f"{above}/bin:{os.environ['PATH']}", "HOME": str(above), "LOG": f"{above}/log",
+                   "MIN_DISK_GIB": "0", "SHM_GIB": "1"} | env  # fmt: skip
+    return subprocess.run([repo / script, *words], env=environment, cwd=repo.parent, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+
+
+def flags(repo) -> list[str]:
+    return (repo.parent / "log.run").read_text().splitlines()
+
+
+def values(words: list[str], flag: str) -> list[str]:
+    return [words[i + 1] for i, word in enumerate(words) if word == flag]
+
+
+def gpu(repo, lines="GPU 0: a card"):
+    path = repo.parent / "bin/nvidia-smi"
+    path.write_text(f"#!/bin/sh\necho '{lines}'\n")
+    path.chmod(0o755)
+
+
+def test_a_job_gets_its_arguments_as_they_are(repo):
+    awkward = ["--out", "a b", "--set", "x.y=[1, 2]", "*", "$HOME", "", "'\"", "-v"]
+    done = launch(repo, "cpu", "score", *awkward)
+    assert done.returncode == 0, done.stderr
+    words = flags(repo)
+    assert words[-len(awkward) - 1:] == ["score", *awkward]
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_every_job_is_hardened(repo, engine):
+    assert launch(repo, "cpu", "score", RUNTIME=engine).returncode == 0
+    words = flags(repo)
+    assert values(words, "--cap-drop") == ["ALL"]
+    assert "no-new-privileges" in values(words, "--security-opt")
+    for flag in ("--rm", "--init", "--read-only"):
+        assert flag in words
+    assert int(values(words, "--pids-limit")[0]) <= 4096
+    assert values(words, "--shm-size") == ["1g"]
+    assert "--privileged" not in words
+    user = "1234:1234" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+    assert values(words, "--user") == [user]
+    assert ("--userns" in words) == (engine == "podman")
+    assert (repo.parent / "log").read_text().startswith(engine)
+
+
+def test_the_repository_is_read_only_but_for_outputs_and_secrets_are_covered(repo):
+    (repo / ".env").write_text("HF_TOKEN=hf_secret\n")
+    assert launch(repo, "cpu", "score").returncode == 0
+    words = flags(repo)
+    volumes = values(words, "--volume")
+    writable = {v.split(":")[1] for v in volumes if not v.endswith(":ro")}
+    outputs = ("data", "models", "metrics", "plots", "reports", ".checkpoints", ".cache")
+    assert writable == {f"/repo/{folder}" for folder in outputs}
+    assert f"{repo}:/repo:ro" in volumes
+    assert f"{repo}/data/smoke:/repo/data/smoke:ro" in volumes
+    assert "/dev/null:/repo/.dvc/config.local:ro" in volumes
+    assert "/dev/null:/repo/.env:ro" in volumes
+    assert any(value.startswith("/repo/.git:ro") for value in values(words, "--tmpfs"))
+
+
+@pytest.mark.parametrize("job", ["sft", "grpo", "merge", "evaluate", "compare", "score", "generate", "gguf", "odd"])
+def test_jobs_that_need_no_network_have_none(repo, job):
+    done = launch(repo, "cpu", job, HF_TOKEN="hf_secret", TEACHER_KEY="sk-secret", HTTPS_PROXY="http://u:p@proxy")
+    assert done.returncode == 0, done.stderr
+    words = flags(repo)
+    assert values(words, "--network") == ["none"]
+    names = values(words, "--env")
+    assert not {"HF_TOKEN", "TEACHER_KEY", "HTTPS_PROXY"} & set(names)
+    assert "HF_HUB_OFFLINE=1" in names
+    assert any(v.endswith(":/hf:ro") for v in values(words, "--volume"))
+
+
+@pytest.mark.parametrize(("job", "secret"), [("base", "HF_TOKEN"), ("publish", "HF_TOKEN"), ("distill", "TEACHER_KEY"),
+                                             ("tasks", None)])  # fmt: skip
+def test_secrets_go_by_name_to_the_jobs_that_need_them(repo, job, secret):
+    secrets = {"HF_TOKEN": "hf_secret", "TEACHER_KEY": "sk-secret", "AWS_SECRET_ACCESS_KEY": "aws-secret"}
+    assert launch(repo, "cpu", job, **secrets).returncode == 0
+    words = flags(repo)
+    assert values(words, "--network") == ["bridge"]
+    assert set(values(words, "--env")) & set(secrets) == ({secret} if secret else set())
+    assert not any(value in (repo.parent / "log").read_text() for value in secrets.values())
+
+
+def test_a_gpu_is_passed_only_where_there_is_one_and_wanted_where_needed(repo):
+    (repo / "docker/cpu.Dockerfile").touch()
+    refused = launch(repo, "train", "sft")
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == "error: sft in the train image needs an NVIDIA GPU, and nvidia-smi finds none here"
+    assert not (repo.parent / "log.run").exists()
+    assert launch(repo, "gguf", "gguf").returncode == 0
+    assert "--gpus" not in flags(repo)
+    gpu(repo)
+    assert launch(repo, "train", "sft").returncode == 0
+    assert values(flags(repo), "--gpus") == ["all"]
+    assert launch(repo, "train", "sft", RUNTIME="podman").returncode == 0
+    assert values(flags(repo), "--device") == ["nvidia.com/gpu=all"]
+    assert launch(repo, "cpu", "sft").returncode == 0
+    assert "--gpus" not in flags(repo)
+
+
+def test_another_image_can_take_the_place_of_train(repo):
+    assert launch(repo, "train", "sft", TRAIN_IMAGE="cpu").returncode == 0
+    assert any(word.startswith("jobs-cpu:") for word in flags(repo))
+
+
+@pytest.mark.parametrize(("words", "env", "message", "status"), [
+    (["cpu", "score"], {"NO_DAEMON": "1"}, "docker does not answer", 1),
+    (["cpu", "score"], {"RUNTIME": "singularity"}, "must be docker, podman or local", 2),
+    (["cpu", "score"], {"MIN_DISK_GIB": "999999"}, "GiB free on the disk", 1),
+    (["cpu", "score"], {"SHM_GIB": "99999"}, "of shared memory", 1),
+    (["gpu", "score"], {}, "image 'gpu': must be one of cpu gguf train", 2),
+    (["../x", "score"], {}, "must be one of", 2),
+    (["cpu"], {}, "usage: docker/run IMAGE JOB", 2),
+])  # fmt: skip
+def test_what_is_missing_is_one_line_before_anything_happens(repo, words, env, message, status):
+    done = launch(repo, *words, **env)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (repo.parent / "log.run").exists()
+    assert not (repo / "models").exists()
+
+
+def test_without_an_engine_it_says_what_to_do(repo):
+    for name in ("docker", "podman"):
+        (repo.parent / "bin" / name).unlink()
+    for tool in ("bash", "dirname", "id", "stat", "sed"):
+        (repo.parent / "bin" / tool).symlink_to(shutil.which(tool))
+    done = launch(repo, "cpu", "score", PATH=f"{repo.parent}/bin")
+    assert done.returncode == 1
+    assert done.stderr == "error: docker is not installed: install it, or run in this environment with RUNTIME=local\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to own the repository as root")
+def test_root_does_not_run_jobs_as_root(repo):
+    os.chown(repo, 0, 0)
+    done = launch(repo, "cpu", "score")
+    assert done.returncode == 1
+    assert "belongs to root" in done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to see whom folders are given to")
+def test_no_root_owned_folder_is_left(repo):
+    assert launch(repo, "cpu", "score").returncode == 0
+    for folder in ("models", "metrics", ".checkpoints", ".cache"):
+        assert (repo / folder).stat().st_uid == 1234
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 130, 137])
+def test_the_jobs_exit_code_is_the_launchers(repo, status):
+    assert launch(repo, "cpu", "score", JOB_STATUS=str(status)).returncode == status
+
+
+@pytest.mark.parametrize(("sent", "name", "status"), [(signal.SIGINT, "INT", 130), (signal.SIGTERM, "TERM", 143)])
+def test_a_signal_reaches_the_container_and_none_is_left(repo, sent, name, status):
+    """The engine's `run` sleeps on whatever it is sent; the launcher must signal the container, not its client."""
+    log = repo.parent / "log"
+    environment = {"PATH": f"{repo.parent}/bin:{os.environ['PATH']}", "HOME": str(repo.parent), "LOG": str(log),
+                   "MIN_DISK_GIB": "0", "JOB_SECONDS": "3"}  # fmt: skip
+    process = subprocess.Popen([repo / "docker/run", "cpu", "score"], env=environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not (repo.parent / "log.run").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    assert process.wait(timeout=20) == status
+    asked = log.read_text()
+    (container,) = values(flags(repo), "--name")
+    assert f"docker kill --signal {name} {container}\n" in asked
+    assert f"docker rm --force {container}\n" in asked
+
+
+def test_runtime_local_is_this_python_with_the_arguments_and_its_exit_code(repo):
+    (repo / "jobs/__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(7)\n")
+    done = launch(repo, "train", "score", "a b", "*", RUNTIME="local", PYTHON=shutil.which("python3"))
+    assert (done.returncode, done.stdout) == (7, "['score', 'a b', '*']\n")
+    assert not (repo.parent / "log").exists()
+
+
+def test_the_tag_follows_dockerfile_locks_and_base_and_nothing_else(repo):
+    def tag(**env):
+        done = launch(repo, "cpu", script="docker/build", **env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    first = tag()
+    (repo / "jobs/__init__.py").write_text('__version__ = "10"\n')
+    (repo / "docker/train.lock").write_text("other\n")
+    assert tag() == first
+    assert tag(JOBS_BASE="other:base") != first
+    assert tag(JOBS_SNAPSHOT="") != first
+    for name in ("cpu.lock", "cpu.Dockerfile", "build.lock", "llama.cmake"):
+        before = tag()
+        with open(repo / "docker" / name, "a") as file:
+            file.write("# changed\n")
+        assert tag() != before, name
+
+
+def test_a_missing_image_is_pulled_where_the_registry_has_it_and_built_where_not(repo):
+    log = repo.parent / "log"
+    done = launch(repo, "cpu", script="docker/build", NO_IMAGE="1", JOBS_REGISTRY="example.org/x", REGISTRY_HAS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("example.org/x/jobs-cpu:")
+    assert "docker build" not in log.read_text()
+    done = launch(repo, "cpu", script="docker/build", NO_IMAGE="1", JOBS_BASE="mirror/python@sha256:0")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("docker build")]
+    assert "--build-arg BASE=mirror/python@sha256:0" in line
+    assert "org.opencontainers.image.version=9" in line
+    assert "jobs.lock=sha256:" in line
+    assert "1 MB" in done.stderr
+    assert '"bytes": 1000000' in (repo / "reports/images/cpu.json").read_text()
