@@ -1,0 +1,114 @@
+"""Run the whole pipeline at toy size: the very dvc.yaml of the real run, in .smoke/, on a CPU.
+
+\b
+    python -m jobs smoke
+
+Lays the repository's files out in .smoke/, a git repository of its own, deep-merges data/smoke/params.yaml over
+params.yaml, and runs `dvc repro` there. It is incremental, commits what it made, and ends with a table of metrics and
+the path of the report: `cd .smoke && dvc metrics diff HEAD~1` compares two runs. Without Docker unless RUNTIME=docker;
+then the stages of the `train` image run in the `cpu` image (TRAIN_IMAGE=cpu).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from jobs.cli import log
+from jobs.errors import JobError, UsageError
+from jobs.files import read_json
+from jobs.params import check, merged, read_yaml
+
+OVERLAY = Path("data/smoke/params.yaml")
+IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
+
+
+@click.command(name="smoke", help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=".smoke", show_default=True, help="Where to run.")
+@click.option("--prepare", is_flag=True, help="Lay the files out and stop.")
+@click.argument("targets", nargs=-1)
+def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
+    try:
+        lay_out(out)
+        if not prepare:
+            began = time.time()
+            reproduce(out, targets)
+            commit(out)
+            report(out, began)
+    except UsageError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except JobError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def lay_out(out: Path) -> None:
+    """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
+    import yaml
+
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
+    names = {name for name in listed.split("\0") if name and Path(name).is_file() and name != "dvc.lock"}
+    params = merged(read_yaml(Path("params.yaml")), read_yaml(OVERLAY))
+    check(params, f"params.yaml with {OVERLAY}")
+    manifest = out / ".checkpoints" / "smoke.json"
+    before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
+    for name in sorted(before - names):
+        (out / name).unlink(missing_ok=True)
+    for name in sorted(names):
+        target = out / name
+        if name != "params.yaml" and not same(Path(name), target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, target)
+    text = yaml.safe_dump(params, sort_keys=False)
+    if not (out / "params.yaml").exists() or (out / "params.yaml").read_text() != text:
+        (out / "params.yaml").write_text(text)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps(sorted(names)))
+    if not (out / ".git").exists():
+        run("git", "init", "-q", "-b", "main", cwd=out)
+
+
+def same(source: Path, target: Path) -> bool:
+    return (target.is_file() and source.stat().st_mode == target.stat().st_mode
+            and source.read_bytes() == target.read_bytes())
+
+
+def reproduce(out: Path, targets: tuple[str, ...]) -> None:
+    environment = os.environ | {"RUNTIME": os.environ.get("RUNTIME", "local"), "TRAIN_IMAGE": "cpu",
+                                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for unwanted in ("PYTHONPATH", "DVC_ROOT", "GIT_DIR", "GIT_WORK_TREE"):
+        environment.pop(unwanted, None)
+    run(sys.executable, "-m", "dvc", "repro", *targets, cwd=out, env=environment)
+
+
+def commit(out: Path) -> None:
+    """Records the run in .smoke's own git, so that `dvc metrics diff` has two sides."""
+    run("git", "add", "-A", cwd=out)
+    if run("git", "status", "--porcelain", cwd=out, capture=True).strip():
+        run("git", *IDENTITY, "commit", "-q", "-m", "smoke run", cwd=out)
+
+
+def report(out: Path, began: float) -> None:
+    """The metrics table, a time line of the stages that ran, and where the report is."""
+    run(sys.executable, "-m", "dvc", "metrics", "show", cwd=out)
+    stages = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
+    click.echo("\nseconds by stage (its last run):")
+    for path in stages:
+        facts = read_json(path)
+        click.echo(f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}")
+    click.echo(f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}")
+    log.debug("laid out in %s", out)
+
+
+def run(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None, capture: bool = False) -> str:
+    """Runs a command; a failure becomes a JobError naming it."""
+    done = subprocess.run(words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE if capture else None, check=False)
+    if done.returncode:
+        raise JobError(f"`{' '.join(words)}` ended with exit code {done.returncode}")
+    return done.stdout or ""

@@ -1,0 +1,198 @@
+"""What SFT and GRPO share: loading model and adapter by either engine, trainer settings, curves, checkpoints.
+
+Engines: `transformers` is plain transformers + PEFT + TRL, on a GPU or a CPU; `unsloth` patches the same TRL trainers and
+needs an NVIDIA GPU. Both write the same files.
+"""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import checkpoint
+from jobs.cli import log, progress
+from jobs.errors import JobError
+from jobs.files import read_json, replace_file, write_json
+from jobs.params import Checkpoints, Lora, Optimizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+ATTENTION = "sdpa"
+
+
+def prepare(engine: str) -> None:
+    """Environment and imports that must come before torch is used; raises JobError where the engine cannot run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are read from folders; nothing is looked up
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the sandbox's workers
+    if engine == "unsloth":
+        # Its first GRPO step never returns from torch.compile (sympy) with this set of versions.
+        os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # building that sampler costs 95 s of every start
+        import torch
+
+        if not torch.cuda.is_available():
+            raise JobError("engine: unsloth needs an NVIDIA GPU; set sft.engine and grpo.engine to transformers")
+        import unsloth  # noqa: F401  (patches transformers, peft and trl, so it comes before them)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def training_dtype() -> "torch.dtype":
+    """bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
+    """The base in training precision with a trainable LoRA adapter, new or continued, by transformers and PEFT."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=training_dtype(), attn_implementation=ATTENTION,
+                                                     use_safetensors=True, trust_remote_code=False, device_map=device)
+    except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
+        raise JobError(f"{base}: the model cannot be loaded ({type(error).__name__}: {error})") from error
+    torch.manual_seed(seed)
+    if adapter is not None:
+        check_adapter(adapter, lora)
+        try:
+            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        except Exception as error:
+            raise JobError(f"{adapter}: the adapter cannot be loaded ({type(error).__name__}: {error})") from error
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets),
+                                            lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"))
+
+
+def check_adapter(adapter: Path, lora: Lora) -> None:
+    """The adapter to continue has the shape that params name; continuing another would ignore them silently."""
+    config = read_json(adapter / "adapter_config.json")
+    found = (config.get("r"), config.get("lora_alpha"), sorted(config.get("target_modules") or []))
+    if found != (lora.rank, lora.alpha, sorted(lora.targets)):
+        raise JobError(f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
+                       f"params' sft.lora says {(lora.rank, lora.alpha, sorted(lora.targets))}")
+
+
+def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+
+
+def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, seed: int) -> dict[str, Any]:
+    """The part of transformers' TrainingArguments that both trainers share, every value explicit."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(directory), "seed": seed, "data_seed": seed, "use_cpu": not gpu, "bf16": gpu, "fp16": False,
+        "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay, "optim": settings.optimizer, "max_grad_norm": settings.max_grad_norm,
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "logging_steps": 1, "logging_first_step": True, "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "steps", "save_steps": checkpoints.every, "save_total_limit": checkpoints.keep,
+        "dataloader_num_workers": 0, "remove_unused_columns": False,
+    }
+
+
+def train(trainer: "Trainer", directory: Path) -> None:
+    """Trains from the last whole checkpoint in `directory`, or from the start; prints which.
+
+    Errors: JobError for a loss that is not finite, and for a GPU that runs out of memory, with what to lower.
+    """
+    import torch
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(watcher())
+    found = checkpoint.last(directory)
+    if found is not None:
+        log.info("resuming from %s", found)
+    try:
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise JobError(f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({error})") from error
+
+
+def watcher():
+    """A callback that shows progress, stops on a loss that is not finite, and seals each checkpoint."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        bar = None
+
+        def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            self.bar = progress(total=state.max_steps, label="training")
+            self.bar.update(state.global_step)
+
+        def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", logs=None, **_):
+            logs = logs or {}
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise JobError(f"step {state.global_step}: {name} is {logs[name]}; lower the learning_rate")
+            if self.bar is not None and "loss" in logs:
+                self.bar.update(state.global_step - self.bar.n)
+                shown = {k: f"{logs[k]:.4g}" for k in ("loss", "reward") if k in logs}
+                self.bar.set_postfix(shown, refresh=False)
+
+        def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+        def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            if self.bar is not None:
+                self.bar.close()
+
+    return Watcher()
+
+
+def save_adapter(model, out: Path) -> None:
+    """Writes the trainable adapter alone, with a config that is the same from run to run."""
+    model.save_pretrained(out, selected_adapters=["default"], safe_serialization=True)
+    (out / "README.md").unlink(missing_ok=True)
+    config = read_json(out / "adapter_config.json")
+    # PEFT keeps targets in a set, whose order changes with every process; the base is whatever it is merged into.
+    config |= {"target_modules": sorted(config["target_modules"]), "base_model_name_or_path": "models/base",
+               "inference_mode": True}
+    write_json(out / "adapter_config.json", config)
+
+
+def save_settings(args: "TrainingArguments", path: Path) -> None:
+    """The trainer's resolved settings, less what names this machine: what was really used, whatever an engine changed."""
+    values = {k: v for k, v in args.to_dict().items() if not k.endswith(("dir", "dir_name")) and "token" not in k}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:
+    """Writes the trainer's log as a CSV: `step` and `columns` (log key -> column name). Returns its rows."""
+    rows = [{"step": entry["step"], **{name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}}
+            for entry in history if "loss" in entry]
+    with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
