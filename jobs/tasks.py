@@ -32,6 +32,7 @@ import hashlib
 import json
 import random
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,11 +99,12 @@ def mbpp_rows(settings: Any, sources: Path) -> list[dict]:
         where, rows = str(path), read_jsonl(path)
     else:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
 
         where = f"{settings.repo} at {settings.revision}"
         try:
             splits = load_dataset(settings.repo, "full", revision=settings.revision)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise JobError(f"{where}: cannot be fetched ({reason}); a copy in {sources} would be used") from None
         rows = [dict(row) for split in splits.values() for row in split]
@@ -149,9 +151,11 @@ def mbpp_task(row: dict) -> dict:
 def entry_point(code: str, tests: list[str]) -> str:
     """The outermost function of `code` that all `tests` call, or ""."""
     try:
-        names = {node.name for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        called = [[node.func.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)
-                   and isinstance(node.func, ast.Name) and node.func.id in names] for test in tests]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in regular expressions
+            names = {node.name for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            called = [[node.func.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)
+                       and isinstance(node.func, ast.Name) and node.func.id in names] for test in tests]
     except SyntaxError:
         return ""
     common = [name for name in called[0] if all(name in others for others in called)] if called else []
