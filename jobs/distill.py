@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs import schema, teacher
+from jobs import datacard, schema, teacher
 from jobs.cli import job, log, progress, reads, writes
 from jobs.errors import JobError, UsageError
 from jobs.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
@@ -229,6 +229,7 @@ async def collect(tasks: list[dict], settings: "Distill", responses: teacher.Res
                 if len(collection.accepted) == settings.examples:
                     return collection
 
+                # No request beyond what is needed if all that is under way turns out right: so never one too many.
                 hoped_for = len(collection.accepted) + sum(not candidate.reason for candidate in undecided)
                 open_tasks = {candidate.task["task_id"] for candidate in undecided}
                 while len(running) < settings.concurrency and hoped_for < settings.examples:
@@ -279,7 +280,7 @@ def run(params: "Params", tasks_path: Path, responses_path: Path, out: Path, met
     with replace_dir(out) as folder:
         write_jsonl(folder / "examples.jsonl", examples)
         write_jsonl(folder / "rejects.jsonl", (reject(c) for c in collection.decided if c.reason))
-        (folder / "README.md").write_text(card(examples, metrics, settings), encoding="utf-8")
+        (folder / "README.md").write_text(datacard.card(examples, metrics, REASONS, settings), encoding="utf-8")
     write_metrics(metrics_path, metrics)
     provenance("distill", answered=asked.answered, failed=asked.failed)
     return metrics
@@ -320,41 +321,6 @@ def spread(values: list[int]) -> dict[str, float]:
     ordered = sorted(values)
     return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1],
             "mean": sum(ordered) / len(ordered)}
-
-
-def card(examples: list[dict], metrics: dict, settings: "Distill") -> str:
-    """The data card: what the examples are, where they come from, how they were chosen, and what to beware of."""
-    teachers = Counter(row["teacher"] for row in examples)
-    sources = Counter((row["source"], row["license"]) for row in examples)
-    rejected = [f"| {reason} | {text} | {metrics['rejected'][reason]:.1%} |" for reason, text in REASONS.items()]
-    low, high = settings.reasoning_characters, settings.code_characters
-    return "\n".join([
-        "# Distilled examples", "",
-        f"{len(examples)} programming tasks, each with a short reasoning and a Python function that passes the task's "
-        "tests. Written by `python -m jobs distill`; made for supervised fine-tuning in the tag format of "
-        "`jobs/schema.py`.", "",
-        "## Origin", "",
-        *(f"- Tasks: {count} from {source}, licence {licence}" for (source, licence), count in sorted(sources.items())),
-        *(f"- Answers: {count} by `{name}` at {settings.base_url}" for name, count in sorted(teachers.items())),
-        "- The teacher's terms of use hold for its answers; read them before publishing or training on these examples.",
-        "", "## Fields", "",
-        "- `task_id`, `prompt`: the task as the model sees it; `source`, `license`: where it comes from",
-        "- `answer`: the answer to train on; `reasoning` and `code`: its two parts",
-        "- `thinking`: what a reasoning teacher returned beside its answer; not trained on",
-        "- `teacher`, `attempt`, `request`: the model that answered, at which attempt, and the hash of the request, "
-        "which is the name of the raw response's file in the response cache",
-        "", "## Selection", "",
-        f"Of {metrics['requests']} answers {metrics['acceptance']:.1%} were kept: one a task, in a seeded order of the "
-        f"tasks, at most {settings.attempts} attempts each. Reasoning has {low[0]} to {low[1]} characters, code "
-        f"{high[0]} to {high[1]}. All tests of the task pass in the sandbox. rejects.jsonl has the others:",
-        "", "| reason | meaning | share of answers |", "|---|---|---|", *rejected,
-        "", "## Lengths (characters)", "", "| | min | median | mean | max |", "|---|---|---|---|---|",
-        *(f"| {name} | {s['min']} | {s['median']} | {s['mean']:.0f} | {s['max']} |"
-          for name, s in (("reasoning", metrics["reasoning_characters"]), ("code", metrics["code_characters"]))),
-        "", "## Limits", "",
-        "- Passing a task's few tests does not prove a program right, and says nothing of its reasoning.",
-        "- Tasks that overlap with the benchmarks were removed before, by word n-grams; a paraphrase passes that.",
-        "- The tasks are short and in English; the code is Python.", ""])
 
 
 @job("distill", "sandbox", "seed")

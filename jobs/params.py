@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.errors import UsageError
 
@@ -126,6 +126,13 @@ class Distill(Section):
     reasoning_characters: Span
     code_characters: Span
     similarity: Rate
+
+    @field_validator("extra_body")
+    @classmethod
+    def no_other_request(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"model", "messages", "stream", "n"} & body.keys():
+            raise ValueError(f"cannot set {', '.join(sorted(taken))}")
+        return body
 
 
 class Lora(Section):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import distill, schema, teacher
+from jobs import datacard, distill, schema, teacher
 from jobs.errors import JobError
 from jobs.params import load
 
@@ -228,6 +228,6 @@ def test_the_card_is_made_of_the_numbers():
     assert metrics["requests"] == len(asked.asked) == 8
     assert metrics["acceptance"] == metrics["rejected"]["tags"] == 0.5
     assert sum(metrics["rejected"].values()) + metrics["acceptance"] == 1
-    card = distill.card([distill.example(c) for c in collection.accepted], metrics, chosen)
+    card = datacard.card([distill.example(c) for c in collection.accepted], metrics, distill.REASONS, chosen)
     assert "- Tasks: 4 from here, licence MIT" in card
     assert "| tags | the tag format is not obeyed | 50.0% |" in card

@@ -169,6 +169,12 @@ def test_the_body_is_what_the_request_says():
                                     "max_completion_tokens": 7}
 
 
+@pytest.mark.parametrize("key", ["model", "messages", "stream", "n"])
+def test_the_extra_body_cannot_ask_for_something_else(key):
+    with pytest.raises(UsageError, match=rf"distill\.extra_body: .*{key}"):
+        distill("http://127.0.0.1:9/v1", f"distill.extra_body={{{key}: 2}}")
+
+
 @pytest.mark.parametrize(("way", "thinking"), [("think", "let me see"), ("reasoning", "let me see"), ("right", "hm")])
 def test_thinking_is_kept_apart(way, thinking):
     behaviour = Behaviour(ANSWER, way, thinking="hm" if way == "right" else "")
