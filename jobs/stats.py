@@ -34,8 +34,8 @@ def bootstrap(values: Sequence[float], *, resamples: int, confidence: float, see
               bounds: tuple[float, float] | None = None) -> Interval:
     """The mean of `values`, one a task, with its percentile bootstrap interval over tasks.
 
-    The quantiles are taken further out than (1 - confidence) / 2, because resampling n tasks understates the variance by
-    n / (n - 1) and knows no Student t (Hesterberg 2015, arXiv:1411.5279, section 4.2).
+    The quantiles lie further out than (1 - confidence) / 2, because resampling n tasks understates the variance by
+    (n - 1) / n and knows no Student t (Hesterberg 2015, arXiv:1411.5279, section 4.2).
 
     bounds: the least and greatest possible value. Then one task at each is added before resampling, as Agresti and
     Coull (1998) do for proportions: otherwise 100 tasks that all pass would give an interval of no width. For
