@@ -202,7 +202,7 @@ def quantize(source: Path, path: Path, kind: str) -> None:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
     if code != 0:
-        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} (below 3 bits it needs an importance matrix)")
+        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} (below 3 bits it wants an imatrix)")
 
 
 def sizes(path: Path, kind: str) -> dict[str, float]:

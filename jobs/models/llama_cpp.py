@@ -1,5 +1,6 @@
 """Sampling from a GGUF file by llama.cpp, one sequence at a time."""
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,19 +36,33 @@ def opened(path: Path, context: int):
 
 
 def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
-    """Pieces of one completion as they come: (text, tokens so far, None, or why it ended)."""
+    """Pieces of one completion as they come: (text, tokens so far, None, or why it ended).
+
+    Text that may turn out to begin a stop string is held back until it is clear.
+    """
+    import llama_cpp
+
     tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
     if len(tokens) + sampling.max_tokens > model.n_ctx():
         raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
                          f"of {model.n_ctx()}: {prompt[:60]!r}")
     model.reset()  # a sample does not depend on what the last one left in the cache
-    pieces = model.create_completion(
-        tokens, max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
-        min_p=0.0, repeat_penalty=1.0, stop=list(sampling.stop), stream=True,
-        seed=sample_seed(sampling.seed, prompt, sample) % 2**32)
-    for piece in pieces:
-        choice = piece["choices"][0]
-        yield choice["text"], model.n_tokens - len(tokens) + 1, choice["finish_reason"]
+    model.set_seed(sample_seed(sampling.seed, prompt, sample) % 2**32)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    hold = max((len(stop) for stop in sampling.stop), default=1) - 1
+    text, shown = "", 0
+    drawn = model.generate(tokens, temp=sampling.temperature, top_p=sampling.top_p, top_k=0, min_p=0.0)
+    for count, token in enumerate(drawn, 1):
+        ended = llama_cpp.llama_vocab_is_eog(model._model.vocab, token)
+        text += decoder.decode(b"" if ended else model.detokenize([token]), ended or count == sampling.max_tokens)
+        cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        finish = "stop" if ended or cut is not None else "length" if count == sampling.max_tokens else None
+        until = cut if cut is not None else len(text) if finish else max(shown, len(text) - hold)
+        if finish or until > shown:
+            yield text[shown:until], count, finish
+        if finish:
+            return
+        shown = until
 
 
 def whole(pieces: Stream) -> Completion:
