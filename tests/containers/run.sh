@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# tests/containers/run.sh: proves the containers on a machine without any: `make check-containers` and .ci/run call it.
+#
+# Starts a docker daemon of its own, builds the `cpu` and `gguf` images on a stand-in base, attacks the launcher with
+# them, runs the whole smoke pipeline in them as a user who is not root, and compares every hash in its dvc.lock with
+# those of a local run (.smoke/, made first if it is missing). Where the machine cannot run containers it says so and
+# exits 0. Needs root; leaves nothing behind but packages installed by apt (docker.io, debootstrap).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export PATH=/usr/bin:$PATH  # the distribution's docker client, which matches its daemon
+
+skip() {
+    echo "SKIPPED: containers: $1" >&2
+    exit 0
+}
+
+step() {
+    echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)" >&2
+}
+
+[ "$(id -u)" = 0 ] || skip "starting a daemon needs root"
+if ! command -v dockerd debootstrap > /dev/null; then
+    step "installing docker.io and debootstrap"
+    apt-get update -qq && apt-get install -yqq --no-install-recommends docker.io debootstrap > /dev/null ||
+        skip "docker.io and debootstrap cannot be installed"
+fi
+
+work=$(mktemp -d /tmp/containers.XXXXXX)
+chmod 755 "$work"
+cleanup() {
+    if [ -n "${daemon:-}" ]; then
+        docker ps --quiet --all 2> /dev/null | xargs --no-run-if-empty docker rm --force > /dev/null 2>&1 || true
+        kill "$daemon" 2> /dev/null && wait "$daemon" 2> /dev/null || true
+    fi
+    rm -rf "$work" 2> /dev/null || { sleep 2; rm -rf "$work" || true; }
+}
+trap cleanup EXIT
+
+step "starting a daemon"
+export DOCKER_HOST=unix://$work/docker.sock
+dockerd --host "$DOCKER_HOST" --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/pid" \
+    > "$work/dockerd.log" 2>&1 &
+daemon=$!
+for _ in $(seq 60); do
+    docker info > /dev/null 2>&1 && break
+    kill -0 "$daemon" 2> /dev/null || break
+    sleep 1
+done
+docker info > /dev/null 2>&1 || skip "the daemon does not start: $(tail -1 "$work/dockerd.log")"
+
+step "making the stand-in base"
+export JOBS_BASE=standin:bookworm JOBS_SNAPSHOT="" JOBS_BUILD_NETWORK=host
+[ ! -d "${PIP_FIND_LINKS:-}" ] || export JOBS_TORCH_LINKS=/wheels
+docker/standin "$JOBS_BASE" > "$work/standin.log" 2>&1 || { tail -5 "$work/standin.log" >&2; exit 1; }
+
+for image in cpu gguf; do
+    step "building $image"
+    docker/build "$image" > /dev/null 2> "$work/build.log" || { tail -40 "$work/build.log" >&2; exit 1; }
+    tail -1 "$work/build.log" >&2
+done
+
+step "attacking the launcher"
+JOBS_CONTAINERS=1 .venv/bin/python -m pytest -q tests/containers
+
+# A user's clone: the tree of this one, owned by somebody who is not root, with a python which that user can read.
+step "running the smoke pipeline in containers"
+user=1000
+git clone --quiet . "$work/repo"
+mkdir "$work/home"
+python=$PWD/.venv/bin/python
+if ! setpriv --reuid $user --regid $user --clear-groups "$python" -c "" 2> /dev/null; then
+    version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    "/usr/bin/$version" -m venv --without-pip "$work/venv"
+    echo "$PWD/.venv/lib/$version/site-packages" > "$work/venv/lib/$version/site-packages/repository.pth"
+    python=$work/venv/bin/python
+fi
+chown -R $user:$user "$work/repo" "$work/home" "$work/docker.sock"
+(cd "$work/repo" && setpriv --reuid $user --regid $user --clear-groups \
+    env HOME="$work/home" RUNTIME=docker "$python" -m jobs smoke)
+owned=$(find "$work/repo" ! -user $user | head -5)
+[ -z "$owned" ] || { echo "files that are not the user's: $owned" >&2; exit 1; }
+left=$(docker ps --all --quiet)
+[ -z "$left" ] || { echo "containers left: $left" >&2; exit 1; }
+
+if [ ! -f .smoke/dvc.lock ]; then
+    step "running the smoke pipeline here"
+    .venv/bin/python -m jobs smoke
+fi
+step "comparing the hashes of both runs"
+.venv/bin/python tests/containers/compare_locks.py .smoke/dvc.lock "$work/repo/.smoke/dvc.lock"
+step "done"
