@@ -92,6 +92,10 @@ def check_alike(evaluations: list[Evaluation]) -> None:
             if first.settings.get(key) != other.settings.get(key):
                 raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: `{key}` "
                                f"is {first.settings.get(key)} and {other.settings.get(key)}")
+        for name, rows in first.results.items():
+            if [(r["task_id"], r["sample"]) for r in rows] != [(r["task_id"], r["sample"]) for r in other.results[name]]:
+                raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: their "
+                               f"samples of {name} are not of the same tasks and numbers")
 
 
 def rates(rows: list[dict], field: str) -> Rates:
@@ -158,7 +162,7 @@ def statement(entry: dict, pair: dict, comparisons: int, confidence: float) -> s
         word = "better" if difference["mean"] > 0 else "worse"
         return f"Established: {where}, {pair['new']} is {word} than {pair['old']}: {numbers}."
     return (f"Not established: {where}, whether {pair['new']} or {pair['old']} is better: {numbers}. So many tasks show "
-            f"a difference of {100 * pair['detectable']:.1f} points four times in five; a smaller one they miss more often.")
+            f"a difference of {100 * pair['detectable']:.1f} points four times in five, and a smaller one less often.")
 
 
 def p_text(p: float) -> str:
@@ -214,7 +218,7 @@ def report(data: dict) -> str:
     template = TEMPLATE.read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return template.replace("SCRIPT_HASH", f"'sha256-{digest}'").replace("REPORT_DATA", text.replace("<", "\\u003c"))
 
 
