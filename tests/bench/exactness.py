@@ -113,11 +113,13 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--min-limit", type=float, default=2.0)
+    parser.add_argument("--only", default="", help="the beginning of the task ids to try")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     tasks = {**load_tasks(options.data / "HumanEvalPlus.jsonl.gz"), **load_tasks(options.data / "MbppPlus.jsonl.gz")}
     each = -(-options.mutants // len(tasks)) + 1
+    tasks = {task_id: task for task_id, task in tasks.items() if task_id.startswith(options.only)}
     check = oracle(options.data)
     done = {(row["task_id"], row["code"]) for row in rows(options.out)}
     counts: dict[str, int] = {}

@@ -1,0 +1,3 @@
+"""Asks for a terabyte."""
+def f(x):
+    return len(bytearray(1 << 40))

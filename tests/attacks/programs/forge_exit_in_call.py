@@ -1,0 +1,6 @@
+"""Ends with status 0 in the call."""
+import sys
+
+
+def f(x):
+    sys.exit(0)

@@ -1,0 +1,3 @@
+"""Raises GeneratorExit."""
+def f(x):
+    raise GeneratorExit

@@ -1,0 +1,6 @@
+"""Returns unittest.mock.ANY."""
+from unittest.mock import ANY
+
+
+def f(x):
+    return ANY

@@ -1,0 +1,4 @@
+"""Returns a generator that never ends."""
+def f(x):
+    while True:
+        yield 0

@@ -1,0 +1,4 @@
+"""Loops for ever in the call."""
+def f(x):
+    while True:
+        pass

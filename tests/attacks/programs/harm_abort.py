@@ -1,0 +1,6 @@
+"""Ends itself by SIGABRT."""
+import os
+
+
+def f(x):
+    os.abort()

@@ -1,0 +1,6 @@
+"""Ends itself by a segmentation fault."""
+import ctypes
+
+
+def f(x):
+    ctypes.string_at(0)
