@@ -93,9 +93,13 @@ def check_alike(evaluations: list[Evaluation]) -> None:
                 raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: `{key}` "
                                f"is {first.settings.get(key)} and {other.settings.get(key)}")
         for name, rows in first.results.items():
-            if [(r["task_id"], r["sample"]) for r in rows] != [(r["task_id"], r["sample"]) for r in other.results[name]]:
+            if [numbered(row) for row in rows] != [numbered(row) for row in other.results[name]]:
                 raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: their "
                                f"samples of {name} are not of the same tasks and numbers")
+
+
+def numbered(row: dict) -> tuple[str, int]:
+    return row["task_id"], row["sample"]
 
 
 def rates(rows: list[dict], field: str) -> Rates:
@@ -133,7 +137,7 @@ def of_two(old: Rates, new: Rates, settings: "Compare", seed: int) -> dict:
 def comparisons(evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare",
                 seed: int) -> list[dict]:
     """One entry for each view and mode: `models` by name, and `pairs` with their verdicts."""
-    entries = []
+    entries: list[dict] = []
     modes = list(dict.fromkeys(e.mode for e in evaluations))
     for benchmark, mode in itertools.product(tasks, modes):
         for view, field in views(benchmark, tasks[benchmark]):
@@ -161,8 +165,8 @@ def statement(entry: dict, pair: dict, comparisons: int, confidence: float) -> s
     if pair["established"]:
         word = "better" if difference["mean"] > 0 else "worse"
         return f"Established: {where}, {pair['new']} is {word} than {pair['old']}: {numbers}."
-    return (f"Not established: {where}, whether {pair['new']} or {pair['old']} is better: {numbers}. So many tasks show "
-            f"a difference of {100 * pair['detectable']:.1f} points four times in five, and a smaller one less often.")
+    return (f"Not established: {where}, whether {pair['new']} or {pair['old']} is better: {numbers}. So many tasks "
+            f"show a difference of {100 * pair['detectable']:.1f} points four times in five, a smaller one less often.")
 
 
 def p_text(p: float) -> str:
