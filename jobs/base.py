@@ -131,8 +131,8 @@ def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):
         bos_token_id=None, eos_token_id=end, pad_token_id=end))
     log.info("base: %.2f M parameters, %d tokens of vocabulary", model.num_parameters() / 1e6, len(tokenizer))
     encoded = sorted((tokenizer(text).input_ids + [end] for text in documents), key=len)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=toy.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = get_cosine_schedule_with_warmup(optimizer, toy.steps // 10, toy.steps)
+    optimizers = optimizers_of(model, toy.learning_rate)
+    schedules = [get_cosine_schedule_with_warmup(o, toy.steps // 10, toy.steps) for o in optimizers]
     generator = torch.Generator().manual_seed(seed)
     model.train()
     bar = progress(range(toy.steps), label="base: pre-training")
@@ -146,8 +146,18 @@ def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):
         loss = model(input_ids=ids, attention_mask=(labels != -100).long(), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for part in (*optimizers, *schedules):
+            part.step()
+        model.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval()
+
+
+def optimizers_of(model, learning_rate: float) -> list:
+    """Muon for the matrices of the layers, AdamW for embeddings and norms: fewer steps than AdamW alone."""
+    import torch
+
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]

@@ -251,6 +251,7 @@ class GgufLimits(Section):
 class Gguf(Section):
     """The GGUF files to write, the tasks to check them on and what they must keep; see jobs/gguf.py."""
 
+    benchmark: Name
     types: Annotated[list[Name], Field(min_length=1)]
     tasks: Positive
     max_tokens: Positive
@@ -262,6 +263,12 @@ class Gguf(Section):
         if missing:
             raise ValueError(f"limits has none for {', '.join(missing)}")
         return self
+
+
+class Publish(Section):
+    """What the model card says beside the metrics; see jobs/publish.py."""
+
+    license: Name
 
 
 class Sandbox(Section):
@@ -293,6 +300,7 @@ class Params(Section):
     evaluate: Evaluate
     compare: Compare
     gguf: Gguf
+    publish: Publish
     sandbox: Sandbox
     checkpoints: Checkpoints
 

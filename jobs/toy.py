@@ -9,8 +9,13 @@ drawn without replacement, so no task of one split, and no document of the corpu
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jobs import schema
+from jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.params import Params
 
 # phrase, code; {k} is a digit, {v} the list that the step before made. Every step maps integers to integers.
 STEPS = (
@@ -30,6 +35,7 @@ STEPS = (
     ("sort the list", "sorted({v})"),
 )
 DIGITS = range(2, 6)
+ORDER = ("first", "second", "third")
 ENTRY_POINT = "solve"
 TESTS = 6
 PROBES = [random.Random(i).choices(range(-9, 16), k=8) for i in range(8)]
@@ -55,8 +61,8 @@ def draw_program(rng: random.Random, lengths: Sequence[int] = (2, 3)) -> Program
 
 
 def prompt_of(program: Program) -> str:
-    """A header and a docstring of numbered steps; the numbers let a two-layer model find its place."""
-    steps = "".join(f"    {number}. {phrase}\n" for number, (phrase, _) in enumerate(program, 1))
+    """A header and a docstring with a step a line, each begun by a word of its own: a small model finds its place by it."""
+    steps = "".join(f"    {word} {phrase}\n" for word, (phrase, _) in zip(ORDER, program))
     return f'def {ENTRY_POINT}(xs):\n    """\n{steps}    """\n'
 
 
@@ -75,8 +81,8 @@ def code_of(program: Program) -> str:
 
 
 def reasoning_of(program: Program) -> str:
-    steps = zip(program, lines_of(program), strict=True)
-    return "\n".join(f"{number}. {phrase}: {line}" for number, ((phrase, _), line) in enumerate(steps, 1))
+    steps = zip(ORDER, program, lines_of(program))
+    return "\n".join(f"{word} {phrase}: {line}" for word, (phrase, _), line in steps)
 
 
 def answer_of(program: Program) -> str:
@@ -163,3 +169,45 @@ def corpus(seed: int, documents: int, wrong: float, reserved: set[Program]) -> I
         else:
             yield prompt_of(program) + body_of(written)
         made += 1
+
+
+def recorded(params: "Params") -> Iterator[dict]:
+    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/teacher.py's cache.
+
+    A spoiled first answer is followed by a right second one.
+    """
+    from jobs import teacher
+
+    if params.tasks.toy is None:
+        raise UsageError("tasks.toy: recorded answers are made of toy tasks")
+    rng = random.Random(f"toy teacher {params.seed}")
+    for program in splits(params.seed, params.tasks.toy.model_dump())["distill"]:
+        right = answer_of(program)
+        spoilings = (
+            right.replace("</SOLUTION>", ""),
+            f"Sure! Here is the answer.\n{right}",
+            right.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
+            schema.render(reasoning_of(program), code_of(program).replace("return", "retrun")),
+            schema.render(reasoning_of(program), code_of(program).replace(ENTRY_POINT, "solution")),
+            schema.render(reasoning_of(program), code_of(program).replace("return ", "return xs or ")),
+        )
+        answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
+        for attempt, answer in enumerate(answers):
+            asked = teacher.request(params.distill, prompt_of(program), attempt)
+            yield teacher.record(asked, teacher.response(asked, answer))
+
+
+def main() -> None:
+    """Writes the smoke run's recorded teacher answers to the file named on the command line."""
+    import sys
+    from pathlib import Path
+
+    from jobs.files import write_jsonl
+    from jobs.params import check, merged, read_yaml
+
+    params = check(merged(read_yaml(Path("params.yaml")), read_yaml(Path("data/smoke/params.yaml"))), "params")
+    write_jsonl(Path(sys.argv[1]), recorded(params))
+
+
+if __name__ == "__main__":
+    main()
