@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or params, 130/143 on SIGINT/SIGTERM. 
 """
 
 import functools
+import inspect
 import json
 import logging
 import sys
@@ -54,7 +55,9 @@ def job(*sections: str) -> Callable:
                 for flag, path in inputs.items():
                     if not path.exists():
                         raise UsageError(f"{flag}: {path} does not exist")
-                if dry_run:
+                if "dry_run" in inspect.signature(function).parameters:
+                    options["dry_run"] = dry_run  # a job with a dry run of its own
+                elif dry_run:
                     shown = {"job": function.__module__.rpartition(".")[2],
                              "reads": {flag: str(path) for flag, path in inputs.items()},
                              "writes": {flag: str(path) for flag, path in outputs.items()},

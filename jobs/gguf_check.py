@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli import log, progress
 from jobs.errors import JobError
+from jobs.extract import extract
 from jobs.files import read_jsonl
 from jobs.models import Sampling
-from jobs.schema import chat_prompt, messages, parse
+from jobs.schema import chat_prompt, messages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,32 +34,33 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     if not records:
         raise JobError(f"{tasks}: has no tasks to check on")
     prompts = [chat_prompt(record["prompt"]) for record in records]
-    tokenize, answer, reference = load_reference(base, adapters)
+    tokenize, end, answer, reference = load_reference(base, adapters)
     prompt_ids = [tokenize(prompt) for prompt in prompts]
     log.info("answer %d prompts by transformers in float32", len(prompts))
     answers = answer(prompt_ids, settings.max_tokens)
     pairs = list(zip(prompt_ids, [ids for ids, _ in answers], strict=True))
     room = max(len(prompt) + len(ids) for prompt, ids in pairs) + settings.max_tokens
     figures: dict[str, dict] = {}
-    with Sandbox.from_params(params.sandbox) as sandbox:
+    with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
 
-        def pass_at_1(texts: list[str]) -> float:
-            parsed = [parse(text) for text in texts]
-            programs = [(record, a.code) for record, a in zip(records, parsed, strict=True) if a]
-            verdicts = sandbox.run(programs)
+        def pass_at_1(texts: list[str], truncated: list[bool]) -> float:
+            programs = [(record, extract(text, record["prompt"], record["entry_point"], "cot", cut))
+                        for record, text, cut in zip(records, texts, truncated, strict=True)]
+            verdicts = sandbox.run([(record, found.solution) for record, found in programs if found.flaw != "no_tags"])
             broken = [v.error for v in verdicts if v.status == "infrastructure_error"]
             if broken:
                 raise JobError(f"the sandbox failed, which says nothing of the model: {broken[0]}")
             return sum(v.passed for v in verdicts) / len(records)
 
-        figures["reference"] = {"pass@1": pass_at_1([text for _, text in answers]), "tasks": len(records)}
+        passed = pass_at_1([text for _, text in answers], [ids[-1:] != [end] for ids, _ in answers])
+        figures["reference"] = {"pass@1": passed, "tasks": len(records)}
         for kind, file in files.items():
             figures[kind] = compare(file, prompts, pairs, reference, room)
             generate = load(file, context=room)
-            greedy = Sampling(n=1, temperature=0.0, top_p=1.0, max_tokens=settings.max_tokens, stop=(), seed=0)
-            figures[kind]["pass@1"] = pass_at_1([samples[0].text for samples in generate(prompts, greedy)])
+            written = generate(prompts, Sampling(max_tokens=settings.max_tokens))
+            figures[kind]["pass@1"] = pass_at_1([c.text for c, in written], [c.finish == "length" for c, in written])
             log.info("%s: %s", kind, ", ".join(f"{name} {value:.4g}" for name, value in figures[kind].items()))
-            within(kind, figures[kind], figures["reference"]["pass@1"], settings.limits[kind])
+            within(kind, figures[kind], passed, settings.limits[kind])
     return figures
 
 
@@ -74,10 +76,11 @@ def within(kind: str, figures: dict, reference: float, limits) -> None:
         raise JobError(f"gguf.limits.{kind}: {'; '.join(found)}")
 
 
-def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, Callable, Logits]:
-    """The model in float32 by transformers and PEFT, independent of jobs/merge.py: (tokenize, answer, logits).
+def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Callable, Logits]:
+    """The model in float32 by transformers and PEFT, independent of jobs/merge.py.
 
-    answer(prompts' tokens, max_tokens) gives each greedy answer's (tokens with the end token, text).
+    Returns (tokenize, end token, answer, logits); answer(prompts' tokens, max_tokens) gives each greedy answer's
+    (tokens with the end token, text).
     """
     import torch
     from peft import PeftModel
@@ -91,12 +94,13 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, Callable
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
+    eos = tokenizer.eos_token_id
+
     def tokenize(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
     def answer(prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
         batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        eos = tokenizer.eos_token_id
         written = model.generate(**batch, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos,
                                  pad_token_id=tokenizer.pad_token_id)[:, batch["input_ids"].shape[1]:]
         answers = []
@@ -110,7 +114,7 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, Callable
             out = model(torch.tensor([tokens], device=model.device), logits_to_keep=len(tokens) - first)
         return out.logits[0].float().cpu().numpy()
 
-    return tokenize, answer, logits
+    return tokenize, eos, answer, logits
 
 
 def compare(file: Path, prompts: list[str], pairs: list[tuple[list[int], list[int]]], reference: Logits,

@@ -1,0 +1,123 @@
+"""Answers one prompt with any of the models: base, adapter, merged or GGUF; the text streams as it is written.
+
+\b
+    python -m jobs generate --model models/grpo-merged 'Write a function `mean(xs)` ...'
+    python -m jobs generate --model models/base --adapter models/grpo --draw - < prompt.txt
+    python -m jobs generate --model models/gguf/grpo-Q4_K_M.gguf --json '...' | jq -r .code
+
+\b
+Reads   --model    a model folder, or a GGUF file
+        --adapter  a PEFT adapter that is not merged
+        PROMPT     what to program, as in a task's prompt; - reads it from stdin
+Writes  to stdout, the answer as it comes; with --json, one object: text, reasoning and code (null where the answer does
+        not obey the tag format), tokens and finish
+
+The most likely answer, up to `evaluate.max_tokens`; with --draw, one drawn as `evaluate.sampled` says, by `seed`.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import job, reads
+from jobs.errors import JobError, UsageError
+from jobs.models import Sampling, sample_seed
+from jobs.schema import chat_prompt, parse
+
+if TYPE_CHECKING:
+    from jobs.params import Params
+
+
+def run(params: "Params", model: Path, adapter: Path | None, prompt: str,
+        draw: bool) -> Iterator[tuple[str, int, str | None]]:
+    """Pieces of the answer: (text, tokens so far, None, or why it ended: "stop" or "length")."""
+    if not prompt.strip():
+        raise UsageError("PROMPT: is empty")
+    drawn = params.evaluate.sampled
+    sampling = Sampling(1, drawn.temperature if draw else 0.0, drawn.top_p if draw else 1.0,
+                        params.evaluate.max_tokens, seed=params.seed)
+    if model.suffix == ".gguf":
+        if adapter is not None:
+            raise UsageError(f"--adapter: {model} holds its adapters already")
+        from jobs.models import llama_cpp
+
+        text = chat_prompt(prompt)
+        room = len(text.encode()) + sampling.max_tokens  # a token is a byte at least
+        return llama_cpp.stream(llama_cpp.opened(model, room), text, sampling)
+    return by_transformers(model, adapter, chat_prompt(prompt), sampling)
+
+
+def by_transformers(path: Path, adapter: Path | None, prompt: str,
+                    sampling: Sampling) -> Iterator[tuple[str, int, str | None]]:
+    """One sequence from a model folder in the dtype it is stored in."""
+    import threading
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{adapter or path}: cannot be loaded as a model ({' '.join(str(error).split())})") from error
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    torch.manual_seed(sample_seed(sampling.seed, prompt, 0))
+    choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    written: list = []
+
+    def write() -> None:
+        try:
+            written.append(model.generate(**inputs, max_new_tokens=sampling.max_tokens, streamer=streamer,
+                                          pad_token_id=tokenizer.pad_token_id,
+                                          **(choice if sampling.temperature else {"do_sample": False})))
+        except BaseException as error:
+            written.append(error)
+            streamer.end()
+
+    worker = threading.Thread(target=write, daemon=True)
+    worker.start()
+    for piece in streamer:
+        yield piece, 0, None
+    worker.join()
+    if isinstance(written[0], BaseException):
+        raise written[0]
+    tokens = written[0].shape[1] - inputs["input_ids"].shape[1]
+    ended = tokens < sampling.max_tokens or written[0][0, -1] == tokenizer.eos_token_id
+    yield "", tokens, "stop" if ended else "length"
+
+
+@job("evaluate", "seed")
+@reads("--model", "models/grpo-merged", "A model folder, or a GGUF file.")
+@reads("--adapter", None, "A PEFT adapter that is not merged.")
+@click.option("--draw", is_flag=True, help="Draw an answer instead of the most likely one.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+@click.argument("prompt")
+def command(params: "Params", model: Path, adapter: Path | None, draw: bool, as_json: bool, prompt: str) -> None:
+    texts, tokens, finish = [], 0, None
+    for text, count, end in run(params, model, adapter, sys.stdin.read() if prompt == "-" else prompt, draw):
+        texts.append(text)
+        tokens, finish = count or tokens, end or finish
+        if not as_json:
+            click.echo(text, nl=False)
+            sys.stdout.flush()
+    answer = parse("".join(texts))
+    if as_json:
+        click.echo(json.dumps({"text": "".join(texts), "reasoning": answer.reasoning if answer else None,
+                               "code": answer.code if answer else None, "tokens": tokens, "finish": finish}))
+    else:
+        click.echo()
+        if answer is None:
+            click.echo("the answer does not obey the tag format" + (": it was cut at evaluate.max_tokens"
+                                                                      if finish == "length" else ""), err=True)

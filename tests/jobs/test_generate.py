@@ -1,0 +1,91 @@
+"""One prompt through all four kinds of model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import generate, gguf, merge
+from jobs.errors import JobError, UsageError
+from jobs.params import load
+from tests.toy import make_adapter, make_model
+
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+ROOT = Path(__file__).parents[2]
+PROMPT = "Write a function `add(a, b)`."
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    base = make_model(folder / "base", tie=False)
+    adapter = make_adapter(base, folder / "grpo", scale=0.1)
+    updates = merge.all_changes(base, [adapter], False)
+    (folder / "merged").mkdir()
+    merge.write_model(base, updates, merge.Storage("F32"), folder / "merged")
+    merge.copy_rest(base, folder / "merged", "float32")
+    gguf.write_gguf(base, updates, "F32", folder / "grpo-F32.gguf")
+    return folder
+
+
+def params(*assignments):
+    return load(ROOT / "params.yaml", ["evaluate.max_tokens=16", *assignments])
+
+
+def text(*arguments):
+    return "".join(piece for piece, _, _ in generate.run(params(), *arguments))
+
+
+def test_the_same_weights_give_the_same_answer_in_every_form(models):
+    merged = text(models / "merged", None, PROMPT, False)
+    assert merged
+    assert text(models / "base", models / "grpo", PROMPT, False) == merged
+    assert text(models / "grpo-F32.gguf", None, PROMPT, False) == merged
+    assert text(models / "base", None, PROMPT, False) != merged
+
+
+@pytest.mark.parametrize("name", ["merged", "grpo-F32.gguf"])
+def test_the_answer_comes_in_pieces_and_says_how_it_ended(models, name):
+    pieces = list(generate.run(params(), models / name, None, PROMPT, False))
+    assert len(pieces) > 3
+    assert pieces[-1][1:] in [(16, "length"), (pieces[-1][1], "stop")]
+    assert all(end is None for _, _, end in pieces[:-1])
+
+
+@pytest.mark.parametrize("name", ["merged", "grpo-F32.gguf"])
+def test_a_drawn_answer_depends_on_the_seed(models, name):
+    def drawn(seed):
+        return "".join(p for p, _, _ in generate.run(params(f"seed={seed}"), models / name, None, PROMPT, True))
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(1, 5)}) > 1
+
+
+def test_what_cannot_be_is_refused(models, tmp_path):
+    with pytest.raises(UsageError, match="PROMPT"):
+        generate.run(params(), models / "merged", None, " \n", False)
+    with pytest.raises(UsageError, match="--adapter"):
+        generate.run(params(), models / "grpo-F32.gguf", models / "grpo", PROMPT, False)
+    with pytest.raises(JobError, match="cannot be loaded"):
+        list(generate.run(params(), tmp_path, None, PROMPT, False))
+
+
+def cli(*arguments, stdin=""):
+    return subprocess.run([sys.executable, "-m", "jobs", "generate", "--params", str(ROOT / "params.yaml"), "--set",
+                           "evaluate.max_tokens=8", *map(str, arguments)], input=stdin, capture_output=True, text=True,
+                          timeout=120, cwd=ROOT, env=os.environ)
+
+
+def test_scripts_get_one_object_and_people_get_text(models):
+    done = cli("--model", models / "grpo-F32.gguf", "--json", PROMPT)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"text", "reasoning", "code", "tokens", "finish"}
+    assert answer["code"] is None, "a random model does not obey the format"
+    plain = cli("--model", models / "grpo-F32.gguf", "-", stdin=PROMPT)
+    assert plain.stdout == answer["text"] + "\n"
+    assert "tag format" in plain.stderr
+    assert cli("--model", models / "nowhere", PROMPT).returncode == 2
