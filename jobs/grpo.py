@@ -29,7 +29,7 @@ CURVE = {
     "reward": "reward", "reward_std": "reward_std", "rewards/format/mean": "format", "rewards/reasoning/mean": "reasoning",
     "rewards/correctness/mean": "correctness", "all_tests_passed": "all_tests_passed",
     "infrastructure_errors": "infrastructure_errors", "frac_reward_zero_std": "equal_groups", "kl": "kl",
-    "sampling/sampling_logp_difference/mean": "logp_difference", "entropy": "entropy",
+    "logp_difference": "logp_difference", "entropy": "entropy",
     "completions/mean_length": "length", "completions/clipped_ratio": "truncated", "clip_ratio/region_mean": "clipped",
     "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
 }
@@ -79,6 +79,10 @@ def run(params: Params, base: Path, adapter: Path, tasks: Path, out: Path, metri
         trainer = Trainer(
             scorer=scorer, grpo=settings, directory=directory, model=model, processing_class=tokenizer,
             reward_funcs=functions, train_dataset=dataset, args=configuration(params, weights, directory))
+        if settings.engine == "transformers" and settings.rollout == "vllm":
+            from jobs.rollout import Rollout
+
+            trainer.use_rollout(Rollout(params, base, trainer.model))
         training.train(trainer, directory)
         times = trainer.times()
     with replace_dir(out) as partial:
@@ -114,7 +118,7 @@ def configuration(params: Params, weights: list[float], directory: Path):
     from jobs import training
 
     settings = params.grpo
-    vllm = settings.rollout == "vllm"
+    vllm = settings.engine == "unsloth"  # with transformers the job brings its own rollout
     return GRPOConfig(
         **training.arguments(settings, params.checkpoints, directory, params.seed),
         max_steps=settings.steps, num_generations=settings.generations,
@@ -124,7 +128,7 @@ def configuration(params: Params, weights: list[float], directory: Path):
         scale_rewards=settings.scale_rewards, importance_sampling_level="token", reward_weights=weights,
         multi_objective_aggregation="sum_then_normalize", mask_truncated_completions=settings.mask_truncated,
         gradient_checkpointing=settings.gradient_checkpointing, shuffle_dataset=True, log_completions=False,
-        use_vllm=vllm, vllm_mode="colocate", vllm_importance_sampling_correction=vllm and settings.importance_correction,
+        use_vllm=vllm, vllm_mode="colocate", vllm_importance_sampling_correction=settings.importance_correction,
         disable_dropout=False, use_liger_kernel=False)
 
 

@@ -1,10 +1,10 @@
 """TRL's GRPOTrainer with what the job adds: groups without a signal, logged completions, times per phase."""
 
-import json
 import random
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from trl import GRPOTrainer
@@ -12,6 +12,11 @@ from trl import GRPOTrainer
 from jobs.files import read_jsonl, write_jsonl
 from jobs.params import Grpo
 from jobs.rewards import Scorer
+
+if TYPE_CHECKING:
+    from jobs.rollout import Rollout
+
+REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
 
 
 class Trainer(GRPOTrainer):
@@ -48,21 +53,61 @@ class Trainer(GRPOTrainer):
         seconds["train"] = whole - sum(seconds.values())
         return {k: round(v, 3) for k, v in seconds.items()} | {"waiting_for_verdicts": round(self.scorer.waited, 3)}
 
+    def use_rollout(self, rollout: "Rollout") -> None:
+        """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
+        self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
+
     def _generate(self, prompts: list):
         result = super()._generate(prompts)
+        # The tests start here, and run while the trainer computes log-probabilities.
+        texts = self.processing_class.batch_decode(result[1], skip_special_tokens=True)
+        self.scorer.start(texts, self.task_ids)
         return result
 
+    def _get_per_token_logps_and_entropies(self, *arguments, **options):
+        result = super()._get_per_token_logps_and_entropies(*arguments, **options)
+        if torch.is_grad_enabled():
+            self.trained_logps = result[0].detach()
+        return result
+
+    def _compute_loss(self, model, inputs: dict):
+        loss = super()._compute_loss(model, inputs)
+        if "sampling_per_token_logps" in inputs:  # the policy is still the one that sampled them
+            mask = inputs["completion_mask"].bool()
+            difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
+            self._metrics["train"]["logp_difference"].append(difference.mean().item() if mask.any() else 0.0)
+        return loss
+
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        self.task_ids = [row["task_id"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         self.log_completions_table()
+        if self.grpo.equal_groups == "refill":
+            output = self.refilled(output)
         if self.grpo.equal_groups != "keep":
             output = self.without_equal_groups(output)
+        return output
+
+    def refilled(self, output: dict) -> dict:
+        """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds."""
+        size = self.num_generations
+        for attempt in range(REFILLS):
+            dead = [i for i, live in enumerate(live_groups(output, size)) if not live]
+            if not dead:
+                break
+            rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
+            rows = [self.train_dataset[i] for i in rng.sample(range(len(self.train_dataset)), len(dead))]
+            fresh = [row for row in rows for _ in range(size)]
+            self.task_ids = [row["task_id"] for row in fresh]
+            extra = super()._generate_and_score_completions(fresh)
+            found = [i for i, live in enumerate(live_groups(extra, size)) if live]
+            output = exchanged(output, extra, list(zip(dead, found)), size, self.pad_token_id)
         return output
 
     def without_equal_groups(self, output: dict) -> dict:
         """Masks the completions of groups whose advantages are all zero, and counts the rest anew for the normaliser."""
         size = self.num_generations
-        live = (output["advantages"].view(-1, size) != 0).any(dim=1).repeat_interleave(size)
+        live = live_groups(output, size).repeat_interleave(size)
         output["completion_mask"] = output["completion_mask"] * live.unsqueeze(1).to(output["completion_mask"].dtype)
         output["num_items_in_batch"] = output["completion_mask"].sum().clamp(min=1).to(output["num_items_in_batch"])
         return output
@@ -81,6 +126,37 @@ class Trainer(GRPOTrainer):
 
     def logged_completions(self) -> list[dict]:
         return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
+
+
+def live_groups(output: dict, size: int) -> torch.Tensor:
+    """(groups,) bool: whether a group's advantages are not all zero."""
+    return (output["advantages"].view(-1, size) != 0).any(dim=1)
+
+
+def exchanged(output: dict, extra: dict, pairs: list[tuple[int, int]], size: int, pad_token_id: int) -> dict:
+    """`output` with group i replaced by group j of `extra` for every (i, j); rows are padded to the wider of the two.
+
+    Tensors are (completions,) or (completions, tokens): prompts padded on the left, completions on the right.
+    """
+    result = dict(output)
+    for name, value in output.items():
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            continue
+        other = extra[name]
+        if value.dim() == 2 and value.shape[1] > 1:
+            fill = pad_token_id if name in ("prompt_ids", "completion_ids") else 0
+            width = max(value.shape[1], other.shape[1])
+            value, other = (widened(t, width, fill, left=name.startswith("prompt")) for t in (value, other))
+        value = value.clone()
+        for i, j in pairs:
+            value[i * size:(i + 1) * size] = other[j * size:(j + 1) * size]
+        result[name] = value
+    return result
+
+
+def widened(rows: torch.Tensor, width: int, fill: int, *, left: bool) -> torch.Tensor:
+    missing = width - rows.shape[1]
+    return torch.nn.functional.pad(rows, (missing, 0) if left else (0, missing), value=fill)
 
 
 def rounded(value):

@@ -194,6 +194,7 @@ class Grpo(Optimizer):
     importance_correction: bool
     mask_truncated: bool
     equal_groups: Literal["keep", "drop", "refill"]
+    gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
     gradient_checkpointing: bool
     log_completions_every: Count
     rewards: Rewards
@@ -277,7 +278,9 @@ class Sandbox(Section):
     workers: Count
     timeout: Seconds
     memory_mib: Positive
-    require: list[Literal["seccomp", "landlock", "namespaces", "unprivileged"]]
+    limit_factor: Annotated[float, Field(ge=1, le=1000)]
+    min_limit: Seconds
+    require: list[Literal["seccomp", "landlock", "unprivileged"]]
 
 
 class Checkpoints(Section):

@@ -1,14 +1,18 @@
-"""The toy world: small list-processing functions, their instructions, tests and a corpus, all from one seeded generator.
+"""The toy world: small integer functions, their instructions, tests and a corpus, all from one seeded generator.
 
-A program is two or three steps; each step is a phrase of the instruction and a line of the code. The tasks look like
-HumanEval's (a header and a docstring to be continued), the corpus is what a small model is pre-trained on. Programs are
-drawn without replacement, so no task of one split, and no document of the corpus, is a task of another split.
+A program is three steps; each step is a phrase of the instruction and a line of the code. The tasks look like HumanEval's
+(a header and a docstring to be continued), the corpus is what a small model is pre-trained on. Programs are drawn without
+replacement, so no task of one split, and no document of the corpus, is a task of another split.
+
+All phrases have the same number of tokens, and so have all lines: what a line must look up is then at a fixed distance,
+which a model of two layers learns in hundreds of steps. With phrases of any length it takes thousands.
 
     python -m jobs.toy data/smoke/teacher.jsonl      # writes anew the recorded teacher answers of the smoke run
 """
 
+import operator
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from jobs import schema
@@ -17,94 +21,65 @@ from jobs.errors import UsageError
 if TYPE_CHECKING:
     from jobs.params import Params
 
-# phrase, code; {k} is a digit, {v} the list that the step before made. Every step maps integers to integers.
-STEPS = (
-    ("add {k} to each number", "[x + {k} for x in {v}]"),
-    ("subtract {k} from each number", "[x - {k} for x in {v}]"),
-    ("multiply each number by {k}", "[x * {k} for x in {v}]"),
-    ("keep the numbers above {k}", "[x for x in {v} if x > {k}]"),
-    ("keep the numbers below {k}", "[x for x in {v} if x < {k}]"),
-    ("keep the first {k} numbers", "{v}[:{k}]"),
-    ("drop the first {k} numbers", "{v}[{k}:]"),
-    ("append {k}", "{v} + [{k}]"),
-    ("keep the even numbers", "[x for x in {v} if x % 2 == 0]"),
-    ("keep the odd numbers", "[x for x in {v} if x % 2 == 1]"),
-    ("square each number", "[x * x for x in {v}]"),
-    ("negate each number", "[-x for x in {v}]"),
-    ("reverse the list", "{v}[::-1]"),
-    ("sort the list", "sorted({v})"),
-)
-DIGITS = range(2, 6)
-ORDER = ("first", "second", "third")
+VERBS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//", "reduce": "%", "flip": "^"}
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
+              "^": operator.xor}
+DIGITS = range(2, 10)
+LENGTH = 3
 ENTRY_POINT = "solve"
 TESTS = 6
-PROBES = [random.Random(i).choices(range(-9, 16), k=8) for i in range(8)]
+PROBES = (0, 1, 2, 5, 7, 12, 23, 34, 58, 91, 100, -3)
 
-Step = tuple[str, str]
+Step = tuple[str, int]  # a verb and its digit
 Program = tuple[Step, ...]
 
 
 def draw_step(rng: random.Random) -> Step:
-    phrase, code = rng.choice(STEPS)
-    k = str(rng.choice(DIGITS))
-    return phrase.replace("{k}", k), code.replace("{k}", k)
+    return rng.choice(tuple(VERBS)), rng.choice(DIGITS)
 
 
-def draw_program(rng: random.Random, lengths: Sequence[int] = (2, 3)) -> Program:
-    """As many steps as one of `lengths` says, no two of them the same."""
-    wanted, steps = rng.choice(lengths), []
-    while len(steps) < wanted:
-        step = draw_step(rng)
-        if step not in steps:
-            steps.append(step)
-    return tuple(steps)
+def draw_program(rng: random.Random) -> Program:
+    return tuple(draw_step(rng) for _ in range(LENGTH))
 
 
 def prompt_of(program: Program) -> str:
-    """A header and a docstring with a step a line, each begun by a word of its own: a small model finds its place by it."""
-    steps = "".join(f"    {word} {phrase}\n" for word, (phrase, _) in zip(ORDER, program))
-    return f'def {ENTRY_POINT}(xs):\n    """\n{steps}    """\n'
+    instruction = ", then ".join(f"{verb} {k}" for verb, k in program)
+    return f'def {ENTRY_POINT}(x):\n    """{instruction}"""\n'
 
 
 def lines_of(program: Program) -> list[str]:
-    """One assignment a step, each to a new name, from the name before it."""
-    return [f"{name} = {code.replace('{v}', before)}" for (_, code), name, before in zip(program, "abc", ("xs", *"ab"))]
+    return [f"x = x {VERBS[verb]} {k}" for verb, k in program]
 
 
 def body_of(program: Program) -> str:
-    return "".join(f"    {line}\n" for line in lines_of(program)) + f"    return {'abc'[len(program) - 1]}\n"
+    return "".join(f"    {line}\n" for line in lines_of(program)) + "    return x\n"
 
 
 def code_of(program: Program) -> str:
     """The whole function, without its docstring."""
-    return f"def {ENTRY_POINT}(xs):\n{body_of(program)}"
+    return f"def {ENTRY_POINT}(x):\n{body_of(program)}"
 
 
 def reasoning_of(program: Program) -> str:
-    steps = zip(ORDER, program, lines_of(program))
-    return "\n".join(f"{word} {phrase}: {line}" for word, (phrase, _), line in steps)
+    steps = zip(program, lines_of(program), strict=True)
+    return "\n".join(f"{verb} {k}: {line}" for (verb, k), line in steps)
 
 
 def answer_of(program: Program) -> str:
     return schema.render(reasoning_of(program), code_of(program))
 
 
-def outcome(program: Program, xs: list[int]) -> list[int]:
-    """What the program returns for `xs`; the lines are our own, so they are simply evaluated."""
-    for _, code in program:
-        xs = eval(code.replace("{v}", "xs"), {"__builtins__": {"sorted": sorted}}, {"xs": xs})
-    return xs
+def outcome(program: Program, x: int) -> int:
+    """What the program returns for `x`."""
+    for verb, k in program:
+        x = OPERATIONS[VERBS[verb]](x, k)
+    return x
 
 
 def tests_of(program: Program, rng: random.Random) -> list[str]:
-    """Assertions on distinct inputs, the empty list among them; the other results are not empty."""
-    tests = [f"assert {ENTRY_POINT}([]) == {outcome(program, [])}"]
-    while len(tests) < TESTS:
-        xs = rng.choices(range(-9, 16), k=rng.randint(6, 9))
-        result = outcome(program, xs)
-        if result:
-            tests.append(f"assert {ENTRY_POINT}({xs}) == {result}")
-    return tests
+    """Assertions on distinct inputs, zero and a negative one among them."""
+    inputs = [0, -rng.randint(1, 50), *rng.sample(range(1, 200), TESTS - 2)]
+    return [f"assert {ENTRY_POINT}({x}) == {outcome(program, x)}" for x in inputs]
 
 
 def task_of(program: Program, task_id: str, rng: random.Random) -> dict:
@@ -116,10 +91,11 @@ def task_of(program: Program, task_id: str, rng: random.Random) -> dict:
 
 
 def telling(program: Program) -> bool:
-    """Whether tests can tell the program: most results are not empty, and leaving any step out changes one."""
-    results = [outcome(program, xs) for xs in PROBES]
-    return sum(map(bool, results)) > len(PROBES) // 2 and all(
-        [outcome(program[:i] + program[i + 1:], xs) for xs in PROBES] != results for i in range(len(program)))
+    """Whether tests can tell the program: its results differ, and leaving any step out changes most of them."""
+    results = [outcome(program, x) for x in PROBES]
+    shorter = [[outcome(program[:i] + program[i + 1:], x) for x in PROBES] for i in range(LENGTH)]
+    return len(set(results)) > LENGTH and all(
+        sum(a != b for a, b in zip(results, other, strict=True)) > len(PROBES) // 2 for other in shorter)
 
 
 def programs(seed: int) -> Iterator[Program]:
@@ -158,14 +134,14 @@ def corpus(seed: int, documents: int, wrong: float, reserved: set[Program]) -> I
     kept_out = {code_of(program) for program in reserved}
     made = 0
     while made < documents:
-        program = written = draw_program(rng, (1, 2, 2, 3, 3))
+        program = written = draw_program(rng)
         if rng.random() < wrong:
             line = rng.randrange(len(program))
-            written = (*program[:line], (program[line][0], draw_step(rng)[1]), *program[line + 1:])
+            written = (*program[:line], draw_step(rng), *program[line + 1:])
         if code_of(program) in kept_out or code_of(written) in kept_out:
             continue
         if made % 2:
-            yield schema.chat_prompt(prompt_of(program)) + answer_of(written)
+            yield schema.chat_prompt(prompt_of(program)) + schema.render(reasoning_of(written), code_of(written))
         else:
             yield prompt_of(program) + body_of(written)
         made += 1
@@ -189,7 +165,7 @@ def recorded(params: "Params") -> Iterator[dict]:
             right.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
             schema.render(reasoning_of(program), code_of(program).replace("return", "retrun")),
             schema.render(reasoning_of(program), code_of(program).replace(ENTRY_POINT, "solution")),
-            schema.render(reasoning_of(program), code_of(program).replace("return ", "return xs or ")),
+            schema.render(reasoning_of(program), code_of(program).replace("return ", "return x or ")),
         )
         answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
         for attempt, answer in enumerate(answers):

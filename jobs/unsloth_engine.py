@@ -1,0 +1,39 @@
+"""Loading by Unsloth: its model, its kernels, and for GRPO its vLLM engine in the same process, on shared weights.
+
+vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base weights never change.
+"""
+
+from pathlib import Path
+
+from jobs.errors import JobError
+from jobs.params import Params
+from jobs.training import check_adapter
+
+
+def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
+    """The base in bfloat16 with a trainable LoRA adapter; with `rollout`, a vLLM engine beside it.
+
+    Errors: JobError for an adapter that is not of the shape in sft.lora, or whose tensors do not fit the model.
+    """
+    from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
+    import torch
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    lora = params.sft.lora
+    settings = params.grpo if rollout else params.sft
+    length = (params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length)
+    engine = {"fast_inference": True, "max_lora_rank": lora.rank,
+              "gpu_memory_utilization": params.grpo.gpu_memory} if rollout else {}
+    model, _ = FastLanguageModel.from_pretrained(str(base), max_seq_length=length, dtype=torch.bfloat16,
+                                                 load_in_4bit=False, trust_remote_code=False, **engine)
+    model = FastLanguageModel.get_peft_model(
+        model, r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, bias="none",
+        use_rslora=False, max_seq_length=length, random_state=params.seed,
+        use_gradient_checkpointing=settings.gradient_checkpointing)
+    if adapter is not None:
+        check_adapter(adapter, lora)
+        loaded = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+        if loaded.unexpected_keys:
+            raise JobError(f"{adapter}: the model has no place for {loaded.unexpected_keys[:3]}")
+    return model
