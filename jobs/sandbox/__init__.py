@@ -8,6 +8,25 @@ Three processes a worker. The pool here is a thread a worker and holds nothing b
 tests and compares. The child, forked by a server that was started by exec with an empty environment (server.py), runs
 the submission and nothing else: names that a test calls are carried out there, arguments and results cross a socket as
 plain data in a closed codec (codec.py), and expected values, comparison and assert never leave the judge.
+
+Defended, by the layers in brackets, each shown to hold or to be missed by tests/attacks:
+- the verdict: a submission returns data or does not; it cannot exit, patch, subclass, trace or forge its way to a pass,
+  because nothing that decides is in its process; builtins and helpers that a test uses are the judge's own
+- the tests: not in the child's memory, nor its ancestors' that it could read, nor in files it may open [Landlock; where
+  the kernel has none, seccomp lets it open no file at all, and only what is imported already can be imported]
+- time: a deadline on the wall, moved only by what the child waited for a core; a CPU limit on the judge's own work
+- memory, files, descriptors, processes, output [rlimits; seccomp refuses fork, threads and writing]
+- other processes, the network, the machine [seccomp; Landlock for TCP and signals; as root, the uid of nobody]
+- the next submission: a new process from a server that no submission has touched; nothing it could leave behind
+
+Not defended: a hole in the kernel or in CPython's JSON reader; what a caller prints of a program's texts; covert reading
+of public facts (the existence of files, the time, the machine's load); tests that an honest wrong program passes; methods
+of a submission's own class that a test asks to decide (`assert f(x).is_right()`), as far as they are no predicates that
+plain data has (remote.py); a check that the submission's object is not equal to something. What comes back is plain data:
+instances of subclasses as their base's value, identity and aliasing lost, functions of a test cannot be handed over.
+
+As evalplus does, a result is compared without regard to what it printed. Where no seccomp or Landlock is, `missing` says
+why, a warning is logged once, and `require` refuses to start.
 """
 
 import collections
@@ -105,7 +124,8 @@ class Sandbox:
     @classmethod
     def from_params(cls, params: Any, **options: Any) -> "Sandbox":
         """From the `sandbox` section of params.yaml (jobs/params.py)."""
-        return cls(params.workers, params.timeout, params.memory_mib, params.require, **options)
+        return cls(params.workers, params.timeout, params.memory_mib, params.require,
+                   limit_factor=params.limit_factor, min_limit=params.min_limit, **options)  # fmt: skip
 
     def greet(self, hello: dict[str, Any], require: Sequence[str]) -> None:
         if "error" in hello:

