@@ -103,7 +103,7 @@ def make_toy(params: Params, toy: ToyBase, out: Path) -> None:
 def train_tokenizer(documents: list[str], vocab_size: int):
     """A byte-level BPE tokenizer with Qwen2's pre-tokenizer and end-of-text as its only special token."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -113,8 +113,8 @@ def train_tokenizer(documents: list[str], vocab_size: int):
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=[AddedToken(END, special=True)],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(documents, trainer)
-    return Qwen2TokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, bos_token=None, unk_token=None,
-                              model_max_length=2048)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, bos_token=None, unk_token=None,
+                                   model_max_length=2048)
 
 
 def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):

@@ -25,11 +25,13 @@ run goes on where it stopped: finished batches wait in .checkpoints.
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from jobs.models import Generate
     from jobs.params import Evaluate, Params
     from jobs.sandbox import Sandbox
+
+T = TypeVar("T")
 
 # A function is continued until something else begins at the left margin (Chen et al. 2021, section 2.1); a program
 # begins there, and ends with what usually follows a function (evalplus's strings for MBPP).
@@ -208,29 +212,40 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
              "seed": params.seed, **settings.model_dump(exclude={"engine", "benchmarks", "batch_size"}),
              "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names}}
     drawn: dict[str, list[dict]] = {}
+    seconds = {"load": 0.0, "generate": 0.0, "score": 0.0}
     if samples is not None:
         asked = read_json(samples / "settings.json") | {"mode": mode, "benchmarks": asked["benchmarks"]}
         drawn = {name: read_jsonl(samples / f"samples-{name}.jsonl") for name in names}
     elif model is not None:
         inputs = [path for path in (model, adapter) if path]
         kept = checkpoint.folder(f"evaluate-{out.name}", asked | {"batch_size": settings.batch_size}, *inputs)
-        engine = once(lambda: load_engine(settings, model, adapter))
+        engine = once(lambda: timed(seconds, "load", lambda: load_engine(settings, model, adapter)))
         per_call = None if asked["engine"] == "vllm" else settings.batch_size
-        drawn = {name: generate(settings, params.seed, tasks, mode, engine, per_call, kept / f"{name}.jsonl")
-                 for name, tasks in benchmarks.items()}
+        for name, tasks in benchmarks.items():
+            drawn[name] = timed(seconds, "generate", partial(
+                generate, settings, params.seed, tasks, mode, engine, per_call, kept / f"{name}.jsonl"))
+        seconds["generate"] -= seconds["load"]  # the engine is loaded within the first call
         del engine
     metrics: dict[str, dict] = {}
-    with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox, replace_dir(out) as partial:
+    with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox, replace_dir(out) as unfinished:
         for name, tasks in benchmarks.items():
-            results = score(tasks, drawn[name], mode, sandbox)
-            write_jsonl(partial / f"samples-{name}.jsonl", drawn[name])
-            write_jsonl(partial / f"results-{name}.jsonl", results)
+            results = timed(seconds, "score", partial(score, tasks, drawn[name], mode, sandbox))
+            write_jsonl(unfinished / f"samples-{name}.jsonl", drawn[name])
+            write_jsonl(unfinished / f"results-{name}.jsonl", results)
             metrics |= summary(name, tasks, drawn[name], results, mode)
-        write_json(partial / "settings.json", asked)
+        write_json(unfinished / "settings.json", asked)
     if metrics_path is not None:
         write_metrics(metrics_path, metrics)
-    checkpoint.provenance(f"evaluate-{out.name}")
+    checkpoint.provenance(f"evaluate-{out.name}", seconds_by_phase={k: round(v, 2) for k, v in seconds.items()},
+                          tokens=sum(row["tokens"] for rows in drawn.values() for row in rows))
     return metrics
+
+
+def timed(seconds: dict[str, float], phase: str, work: "Callable[[], T]") -> "T":
+    began = time.perf_counter()
+    result = work()
+    seconds[phase] += time.perf_counter() - began
+    return result
 
 
 def once(make: "Callable[[], Generate]") -> "Callable[[], Generate]":

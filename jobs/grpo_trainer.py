@@ -4,7 +4,7 @@ import random
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOTrainer
@@ -25,6 +25,14 @@ class Trainer(GRPOTrainer):
     `grpo.equal_groups` says what becomes of groups whose rewards are all equal, and so carry no signal: `keep` them as
     TRL does, `drop` their tokens from the loss and its normaliser, or `refill` the batch with other tasks' groups.
     """
+
+    # What TRL declares more widely than it is used here.
+    processing_class: Any
+    train_dataset: Any
+    vllm_generation: Any
+    args: Any
+    num_generations: int
+    _logs: dict[str, Any]
 
     def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, **options) -> None:
         super().__init__(**options)
@@ -101,7 +109,7 @@ class Trainer(GRPOTrainer):
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)
             found = [i for i, live in enumerate(live_groups(extra, size)) if live]
-            output = exchanged(output, extra, list(zip(dead, found)), size, self.pad_token_id)
+            output = exchanged(output, extra, list(zip(dead, found)), size, self.processing_class.pad_token_id)
         return output
 
     def without_equal_groups(self, output: dict) -> dict:

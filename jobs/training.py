@@ -161,7 +161,7 @@ def watcher():
                 self.bar.set_postfix(shown, refresh=False)
 
         def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
-            checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoint.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
         def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
             if self.bar is not None:

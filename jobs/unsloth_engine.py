@@ -4,6 +4,7 @@ vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base
 """
 
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import JobError
 from jobs.params import Params
@@ -33,7 +34,7 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         use_gradient_checkpointing=settings.gradient_checkpointing)
     if adapter is not None:
         check_adapter(adapter, lora)
-        loaded = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+        loaded: Any = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
         if loaded.unexpected_keys:
             raise JobError(f"{adapter}: the model has no place for {loaded.unexpected_keys[:3]}")
     return model
