@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 KNOWN = {
-    "CVE-2025-69872": "diskcache 5.6.3 unpickles what lies in its cache folder, and there is no fixed release. It comes "
-                      "with llama-cpp-python, which uses it in LlamaDiskCache alone; no job does.",
+    "CVE-2025-69872": "diskcache 5.6.3 unpickles what lies in its cache folder, and there is no fixed release. It is "
+                      "here for llama-cpp-python, which uses it in LlamaDiskCache alone; no job does.",
 }  # fmt: skip
 # Not on PyPI under this version: PyTorch's own build of it. torch 2.13.0 is looked up in its place.
 LOCAL = "+cpu"
