@@ -41,5 +41,5 @@ def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings:
           for name, s in (("reasoning", metrics["reasoning_characters"]), ("code", metrics["code_characters"]))),
         "", "## Limits", "",
         "- Passing a task's few tests does not prove a program right, and says nothing of its reasoning.",
-        "- Tasks that overlap with the benchmarks were removed before, by word n-grams; a paraphrase passes that.",
+        "- Tasks and answers that share runs of words with a benchmark were left out; a paraphrase passes that filter.",
         "- The tasks are short and in English; the code is Python.", ""])

@@ -5,6 +5,7 @@
 
 \b
 Reads   --tasks       task records; their order is shuffled by the seed, each gives at most one example
+        --benchmarks  what no answer may repeat, by runs of the longest of tasks.ngrams
         --responses   the response cache, data/responses: one file a request; it only grows
 Writes  --out         examples.jsonl, rejects.jsonl (with reasons), README.md (the data card)
         --metrics     requests, tokens, cost, acceptance by reason, lengths
@@ -43,6 +44,7 @@ import click
 
 from jobs import datacard, schema, teacher
 from jobs.cli import job, log, progress, reads, writes
+from jobs.contamination import ngrams
 from jobs.errors import JobError, UsageError
 from jobs.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
 
@@ -65,6 +67,7 @@ REASONS = {
     "timeout": "the tests take too long",
     "crashed": "the process running the code dies",
     "invalid": "the sandbox refuses the code",
+    "contaminated": "reasoning or code share a run of words with a benchmark's prompt or solution",
     "near_duplicate": "prompt and code are nearly those of an earlier example",
 }
 LONGEST_TEXT = 4000  # characters of a rejected answer in rejects.jsonl; the whole is in the cache
@@ -90,22 +93,47 @@ class Candidate:
 
 
 @dataclass
+class Benchmarks:
+    """The runs of n words in the benchmarks, by which answers that repeat them are told."""
+
+    n: int
+    runs: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, sizes: list[int]) -> "Benchmarks":
+        """By the longest n alone: code is full of the shorter runs (`for i in range(len(a)): for j in`)."""
+        n = max(sizes, default=0)
+        return cls(n, {run: task["task_id"] for task in read_jsonl(path) for text in (task["prompt"], task["reference"])
+                       for run in ngrams(text, n)} if n else {})
+
+    def shared(self, answer: schema.Answer) -> str:
+        """The first run that the answer shares, with its benchmark task, or ""."""
+        return next((f"{self.runs[run]}: {' '.join(run)}" for text in (answer.reasoning, answer.code)
+                     for run in (ngrams(text, self.n) if self.runs else ()) if run in self.runs), "")
+
+
+@dataclass
 class Collection:
     """What the beginning of the sequence, as far as it is decided, has come to."""
 
+    similarity: float
+    benchmarks: Benchmarks
     accepted: list[Candidate] = field(default_factory=list)
     decided: list[Candidate] = field(default_factory=list)
     grams: list[set[tuple[str, ...]]] = field(default_factory=list)
     in_a_row: int = 0
 
-    def decide(self, candidate: Candidate, similarity: float) -> None:
-        """Takes the sequence's next candidate, whose own checks are done; near-duplicates can only be seen here."""
+    def decide(self, candidate: Candidate) -> None:
+        """Takes the sequence's next candidate, whose own checks are done, and compares it with what is there."""
         if not candidate.reason:
+            assert candidate.answer is not None
             grams = shingles(candidate)
-            for earlier, other in zip(self.accepted, self.grams, strict=True):
-                if len(grams & other) >= similarity * len(grams | other):
-                    candidate.reason, candidate.detail = "near_duplicate", f"of {earlier.task['task_id']}"
-                    break
+            twin = next((earlier.task["task_id"] for earlier, other in zip(self.accepted, self.grams, strict=True)
+                         if len(grams & other) >= self.similarity * len(grams | other)), "")
+            if shared := self.benchmarks.shared(candidate.answer):
+                candidate.reason, candidate.detail = "contaminated", shared
+            elif twin:
+                candidate.reason, candidate.detail = "near_duplicate", twin
             else:
                 self.accepted.append(candidate)
                 self.grams.append(grams)
@@ -193,13 +221,13 @@ async def try_out(candidate: Candidate, settings: "Distill", responses: teacher.
     candidate.reason, candidate.detail = reason, detail
 
 
-async def collect(tasks: list[dict], settings: "Distill", responses: teacher.Responses, asked: teacher.Teacher,
-                  sandbox: "Sandbox") -> Collection:
+async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks, responses: teacher.Responses,
+                  asked: teacher.Teacher, sandbox: "Sandbox") -> Collection:
     """Works through the sequence until there are enough examples.
 
     Errors: JobError with the counts when the budget, the attempts or the patience end first.
     """
-    collection = Collection()
+    collection = Collection(settings.similarity, benchmarks)
     upcoming = sequence(tasks, settings)
     waiting: Candidate | None = None
     done: set[str] = set()  # tasks with an example, which are passed over from then on
@@ -218,7 +246,7 @@ async def collect(tasks: list[dict], settings: "Distill", responses: teacher.Res
                 working = set(map(id, running.values()))
                 while undecided and id(undecided[0]) not in working:
                     candidate = undecided.popleft()
-                    collection.decide(candidate, settings.similarity)
+                    collection.decide(candidate)
                     if not candidate.reason:
                         done.add(candidate.task["task_id"])
                         bar.update()
@@ -259,7 +287,8 @@ async def collect(tasks: list[dict], settings: "Distill", responses: teacher.Res
             await asked.close()
 
 
-def run(params: "Params", tasks_path: Path, responses_path: Path, out: Path, metrics_path: Path) -> dict:
+def run(params: "Params", tasks_path: Path, benchmarks_path: Path, responses_path: Path, out: Path,
+        metrics_path: Path) -> dict:
     from jobs.checkpoint import provenance
     from jobs.sandbox import Sandbox
 
@@ -269,10 +298,11 @@ def run(params: "Params", tasks_path: Path, responses_path: Path, out: Path, met
         raise UsageError(f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "
                          "each gives at most one example")
     random.Random(f"distill {params.seed}").shuffle(tasks)
+    benchmarks = Benchmarks.read(benchmarks_path, params.tasks.ngrams)
     responses = teacher.Responses(responses_path, Path(settings.recorded) if settings.recorded else None)
     asked = teacher.Teacher(settings)
     with Sandbox.from_params(params.sandbox) as sandbox:
-        collection = asyncio.run(collect(tasks, settings, responses, asked, sandbox))
+        collection = asyncio.run(collect(tasks, settings, benchmarks, responses, asked, sandbox))
     log.info("%s", collection.summary())
 
     metrics = rounded(metrics_of(collection, settings), str(metrics_path))
@@ -323,10 +353,11 @@ def spread(values: list[int]) -> dict[str, float]:
             "mean": sum(ordered) / len(ordered)}
 
 
-@job("distill", "sandbox", "seed")
+@job("distill", "tasks", "sandbox", "seed")
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
+@reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts and solutions that no answer may repeat.")
 @writes("--responses", "data/responses", "The response cache; read, and added to.")
 @writes("--out", "data/distill", "Folder of examples.jsonl, rejects.jsonl and README.md.")
 @writes("--metrics", "metrics/distill.json", "Metrics.")
-def command(params: "Params", tasks: Path, responses: Path, out: Path, metrics: Path) -> None:
-    click.echo(json.dumps(run(params, tasks, responses, out, metrics)))
+def command(params: "Params", tasks: Path, benchmarks: Path, responses: Path, out: Path, metrics: Path) -> None:
+    click.echo(json.dumps(run(params, tasks, benchmarks, responses, out, metrics)))

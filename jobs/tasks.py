@@ -13,7 +13,9 @@ Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is as
                     humaneval.jsonl   the benchmark HumanEval+
                     toy.jsonl         with tasks.toy, in place of both benchmarks
                     left_out.jsonl    the tasks that are in no split, and why
-        --metrics   tasks per split, and how many were left out for which reason
+                    contamination.jsonl   every run of tasks.ngrams words that a training task shares with a benchmark's
+                    benchmarks.jsonl  all benchmarks' prompts and solutions, to check the teacher's answers by
+        --metrics   tasks per split, how many were left out for which reason, and overlaps by split and n
 
 A task is one JSON object a line, the same format for all sources:
 
@@ -209,6 +211,24 @@ def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict]
     return kept, left_out
 
 
+def decontaminate(splits: dict[str, list[dict]], sizes: list[int]) -> tuple[dict[str, list[dict]], list[dict]]:
+    """The splits without the training tasks that share a run of n words with a benchmark's, and a row for each overlap.
+
+    Prompts and reference solutions are compared (jobs/contamination.py), for each n of `sizes`.
+    """
+    from jobs.contamination import overlaps
+
+    def fields(benchmark: bool) -> dict[str, list[str]]:
+        return {task["task_id"]: [task["prompt"], task["reference"]] for name, tasks in splits.items()
+                if (name in BENCHMARKS) == benchmark for task in tasks}
+
+    origin = {task["task_id"]: name for name, tasks in splits.items() for task in tasks}
+    report = [{"task_id": found.text, "split": origin[found.text], "n": n, "benchmark": found.benchmark,
+               "ngram": found.ngram} for n in sizes for found in overlaps(fields(False), fields(True), n)]
+    dropped = {row["task_id"] for row in report}
+    return {name: [task for task in tasks if task["task_id"] not in dropped] for name, tasks in splits.items()}, report
+
+
 def without(task: dict, split: str, reason: str, detail: str) -> dict:
     return {"task_id": task["task_id"], "split": split, "reason": reason, "detail": detail}
 
@@ -219,7 +239,12 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
 
     settings = params.tasks
     splits = toy_tasks(settings, params.seed) if settings.toy else collect(settings, params.seed, sources)
-    left_out: list[dict] = []
+    overlap: list[dict] = []
+    if not settings.toy:  # toy tasks are of one phrasing; their splits are disjoint by construction
+        splits, overlap = decontaminate(splits, settings.ngrams)
+    shared = {row["task_id"]: row for row in overlap}  # of several overlaps, one with the longest run
+    left_out = [without(row, row["split"], "contaminated", f"{row['n']} words of {row['benchmark']}")
+                for row in shared.values()]
     for names in ([name for name in splits if name in BENCHMARKS], [name for name in splits if name not in BENCHMARKS]):
         # Each split under the limits it is used with: evalplus's for benchmarks, the training ones for the others.
         with Sandbox.from_params(params.sandbox, benchmark=names[0] in BENCHMARKS) as sandbox:
@@ -231,9 +256,16 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
             if tasks:
                 write_jsonl(folder / f"{split}.jsonl", tasks)
         write_jsonl(folder / "left_out.jsonl", left_out)
+        write_jsonl(folder / "contamination.jsonl", overlap)
+        write_jsonl(folder / "benchmarks.jsonl", () if settings.toy else (
+            {name: task[name] for name in ("task_id", "prompt", "reference")} for split in BENCHMARKS
+            for task in splits.get(split, ())))
     reasons = Counter(row["reason"] for row in left_out)
     metrics = {"tasks": {split: len(tasks) for split, tasks in splits.items()},
-               "left_out": {reason: reasons[reason] for reason in REASONS}}
+               "left_out": {reason: reasons[reason] for reason in REASONS},
+               "contaminated": {split: {str(n): len({row["task_id"] for row in overlap
+                                                     if (row["split"], row["n"]) == (split, n)})
+                                        for n in settings.ngrams} for split in ("distill", "train")}}
     write_metrics(metrics_path, metrics)
     provenance("tasks")
     return metrics

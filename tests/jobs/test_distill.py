@@ -1,5 +1,6 @@
 """`jobs distill` as a process, with the real sandbox, against a server that misbehaves."""
 
+import contextlib
 import json
 import os
 import random
@@ -80,13 +81,15 @@ def command(folder: Path, url: str, *assignments: str) -> list[str]:
     settings = [f"distill.base_url={url}", "distill.api_key_env=FAKE_TEACHER_KEY", "distill.timeout=3.0",
                 "distill.recorded=null", "distill.similarity=1.0", *assignments]
     return [sys.executable, "-m", "jobs", "distill", "--params", str(ROOT / "params.yaml"), "--tasks", "tasks.jsonl",
+            "--benchmarks", "benchmarks.jsonl",
             "--out", "out", "--responses", "responses", "--metrics", "metrics.json",
             *(word for setting in settings for word in ("--set", setting))]
 
 
 def start(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "FAKE_TEACHER_KEY"}
-    environment |= {"PYTHONPATH": str(ROOT)} | ({"FAKE_TEACHER_KEY": key} if key else {})
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | ({"FAKE_TEACHER_KEY": key} if key else {})
     return subprocess.Popen(command(folder, url, *assignments), cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -100,13 +103,23 @@ def distil(folder: Path, url: str, *assignments: str, key: str | None = SECRET) 
     return process.returncode, stdout, stderr
 
 
+def processes(folder: Path) -> list[str]:
+    """Command lines of the sandbox's processes for a job in `folder`: they name its scratch directory."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if f"{folder}/tmp" in line]
+
+
 def outs(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in OUTS}
 
 
-def prepare(folder: Path, records: list[dict]) -> Path:
+def prepare(folder: Path, records: list[dict], benchmarks: tuple[dict, ...] = ()) -> Path:
     folder.mkdir(exist_ok=True)
     write_jsonl(folder / "tasks.jsonl", records)
+    write_jsonl(folder / "benchmarks.jsonl", benchmarks)
     return folder
 
 
@@ -172,13 +185,15 @@ def test_a_signal_ends_it_at_once_and_leaves_no_out(tmp_path, number, expected):
         deadline = time.monotonic() + 60
         while not server.asked and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert processes(tmp_path)
         process.send_signal(number)
         started = time.monotonic()
         _, stderr = process.communicate(timeout=30)
         assert time.monotonic() - started < 10
     assert process.returncode == expected, stderr
     assert "Traceback" not in stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["responses", "tasks.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmarks.jsonl", "responses", "tasks.jsonl", "tmp"]
+    assert not processes(tmp_path)
 
 
 def test_too_few_tasks_and_broken_cache(tmp_path):
@@ -248,6 +263,10 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
             code, _, stderr = distil(folder, server.url, *given)
             assert code == 0, stderr
             assert outs(folder) == expected
+            deadline = time.monotonic() + 20
+            while (left := processes(folder)) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert not left
             # No answer that was stored is asked for again, and all the others no more than once more.
             again = {row["request"]["body"]["messages"][-1]["content"] for row in
                      (read_json(folder / "responses" / name) for name in stored)}

@@ -38,7 +38,7 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
     assert digests[0] == digests[1]
     folder = tmp_path / "one/tasks"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "distill.jsonl", "left_out.jsonl", "toy.jsonl", "train.jsonl"]
+        "benchmarks.jsonl", "contamination.jsonl", "distill.jsonl", "left_out.jsonl", "toy.jsonl", "train.jsonl"]
     counts = {name: len(read_jsonl(folder / f"{name}.jsonl")) for name in ("distill", "train", "toy", "left_out")}
     assert counts == {"distill": 8, "train": 6, "toy": 5, "left_out": 0}
 

@@ -1,6 +1,7 @@
 """What is kept of the teacher's answers, and that neither order of arrival nor concurrency changes it."""
 
 import asyncio
+import json
 import random
 from concurrent.futures import Future
 from pathlib import Path
@@ -92,15 +93,32 @@ def test_every_reason_is_counted():
     (lambda text: "def f1():\n    return sum([3, 5]) * len('abc') + max(7, 9)", False),
 ])
 def test_near_duplicates(change, duplicate):
-    collection = distill.Collection()
+    collection = distill.Collection(0.9, distill.Benchmarks(13))
     for i in (1, 2):
         given = code(1) if i == 1 else change(code(1))
         entry_point = "another_name" if "another_name" in given else "f1"
         record = task(i, prompt="the same task, word for word") | {"entry_point": entry_point}
         candidate = distill.Candidate(record, 0, {})
         candidate.answer = schema.Answer(REASONING, given)
-        collection.decide(candidate, 0.9)
+        collection.decide(candidate)
     assert [c.reason for c in collection.decided] == ["", "near_duplicate" if duplicate else ""]
+
+
+def test_an_answer_that_repeats_a_benchmark(tmp_path):
+    (tmp_path / "benchmarks.jsonl").write_text(json.dumps(
+        {"task_id": "HumanEval/0", "reference": "def g(a):\n    return sorted(a)[0]",
+         "prompt": "Check if in given list of numbers, are any two numbers closer to each other"}) + "\n")
+    benchmarks = distill.Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
+    repeats = "Now: check if, in GIVEN list of numbers, are any two numbers closer to each one?"
+    for reasoning, program, reason in ((repeats, code(1), "contaminated"), (REASONING, code(1), ""),
+                                       (REASONING, f'def f1():\n    """{repeats}"""', "contaminated"),
+                                       (" ".join(repeats.split()[5:]), code(1), "")):
+        collection = distill.Collection(0.9, benchmarks)
+        candidate = distill.Candidate(task(1), 0, {})
+        candidate.answer = schema.Answer(reasoning, program)
+        collection.decide(candidate)
+        assert candidate.reason == reason
+        assert bool(collection.accepted) != bool(reason)
 
 
 class FakeTeacher:
@@ -148,7 +166,8 @@ class NoResponses:
 def collected(what: dict, tasks: list[dict], settings, seed: int):
     asked = FakeTeacher(what, random.Random(seed))
     try:
-        collection = asyncio.run(distill.collect(tasks, settings, NoResponses(), asked, FakeSandbox()))
+        collection = asyncio.run(distill.collect(tasks, settings, distill.Benchmarks(13), NoResponses(), asked,
+                                                 FakeSandbox()))
         return asked, collection, ""
     except JobError as error:
         return asked, None, str(error)
@@ -217,7 +236,8 @@ def test_a_failing_sandbox_ends_the_job():
     chosen = with_settings(examples=3, concurrency=2)
     asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
     with pytest.raises(JobError, match="the sandbox failed on T/0: out of memory"):
-        asyncio.run(distill.collect([task(i) for i in range(5)], chosen, NoResponses(), asked, Broken()))
+        asyncio.run(distill.collect([task(i) for i in range(5)], chosen, distill.Benchmarks(13), NoResponses(), asked,
+                                    Broken()))
 
 
 def test_the_card_is_made_of_the_numbers():
