@@ -68,15 +68,21 @@ user=1000
 git clone --quiet . "$work/repo"
 mkdir "$work/home"
 python=$PWD/.venv/bin/python
-if ! setpriv --reuid $user --regid $user --clear-groups "$python" -c "" 2> /dev/null; then
+as_user() {
+    setpriv --reuid $user --regid $user --clear-groups env HOME="$work/home" "$@"
+}
+if ! as_user "$python" -c "" 2> /dev/null; then
     version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
     "/usr/bin/$version" -m venv --without-pip "$work/venv"
     echo "$PWD/.venv/lib/$version/site-packages" > "$work/venv/lib/$version/site-packages/repository.pth"
     python=$work/venv/bin/python
 fi
 chown -R $user:$user "$work/repo" "$work/home" "$work/docker.sock"
-(cd "$work/repo" && setpriv --reuid $user --regid $user --clear-groups \
-    env HOME="$work/home" RUNTIME=docker "$python" -m jobs smoke)
+(cd "$work/repo" && as_user env RUNTIME=docker "$python" -m jobs smoke)
+
+step "running the README's docker commands as they are written, on what that run made"
+.venv/bin/python tests/containers/readme_commands.py README.md > "$work/readme.sh"
+(cd "$work/repo/.smoke" && as_user bash "$work/readme.sh")
 owned=$(find "$work/repo" ! -user $user | head -5)
 [ -z "$owned" ] || { echo "files that are not the user's: $owned" >&2; exit 1; }
 left=$(docker ps --all --quiet)

@@ -258,3 +258,39 @@ def test_a_missing_image_is_pulled_where_the_registry_has_it_and_built_where_not
     assert "jobs.lock=sha256:" in line
     assert "1 MB" in done.stderr
     assert '"bytes": 1000000' in (repo / "reports/images/cpu.json").read_text()
+
+
+def test_doctor_says_what_is_missing_and_what_to_do(repo):
+    done = launch(repo, script="docker/doctor", NO_DAEMON="1")
+    assert done.returncode == 1
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert lines["engine"].startswith("MISSING")
+    assert "RUNTIME=local" in lines["engine"]
+    assert "80 GB" in lines["gpu"]
+    assert lines["teacher"].startswith("note")
+    assert "TEACHER_KEY" in lines["teacher"]
+    assert all(len(line) > 25 for line in lines.values())
+
+
+@pytest.mark.parametrize(("driver", "verdict"), [("580.65.06", "ok"), ("550.90", "MISSING")])
+def test_doctor_holds_the_driver_against_cuda_13_and_prints_no_secret(repo, driver, verdict):
+    gpu(repo)
+    path = repo.parent / "bin/nvidia-smi"
+    path.write_text(f"#!/bin/sh\ncase $* in *driver*) echo {driver} ;; *) echo 'GPU 0, 81559 MiB' ;; esac\n")
+    done = launch(repo, script="docker/doctor", TEACHER_KEY="sk-secret", HF_TOKEN="hf_secret")
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert lines["driver"].startswith(verdict)
+    assert lines["teacher"].startswith("ok")
+    assert "sk-secret" not in done.stdout + done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("version", ["(3, 10)", "(3, 13)"])
+def test_install_refuses_a_python_that_the_lock_is_not_for(repo, version):
+    python = repo.parent / "bin/python9"
+    python.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {version}" && exit\nexit 1\n')
+    python.chmod(0o755)
+    done = launch(repo, "python9", ".venv", script="docker/install")
+    assert done.returncode == 2
+    assert "3.11 or 3.12 is needed" in done.stderr
+    assert not (repo / ".venv").exists()
