@@ -1,7 +1,7 @@
 """Compare all evaluations: intervals, paired tests, in words what is established, and a report to look into.
 
 \b
-    python -m jobs compare --evaluations evaluations --curve plots/sft.csv --curve plots/grpo.csv \\
+    python -m jobs compare --evaluations data/evaluations --curve plots/sft.csv --curve plots/grpo.csv \\
         --out reports/compare.html --metrics metrics/compare.json --plot plots/compare.csv
 
 \b
@@ -287,7 +287,7 @@ def finite(value):
 
 
 @job("compare", "seed")
-@reads("--evaluations", "evaluations", "Folder of evaluations.")
+@reads("--evaluations", "data/evaluations", "Folder of evaluations.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
 @reads("--curve", None, "A learning curve to show; repeatable.", multiple=True)
 @writes("--out", "reports/compare.html", "The report.")

@@ -1,10 +1,10 @@
 """Sample a model on the benchmarks, then score the samples: two steps over files.
 
 \b
-    python -m jobs evaluate --model models/grpo-merged --mode cot --out evaluations/grpo-cot \\
+    python -m jobs evaluate --model models/grpo-merged --mode cot --out data/evaluations/grpo-cot \\
         --metrics metrics/evaluate-grpo-cot.json
     python -m jobs evaluate --model models/gguf/Q8_0.gguf --benchmark humaneval --mode plain
-    python -m jobs evaluate --samples evaluations/grpo-cot --mode cot --out rescored --metrics rescored.json
+    python -m jobs evaluate --samples data/evaluations/grpo-cot --mode cot --out rescored --metrics rescored.json
 
 \b
 Reads   --model           a model folder, or a GGUF file; with --adapter, a PEFT adapter that is not merged
@@ -25,6 +25,7 @@ run goes on where it stopped: finished batches wait in .checkpoints.
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -212,6 +213,7 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
              "seed": params.seed, **settings.model_dump(exclude={"engine", "benchmarks", "batch_size"}),
              "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names}}
     drawn: dict[str, list[dict]] = {}
+    kept = None
     seconds = {"load": 0.0, "generate": 0.0, "score": 0.0}
     if samples is not None:
         asked = read_json(samples / "settings.json") | {"mode": mode, "benchmarks": asked["benchmarks"]}
@@ -236,6 +238,8 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
         write_json(unfinished / "settings.json", asked)
     if metrics_path is not None:
         write_metrics(metrics_path, metrics)
+    if kept is not None:
+        shutil.rmtree(kept)
     checkpoint.provenance(f"evaluate-{out.name}", seconds_by_phase={k: round(v, 2) for k, v in seconds.items()},
                           tokens=sum(row["tokens"] for rows in drawn.values() for row in rows))
     return metrics
@@ -267,13 +271,13 @@ def once(make: "Callable[[], Generate]") -> "Callable[[], Generate]":
 @click.option("--mode", type=click.Choice(["plain", "cot"]), default="cot", show_default=True)
 @click.option("--benchmark", "names", multiple=True, metavar="NAME", help="Instead of evaluate.benchmarks; repeatable.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
-@writes("--out", None, "Folder of samples and results.  [default: evaluations/MODEL-MODE]")
+@writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]")
 @writes("--metrics", None, "Metrics; without it they are only printed.")
 def command(params: "Params", model: Path | None, adapter: Path | None, samples: Path | None, mode: str,
             names: tuple[str, ...], benchmarks_dir: Path, out: Path | None, metrics: Path | None) -> None:
     if (model is None) == (samples is None):
         raise UsageError("give either --model or --samples")
-    out = out or Path("evaluations") / f"{(adapter or model or samples).stem}-{mode}"  # type: ignore[union-attr]
+    out = out or Path("data/evaluations") / f"{(adapter or model or samples).stem}-{mode}"  # type: ignore[union-attr]
     if samples is not None and out.resolve() == samples.resolve():
         raise UsageError("--samples and --out are the same folder")
     chosen = list(names) or params.evaluate.benchmarks

@@ -48,11 +48,11 @@ def extract(text: str, prompt: str, entry_point: str, mode: str, truncated: bool
     else:
         variants = [prompt + code, prompt + textwrap.indent(textwrap.dedent(code), "    ")]
     for program in variants:
-        if compiles(program) and defines(program, entry_point):
+        if compiles(program) and binds(program, entry_point):
             return Extraction(program)
     for program in variants if truncated else ():
         shorter = cut(program)
-        if len(shorter) > len(prompt if program.startswith(prompt) else "") and defines(shorter, entry_point):
+        if len(shorter) > len(prompt if program.startswith(prompt) else "") and binds(shorter, entry_point):
             return Extraction(shorter)
     return Extraction(variants[0], "wrong_entry_point" if compiles(variants[0]) else "syntax_error")
 
@@ -83,6 +83,12 @@ def in_front(preamble: str, code: str) -> str:
     """`preamble` before `code`, but after its __future__ imports, which must come first."""
     future = re.findall(r"^from __future__ import .*\n", code, re.MULTILINE)
     return "".join(future) + preamble + re.sub(r"^from __future__ import .*\n", "", code, flags=re.MULTILINE)
+
+
+def binds(program: str, entry_point: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return defines(program, entry_point)
 
 
 def compiles(program: str) -> bool:

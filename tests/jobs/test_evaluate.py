@@ -1,0 +1,237 @@
+"""`evaluate` from model to metrics: outcomes, resuming, rescoring, and real benchmark tasks with known verdicts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jobs import evaluate, schema, toy
+from jobs.errors import JobError
+from jobs.files import read_jsonl, sha256, write_jsonl
+from jobs.models import Completion
+from jobs.params import load
+from jobs.sandbox import Verdict
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+DATA = Path(__file__).parents[2] / "../shared/data"
+SET = ["evaluate.engine=transformers", "evaluate.dtype=float32", "evaluate.max_tokens=30", "evaluate.batch_size=6",
+       "evaluate.sampled={n: 3, temperature: 0.8, top_p: 0.95}", "evaluate.benchmarks=[toy]", "sandbox.require=[]",
+       "sandbox.workers=1"]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with six toy tasks in data/tasks and an empty model folder."""
+    monkeypatch.chdir(tmp_path)
+    tasks = toy.tasks(0, {"heldout": 6})["heldout"]
+    write_jsonl(Path("data/tasks/toy.jsonl"), tasks)
+    Path("models/m").mkdir(parents=True)
+    return tasks
+
+
+def answers(tasks, mode, stop_after=None):
+    """A stand-in for an engine: sample i of task number t is right where (t + i) % 3 is not 0. Counts its calls."""
+    by_prompt = {schema.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"]: (n, t) for n, t in enumerate(tasks)}
+
+    def generate(prompts, sampling):
+        if generate.calls == stop_after:
+            raise KeyboardInterrupt
+        generate.calls += 1
+        return [[answer(*by_prompt[prompt], i) for i in range(sampling.n)] for prompt in prompts]
+
+    def answer(number, task, i):
+        code = task["reference"] if (number + i) % 3 else task["prompt"] + "    return None\n"
+        text = code.removeprefix(task["prompt"]) if mode == "plain" else schema.render("Thinking.", code)
+        return Completion(text, 7, "stop")
+
+    generate.calls = 0
+    return generate
+
+
+def evaluated(monkeypatch, engine, mode="cot", out="evaluations/m-cot", more=()):
+    monkeypatch.setattr(evaluate, "load_engine", lambda *arguments: engine)
+    params = load(PARAMS, [*SET, *more])
+    return evaluate.run(params, Path("models/m"), None, None, mode, ["toy"], Path("data/tasks"), Path(out),
+                        Path("metrics/evaluate-m.json"))
+
+
+@pytest.mark.parametrize("mode", ["plain", "cot"])
+def test_metrics_count_what_passed(here, monkeypatch, mode):
+    metrics = evaluated(monkeypatch, answers(here, mode), mode)["toy"]
+    assert metrics["tasks"] == 6
+    assert metrics["greedy"]["pass@1"] == pytest.approx(4 / 6)
+    assert metrics["sampled"] == {"pass@1": pytest.approx(2 / 3), "pass@3": 1.0}
+    assert metrics["failures"]["failed"] == pytest.approx(1 / 3)
+    assert sum(metrics["failures"].values()) == pytest.approx(1 / 3)
+    assert metrics.get("format") == (1.0 if mode == "cot" else None)
+    rows = read_jsonl(Path("evaluations/m-cot/results-toy.jsonl"))
+    assert [(row["task_id"], row["sample"]) for row in rows] == [(t["task_id"], i) for t in here for i in range(4)]
+    assert json.loads(Path("metrics/evaluate-m.json").read_text())["toy"]["sampled"]["pass@1"] == 0.666667
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(here, monkeypatch):
+    evaluated(monkeypatch, whole := answers(here, "cot"), out="whole/m-cot")
+    for stop_after in (0, 1, 1):
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(monkeypatch, answers(here, "cot", stop_after), out="killed/m-cot")
+        assert not Path("killed/m-cot").exists()
+    [kept] = Path(".checkpoints/evaluate-m-cot").glob("*/toy.jsonl")
+    with open(kept, "a") as file:
+        file.write('[{"task_id": "torn by the ki')
+    evaluated(monkeypatch, rest := answers(here, "cot"), out="killed/m-cot")
+    assert rest.calls == whole.calls - 2
+    assert sha256(Path("killed/m-cot")) == sha256(Path("whole/m-cot"))
+
+
+def test_other_params_do_not_resume(here, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(monkeypatch, answers(here, "cot", 2))
+    evaluated(monkeypatch, engine := answers(here, "cot"), more=["seed=1"])
+    assert engine.calls == 4  # one of six greedy answers, three of two tasks' three samples
+
+
+def test_a_finished_generation_is_not_repeated_when_scoring_failed(here, monkeypatch):
+    def fail(*arguments, **options):
+        raise JobError("no sandbox")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "score", fail)
+        with pytest.raises(JobError, match="no sandbox"):
+            evaluated(patch, answers(here, "cot"))
+    evaluated(monkeypatch, engine := answers(here, "cot"))
+    assert engine.calls == 0
+
+
+def test_scoring_alone_gives_the_same_results(here, monkeypatch):
+    evaluated(monkeypatch, answers(here, "cot"))
+    arguments = ["--params", str(PARAMS), *(word for text in SET for word in ("--set", text)), "--samples",
+                 "evaluations/m-cot", "--mode", "cot", "--out", "again", "--metrics", "again.json"]  # fmt: skip
+    result = CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert sha256(Path("again")) == sha256(Path("evaluations/m-cot"))
+    assert sha256(Path("again.json")) == sha256(Path("metrics/evaluate-m.json"))
+
+
+def verdict(status):
+    return Verdict(status, int(status == "passed"), 1)
+
+
+class Judging:
+    """A stand-in for the sandbox with one verdict for all."""
+
+    def __init__(self, status):
+        self.status, self.submitted = status, []
+
+    def submit(self, task, code):
+        from concurrent.futures import Future
+
+        self.submitted.append(code)
+        future: Future = Future()
+        future.set_result(verdict(self.status))
+        return future
+
+
+TASK = {"task_id": "t", "prompt": 'def f():\n    """One."""\n', "entry_point": "f", "tests": [], "reference": ""}
+
+
+@pytest.mark.parametrize(("text", "finish", "status", "expected"), [
+    ("    return 1\n", "stop", "passed", "passed"), ("    return 1\n", "length", "passed", "passed"),
+    ("    return 1\n", "length", "failed", "truncated"), ("    return 1\n", "stop", "failed", "failed"),
+    ("    return (\n", "stop", "invalid", "syntax_error"), ("    return 1\n", "stop", "timeout", "timeout"),
+    ("    return 1\n", "stop", "crashed", "crashed"), ("    return (\n", "stop", "passed", "passed"),
+    ("    return 1\n", "stop", "invalid", "wrong_entry_point"),
+])  # fmt: skip
+def test_an_outcome_is_the_first_thing_wrong(text, finish, status, expected):
+    sample = {"task_id": "t", "sample": 0, "text": text, "tokens": 1, "finish": finish}
+    [row] = evaluate.score([TASK], [sample], "plain", Judging(status))
+    assert row["outcome"] == expected
+    assert row["passed"] is (expected == "passed")
+
+
+def test_without_tags_nothing_runs():
+    sandbox = Judging("passed")
+    sample = {"task_id": "t", "sample": 0, "text": "def f(): return 1", "tokens": 1, "finish": "stop"}
+    [row] = evaluate.score([TASK], [sample], "cot", sandbox)
+    assert (row["outcome"], row["passed"], sandbox.submitted) == ("no_tags", False, [])
+
+
+def test_equal_programs_run_once():
+    sandbox = Judging("passed")
+    samples = [{"task_id": "t", "sample": i, "text": "    return 1\n", "tokens": 1, "finish": "stop"} for i in range(5)]
+    assert len(evaluate.score([TASK], samples, "plain", sandbox)) == 5
+    assert len(sandbox.submitted) == 1
+
+
+def test_a_fault_of_the_sandbox_is_no_score():
+    sample = {"task_id": "t", "sample": 2, "text": "    return 1\n", "tokens": 1, "finish": "stop"}
+    with pytest.raises(JobError, match="sandbox failed on sample 2 of t"):
+        evaluate.score([TASK], [sample], "plain", Judging("infrastructure_error"))
+
+
+def test_stop_strings_fit_the_prompts():
+    assert evaluate.stop_strings([TASK], "plain") == evaluate.STOP_BODY
+    mbpp = {"prompt": '"""\nWrite f.\nassert f() == 1\n"""\n', "entry_point": "f"}
+    assert evaluate.stop_strings([mbpp], "plain") == evaluate.STOP_PROGRAM
+    assert evaluate.stop_strings([TASK], "cot") == ()
+    assert not any(stop in '\n\ndef f():\n    return 1\n' for stop in evaluate.STOP_PROGRAM)
+
+
+def test_engines_by_kind_of_model(monkeypatch):
+    from jobs.models import llama_cpp, transformers, vllm
+
+    for name, module in (("llama_cpp", llama_cpp), ("transformers", transformers), ("vllm", vllm)):
+        monkeypatch.setattr(module, "load", lambda path, name=name, **options: name)
+    settings = load(PARAMS, ["evaluate.engine=transformers"]).evaluate
+    assert evaluate.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
+    assert evaluate.load_engine(settings, Path("models/m"), None) == "transformers"
+    assert evaluate.load_engine(load(PARAMS).evaluate, Path("models/m"), Path("adapter")) == "vllm"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "either --model or --samples"), (["--model", "models/m", "--benchmark", "nope"], "benchmark nope"),
+    (["--model", "models/none"], "--model: models/none does not exist"),
+    (["--samples", "data", "--out", "data"], "the same folder"),
+])  # fmt: skip
+def test_usage_errors_are_one_line(here, arguments, message):
+    result = CliRunner().invoke(evaluate.command, ["--params", str(PARAMS), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_real_model_through_the_command(here, tmp_path):
+    pytest.importorskip("torch")
+    from tests.toy import make_model
+
+    shutil.rmtree("models/m")
+    make_model(Path("models/m"), hidden=64, layers=1)
+    arguments = ["--params", str(PARAMS), *(word for text in SET for word in ("--set", text)), "--model", "models/m",
+                 "--mode", "plain"]  # fmt: skip
+    first = CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
+    assert first.exit_code == 0
+    before = sha256(Path("evaluations/m-plain"))
+    assert not list(Path(".checkpoints").glob("*/*")), "finished calls would outlive a change of the engine's code"
+    CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
+    assert sha256(Path("evaluations/m-plain")) == before
+
+
+def benchmark(name):
+    from jobs.score import load_tasks
+
+    if not (DATA / name).exists():
+        pytest.skip(f"needs the benchmark data in {DATA}")
+    return list(load_tasks(DATA / name).values())
+
+
+@pytest.mark.parametrize("name", ["HumanEvalPlus.jsonl.gz", "MbppPlus.jsonl.gz"])
+def test_stored_completions_become_the_programs_that_the_official_evaluators_run(name):
+    from jobs.extract import extract
+
+    for task in benchmark(name):
+        right = task["reference"].removeprefix(task["prompt"])
+        for text in (right, right.replace("return", "return not", 1), right + "\n    return (", "    pass\n"):
+            solution = extract(text, task["prompt"], task["entry_point"], "plain").solution
+            whole = f"def {task['entry_point']}" in text  # as MBPP's are: run with or without the prompt
+            assert solution == task["prompt"] + text or (whole and solution.endswith(text))

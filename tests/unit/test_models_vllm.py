@@ -1,0 +1,100 @@
+"""What the vLLM engine asks of vLLM: a stand-in for the package records it. The package itself needs a GPU."""
+
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from jobs.errors import JobError, UsageError
+from jobs.models import Completion, Sampling, sample_seed
+from jobs.models import vllm as engine
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Puts a vllm package in place whose LLM answers every request with its prompt's last character and its seed."""
+    seen: dict = {"generate": []}
+
+    class LLM:
+        llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
+
+        def __init__(self, model, **options):
+            if "broken" in model:
+                raise ValueError("no such\nmodel")
+            seen["options"] = options
+
+        def get_tokenizer(self):
+            return SimpleNamespace(encode=lambda text: text.split())
+
+        def generate(self, prompts, params, lora_request=None, use_tqdm=True):
+            seen["generate"].append((prompts, params, lora_request))
+            reason = seen.get("reason", "stop")
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=f"{prompt[-1]} {param.seed}", token_ids=[1, 2],
+                                                             finish_reason=reason)])
+                    for prompt, param in zip(prompts, params, strict=True)]  # fmt: skip
+
+    package, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    package.LLM, package.SamplingParams = LLM, lambda **fields: SimpleNamespace(**fields)
+    request.LoRARequest = lambda *fields: fields
+    for name, module in (("vllm", package), ("vllm.lora", lora), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "unset")
+    return seen
+
+
+def test_all_samples_are_requests_of_one_call_with_their_own_seeds(calls, tmp_path):
+    sampling = Sampling(n=3, temperature=0.8, top_p=0.95, max_tokens=20, stop=("\ndef",), seed=7)
+    answers = engine.load(tmp_path)(["a", "b"], sampling)
+    [(prompts, params, lora)] = calls["generate"]
+    assert prompts == ["a", "a", "a", "b", "b", "b"]
+    assert [param.seed for param in params] == [sample_seed(7, p, i) for p in "ab" for i in range(3)]
+    assert {(p.n, p.temperature, p.top_p, p.max_tokens, *p.stop) for p in params} == {(1, 0.8, 0.95, 20, "\ndef")}
+    assert lora is None
+    assert answers == [[Completion(f"{p} {sample_seed(7, p, i)}", 2, "stop") for i in range(3)] for p in "ab"]
+
+
+def test_greedy_has_no_seed_and_no_nucleus(calls, tmp_path):
+    engine.load(tmp_path)(["a"], Sampling(top_p=0.5, max_tokens=20))
+    [(_, [param], _)] = calls["generate"]
+    assert (param.temperature, param.top_p, param.seed, param.stop) == (0, 1.0, None, None)
+
+
+@pytest.mark.parametrize(("rank", "fitting"), [(1, 8), (8, 8), (9, 16), (32, 32), (48, 64), (512, 512)])
+def test_an_adapter_is_a_lora_request_of_a_fitting_rank(calls, tmp_path, rank, fitting):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "rank_pattern": {}}))
+    engine.load(tmp_path, adapter=tmp_path)(["a"], Sampling(max_tokens=5))
+    assert calls["options"]["enable_lora"] is True
+    assert calls["options"]["max_lora_rank"] == fitting
+    assert calls["generate"][0][2] == (tmp_path.name, 1, str(tmp_path))
+
+
+def test_the_largest_of_several_ranks_counts(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 64}}))
+    assert engine.lora_rank(tmp_path) == 64
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1024}))
+    with pytest.raises(UsageError, match="rank 1024"):
+        engine.lora_rank(tmp_path)
+
+
+@pytest.mark.parametrize(("invariant", "switches"), [(False, "000"), (True, "011")])
+def test_switches_are_set_before_the_import(calls, tmp_path, monkeypatch, invariant, switches):
+    import os
+
+    engine.load(tmp_path, batch_invariant=invariant)
+    names = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING")
+    assert "".join(os.environ[name] for name in names) == switches
+
+
+def test_errors(calls, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="do not fit"):
+        engine.load(tmp_path)(["word " * 90], Sampling(max_tokens=11))
+    with pytest.raises(JobError, match=r"broken.*no such model"):
+        engine.load(tmp_path / "broken")
+    calls["reason"] = "abort"
+    with pytest.raises(JobError, match="abort"):
+        engine.load(tmp_path)(["a"], Sampling(max_tokens=5))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match=r"evaluate\.engine: vllm cannot be imported"):
+        engine.load(tmp_path)
