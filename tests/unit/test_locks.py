@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -227,3 +228,14 @@ def test_a_bill_of_materials_lists_every_locked_package_with_its_hashes():
     assert listed == set(locked("gguf", "3.12")) | set(locked("gguf", "3.11")) | set(locked("build", "3.12"))
     assert all(part["hashes"] for part in bill["components"])
     assert bill == json.loads(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+
+def test_a_stage_depends_on_the_image_it_runs_in_and_on_no_other():
+    """So a changed lock or Dockerfile reruns exactly the stages of that image."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert stages
+    for name, stage in stages.items():
+        (image,) = re.findall(r"^docker/run (\w+) ", stage["cmd"])
+        assert image in IMAGES, name
+        images = {dep for dep in stage["deps"] if re.match(r"docker/(train|gguf|cpu)\.", dep)}
+        assert images == {f"docker/{image}.Dockerfile", f"docker/{image}.lock"}, name
