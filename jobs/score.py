@@ -11,7 +11,7 @@ Reads   --tasks    OpenAI's HumanEval, evalplus's HumanEval+ or MBPP+, or this p
         --samples  task_id and either `completion` (appended to the task's prompt) or `solution` (a whole program)
 Writes  --out      one row a sample, in order: task_id, passed, status, tests_passed, tests_total, base_passed,
                    plus_passed, error
-                   status: passed, failed, timeout, crashed, invalid (not a program) or infrastructure_error (no verdict)
+                   status: passed, failed, timeout, crashed, invalid (no program), infrastructure_error (no verdict)
 Prints  counts by status, pass@k (for HumanEval+ and MBPP+ of base alone, and of base and plus), samples per second
 
 Each input has the limit that evalplus gives it: four times what the reference takes, and at least sandbox.min_limit.
@@ -42,10 +42,10 @@ def load_tasks(path: Path) -> dict[str, dict]:
     """Tasks by id, as this project's records, from any of the formats. Errors: JobError naming the line."""
     tasks: dict[str, dict] = {}
     for number, row in enumerate(read_jsonl(path), 1):
-        where = f"{path}: task {number}"
+        where = f"{path}: line {number}"
         task_id = row.get("task_id")
         if not isinstance(task_id, str) or not isinstance(row.get("entry_point"), str):
-            raise JobError(f"{where} has no task_id or entry_point; known formats: HumanEval, HumanEval+, MBPP+, this project's")
+            raise JobError(f"{where} has no task_id or no entry_point; --help names the formats")
         if task_id in tasks:
             raise JobError(f"{where} is a second {task_id}")
         tasks[task_id] = record(row, where)
@@ -57,9 +57,10 @@ def load_tasks(path: Path) -> dict[str, dict]:
 def record(row: dict, where: str) -> dict:
     """One task in this project's form."""
     if "canonical_solution" in row and isinstance(row.get("prompt"), str):  # OpenAI's and evalplus's
-        kept = {name: row[name] for name in ("task_id", "prompt", "entry_point", "base_input", "plus_input", "atol") if name in row}
-        return {**kept, "check": row.get("test"), "tests": [], "setup": "",
-                "reference": row["prompt"] + row["canonical_solution"]}  # fmt: skip
+        names = ("task_id", "prompt", "entry_point", "base_input", "plus_input", "atol")
+        known = {name: row[name] for name in names if name in row}
+        whole = row["prompt"] + row["canonical_solution"]
+        return {**known, "setup": "", "tests": [], "check": row.get("test"), "reference": whole}
     if not any(row.get(name) for name in ("tests", "check", "base_input", "plus_input")):
         raise JobError(f"{where} ({row['task_id']}) has no tests")
     return row
@@ -68,15 +69,15 @@ def record(row: dict, where: str) -> dict:
 def programs(path: Path, tasks: dict[str, dict]) -> Iterator[tuple[dict, str]]:
     """(task, whole program) for every sample. Errors: JobError naming the line."""
     for number, row in enumerate(read_jsonl(path), 1):
-        task = tasks.get(row.get("task_id", ""))
+        task = tasks.get(str(row.get("task_id")))
         if task is None:
-            raise JobError(f"{path}: sample {number} is of {row.get('task_id')!r}, which is not among the tasks")
+            raise JobError(f"{path}: line {number} is of {row.get('task_id')!r}, which is not among the tasks")
         if isinstance(row.get("solution"), str):
             yield task, row["solution"]
         elif isinstance(row.get("completion"), str):
             yield task, task.get("prompt", "") + row["completion"]
         else:
-            raise JobError(f"{path}: sample {number} has neither a `completion` nor a `solution`")
+            raise JobError(f"{path}: line {number} has neither a `completion` nor a `solution`")
 
 
 def run(params: "Params", tasks: Path, samples: Path, out: Path) -> dict[str, Any]:
@@ -95,8 +96,8 @@ def run(params: "Params", tasks: Path, samples: Path, out: Path) -> dict[str, An
         verdicts = [future.result() for future in progress(futures, label="scored")]
         seconds = time.monotonic() - start
     ids = [task["task_id"] for task, _ in submissions]
-    write_jsonl(out, ({"task_id": task_id, "passed": verdict.passed, **{name: getattr(verdict, name) for name in COLUMNS}}
-                      for task_id, verdict in zip(ids, verdicts, strict=True)))
+    write_jsonl(out, ({"task_id": task_id, "passed": v.passed, **{name: getattr(v, name) for name in COLUMNS}}
+                      for task_id, v in zip(ids, verdicts, strict=True)))
     return summary(ids, verdicts, len(known), seconds)
 
 
@@ -118,7 +119,7 @@ def summary(ids: list[str], verdicts: "list[Verdict]", tasks: int, seconds: floa
 
 
 def pass_at_k(rows: list[tuple[str, bool]]) -> dict[str, float]:
-    """The unbiased estimate 1 - C(n-c, k) / C(n, k), averaged over tasks, for each k that every task has samples for."""
+    """The unbiased estimate 1 - C(n-c, k) / C(n, k), averaged over tasks, for each k that all have samples for."""
     from math import comb
 
     samples: dict[str, list[bool]] = defaultdict(list)
@@ -128,7 +129,9 @@ def pass_at_k(rows: list[tuple[str, bool]]) -> dict[str, float]:
         return {}
     least = min(map(len, samples.values()))
     return {
-        f"pass@{k}": round(sum(1 - comb(len(s) - sum(s), k) / comb(len(s), k) for s in samples.values()) / len(samples), 6)
+        f"pass@{k}": round(
+            sum(1 - comb(len(s) - sum(s), k) / comb(len(s), k) for s in samples.values()) / len(samples), 6
+        )
         for k in KS
         if k <= least
     }

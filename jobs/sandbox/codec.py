@@ -8,11 +8,11 @@ Scalars and lists are themselves; everything else is an object with one key, its
     {"w": [kind, ...]} date, time, datetime, timedelta                         {"a": [dtype, list]} numpy array
     {"T": "int"} a builtin  {"e": 0} Ellipsis         {"o": [id, callable]} an object that stays in the child
     {"h": hex} digest of a value too large to carry
-    {"q": base64} list of ints and {"f": [base64, mask]} of floats (and, where the mask says 1, ints), when they are long
+    {"q": base64} list of ints and {"f": [base64, mask]} of floats (and ints, where the mask is 1), when they are long
 
-An instance of a subclass is reduced to its base's value, so what the reader gets cannot lie about equality. The reader
-trusts nothing: any text either becomes plain data or raises Malformed. Both ends use this module, each its own copy.
-"""
+An instance of a subclass is reduced to its base's value, so what the reader gets cannot lie about equality. The
+reader trusts nothing: any text either becomes plain data or raises Malformed. Both ends use this module, each its
+own copy."""
 
 import array
 import binascii
@@ -38,7 +38,13 @@ HEADER = struct.Struct("<I")
 # Builtins that a test may hand over by name (`remove_datatype((4, "a"), int)`): pure, and the same in both processes.
 NAMED = {
     name: getattr(builtins, name)
-    for name in ["abs", "all", "any", "ascii", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict", "divmod", "enumerate", "filter", "float", "format", "frozenset", "hash", "hex", "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "next", "object", "oct", "ord", "pow", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip", "ArithmeticError", "AssertionError", "AttributeError", "Exception", "IndexError", "KeyError", "LookupError", "NotImplementedError", "OverflowError", "RecursionError", "RuntimeError", "StopIteration", "TypeError", "ValueError", "ZeroDivisionError"]
+    for name in (  # noqa: SIM905
+        "abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format "
+        "frozenset hash hex int isinstance issubclass iter len list map max min next object oct ord pow range repr "
+        "reversed round set slice sorted str sum tuple type zip ArithmeticError AssertionError AttributeError "
+        "Exception IndexError KeyError LookupError NotImplementedError OverflowError RecursionError RuntimeError "
+        "StopIteration TypeError ValueError ZeroDivisionError"
+    ).split()
 }
 NAMES = {id(value): name for name, value in NAMED.items()}
 LONG = 32  # numbers in a list from which they go as bytes
@@ -47,7 +53,8 @@ DIGITS = bytes.maketrans(b"\0\1", b"01")
 NUMBERS = frozenset({int, float})
 LEAVES = frozenset({type(None), bool, int, float, str})
 NESTED = frozenset({list, dict})
-DTYPES = frozenset(["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"])
+INTS = (f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+DTYPES = frozenset({"bool", "float16", "float32", "float64", *INTS})
 
 
 class Malformed(ValueError):
@@ -200,7 +207,7 @@ def reduced(value: Any, base: type) -> Any:
     if base is complex:
         return complex.__mul__(value, 1)
     if base is dict:
-        return dict(zip(dict.keys(value), dict.values(value)))
+        return dict(zip(dict.keys(value), dict.values(value), strict=True))
     if base is bytes:
         return bytes.__add__(value, b"")
     if base is bytearray:
@@ -228,7 +235,7 @@ def unpack(value: Any, remote: Callable[[int, bool], Any] | None = None, depth: 
         if tag == "m":
             if NESTED.isdisjoint(map(type, inner.values())):
                 return inner
-            return dict(zip(inner, unpack_items(list(inner.values()), remote, depth)))
+            return dict(zip(inner, unpack_items(list(inner.values()), remote, depth), strict=True))
         if tag == "d":
             return {unpack(k, remote, depth + 1): unpack(v, remote, depth + 1) for k, v in need(list, inner)}
         if tag in ("q", "f"):
@@ -298,7 +305,8 @@ def unpack_rare(tag: str, inner: Any) -> Any:
         if name == "timedelta":
             days, seconds, microseconds = (need(int, part) for part in parts)
             return datetime.timedelta(days, seconds, microseconds)
-        return {"date": datetime.date, "time": datetime.time, "datetime": datetime.datetime}[name].fromisoformat(*parts)
+        kinds: dict[str, Any] = {"date": datetime.date, "time": datetime.time, "datetime": datetime.datetime}
+        return kinds[name].fromisoformat(*parts)
     if tag == "a":
         import numpy
 

@@ -69,8 +69,8 @@ ALLOW, REFUSE, UNKNOWN = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
 def seccomp_program(opening: bool = True) -> bytes:
     """The allow-list as classic BPF, struct sock_filter[]; `opening` False refuses to open any file at all.
 
-    Everything not listed fails with EPERM, so a submission sees PermissionError and goes on. The numbers are searched as
-    a tree: the kernel tries a new filter on every system call that there is, so a chain of comparisons is dear.
+    Everything not listed fails with EPERM, so a submission sees PermissionError and goes on. The numbers are searched
+    as a tree: the kernel tries a new filter on every system call that there is, so a chain of comparisons is dear.
     """
     which, audit = ARCHITECTURES[platform.machine()]
     rules: dict[int, Code] = {numbers[which]: [(ANSWER, 0, 0, ALLOW)] for numbers in ALLOWED.values()}  # type: ignore[misc]
@@ -80,8 +80,8 @@ def seccomp_program(opening: bool = True) -> bytes:
     rules[IOCTL[which]] = one_of(1, (TCGETS,))
     rules[FCNTL[which]] = one_of(1, FCNTL_COMMANDS)
     # prlimit64 may look at limits (its third argument is null), and not set them.
-    rules[PRLIMIT[which]] = [argument(2), (EQUAL, 0, 3, 0), argument(2, high=True), (EQUAL, 0, 1, 0), (ANSWER, 0, 0, ALLOW),
-                             (ANSWER, 0, 0, REFUSE)]  # fmt: skip
+    rules[PRLIMIT[which]] = [argument(2), (EQUAL, 0, 3, 0), argument(2, high=True), (EQUAL, 0, 1, 0),
+                             (ANSWER, 0, 0, ALLOW), (ANSWER, 0, 0, REFUSE)]  # fmt: skip
     rules.pop(None, None)  # type: ignore[call-overload]
     refuse: Code = [(ANSWER, 0, 0, REFUSE)]
     # The steps between which the answer changes: from each number on, this code.
@@ -107,7 +107,7 @@ def one_of(index: int, values: tuple[int, ...]) -> Code:
 
 
 def tree(steps: list[tuple[int, Code]]) -> Code:
-    """The code of the last step that the loaded number reaches, found by halving. A jump goes 255 instructions at most."""
+    """The code of the last step that the loaded number reaches, found by halving. A jump spans 255 at most."""
     if len(steps) == 1:
         return steps[0][1]
     middle = len(steps) // 2
@@ -132,7 +132,8 @@ def seccomp_prepare(program: bytes) -> tuple[Filter, ctypes.Array]:
 def seccomp_apply(prepared: Filter) -> None:
     PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
     zero = ctypes.c_ulong(0)
-    check(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(prepared), zero, zero), "seccomp")
+    mode = ctypes.c_ulong(SECCOMP_MODE_FILTER)
+    check(libc.prctl(PR_SET_SECCOMP, mode, ctypes.byref(prepared), zero, zero), "seccomp")
 
 
 def landlock_version() -> int:
@@ -149,8 +150,8 @@ def landlock_prepare(readable: list[str]) -> int:
     if version == 0:
         raise OSError(ENOSYS, "landlock: not in this kernel")
     attributes = struct.pack("<QQQ", LANDLOCK_FS[version], 3 if version >= 4 else 0, 3 if version >= 6 else 0)
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint(0)), "landlock")
+    size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
+    ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, size, ctypes.c_uint(0)), "landlock")
     for path in readable:
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)

@@ -1,9 +1,9 @@
 """The judge: one worker process that holds the tests, has each submission run in a child, and compares here.
 
-Reads requests and writes verdicts, a JSON object a line, on descriptors 0 and 1. A task is prepared once (tests compiled,
-expected values computed by running the task's reference in a child like any submission) and kept. Judging itself runs under a limit of
-CPU time: a reply made to hang the comparison ends this process by SIGPROF, and the pool starts another.
-"""
+Reads requests and writes verdicts, a JSON object a line, on descriptors 0 and 1. A task is prepared once (tests
+compiled, expected values computed by running the task's reference in a child like any submission) and kept. Judging
+itself runs under a limit of CPU time: a reply made to hang the comparison ends this process by SIGPROF, and the
+pool starts another."""
 
 import array
 import contextlib
@@ -66,9 +66,10 @@ class Server:
         environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "OPENBLAS_NUM_THREADS": "1",
                        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # fmt: skip
         descriptor = theirs.fileno()
-        command = [sys.executable, "-S", "-B", "-s", "-P", "-W", "ignore", "-X", "utf8", "-c", code, config["root"], json.dumps(config)]
+        command = [sys.executable, "-S", "-B", "-s", "-P", "-W", "ignore", "-X", "utf8", "-c", code, config["root"],
+                   json.dumps(config)]  # fmt: skip
         shell = ["/bin/sh", "-c", f'exec "$@" 3<&{descriptor} {descriptor}<&-', "sh"] if descriptor != 3 else []
-        self.process = subprocess.Popen(shell + command, stdin=null, stdout=null, stderr=config.get("stderr") or null, env=environment,
+        self.process = subprocess.Popen(shell + command, stdin=null, stdout=null, stderr=null, env=environment,
                                         cwd=config["scratch"], pass_fds=[descriptor], start_new_session=True)
         theirs.close()
         self.control = ours
@@ -310,7 +311,8 @@ class Part:
             child.deadline = time.monotonic() + REFERENCE_SECONDS
             child.load(reference, [self.record["entry_point"]])
             last = time.monotonic()
-            for reply in self.replies(child, [REFERENCE_SECONDS] * len(self.inputs), child.deadline + REFERENCE_SECONDS):
+            limits = [REFERENCE_SECONDS] * len(self.inputs)
+            for reply in self.replies(child, limits, child.deadline + REFERENCE_SECONDS):
                 value = outcome(child, reply)
                 if self.record["entry_point"] in oracles.NOT_NONE:
                     value = value is not None

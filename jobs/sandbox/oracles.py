@@ -1,9 +1,8 @@
 """How evalplus compares: its rules, tolerances and special oracles, so that verdicts agree with it sample by sample.
 
-After evalplus 0.3.1 (Apache-2.0), evalplus/eval/__init__.py, eval/_special_oracle.py and data/mbpp.py, with main's fix of
-HumanEval/32 (0.3.1 never marks it passed) and one deviation: an oracle that looks at the inputs gets the original ones,
-not what the submission has made of them.
-"""
+After evalplus 0.3.1 (Apache-2.0), evalplus/eval/__init__.py, eval/_special_oracle.py and data/mbpp.py, with main's
+fix of HumanEval/32 (0.3.1 never marks it passed) and one deviation: an oracle that looks at the inputs gets the
+original ones, not what the submission has made of them."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +22,7 @@ def surface_area(base_edge: float, height: float) -> int:
 def digit_distance(a: int, b: int) -> int:
     """Mbpp/558, the shorter number padded with zeros."""
     width = max(len(str(a)), len(str(b)))
-    return sum(abs(int(x) - int(y)) for x, y in zip(str(a).zfill(width), str(b).zfill(width)))
+    return sum(abs(int(x) - int(y)) for x, y in zip(str(a).zfill(width), str(b).zfill(width), strict=True))
 
 
 def poly(coefficients: list, x: float) -> float:

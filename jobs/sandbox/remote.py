@@ -124,14 +124,14 @@ def call(function: Remote, arguments: list, named: dict[str, Any]) -> Any:
 
 
 def carry_back(old: Any, new: Any) -> Any:
-    """Makes the mutable parts of `old` what `new` is, keeping the caller's objects; what `old` should be replaced by."""
+    """Makes the mutable parts of `old` what `new` is, keeping the caller's objects; what to put in its place."""
     if type(old) is not type(new):
         return new
     if type(old) is list:
-        old[:] = [carry_back(a, b) for a, b in zip(old, new)] + new[len(old):]
+        old[:] = [carry_back(a, b) for a, b in zip(old, new, strict=False)] + new[len(old) :]
         return old
     if type(old) is tuple:
-        return tuple(carry_back(a, b) for a, b in zip(old, new)) if len(old) == len(new) else new
+        return tuple(carry_back(a, b) for a, b in zip(old, new, strict=True)) if len(old) == len(new) else new
     if type(old) is dict:
         fresh = {key: carry_back(old[key], value) if key in old else value for key, value in new.items()}
         old.clear()

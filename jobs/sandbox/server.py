@@ -27,7 +27,12 @@ CONTROL, SOCKET = 3, 3
 STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of this one
 # Imported before any fork, so that a submission's import of them reads no file. What is not here can still be imported
 # where Landlock guards the files; where the kernel has none, no file can be opened and these are all there is.
-PRELUDE = ["abc", "array", "ast", "base64", "binascii", "bisect", "calendar", "cmath", "collections", "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum", "fnmatch", "fractions", "functools", "gc", "hashlib", "heapq", "inspect", "io", "itertools", "json", "keyword", "locale", "math", "numbers", "operator", "os", "pprint", "queue", "random", "re", "secrets", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata", "uuid", "warnings", "weakref", "zlib"]
+PRELUDE = (  # noqa: SIM905
+    "abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv dataclasses "
+    "datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json keyword "
+    "locale math numbers operator os pprint queue random re secrets statistics string struct sys textwrap threading "
+    "time timeit traceback types typing unicodedata uuid warnings weakref zlib"
+).split()
 NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
 
 
@@ -53,7 +58,8 @@ class Layers:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.missing: dict[str, str] = dict.fromkeys(config["without"], "switched off")
-        self.ruleset, self.filter = -1, None
+        self.ruleset = -1
+        self.filter: isolation.Filter | None = None
         self.memory = (config["memory_mib"] << 20) + address_space()
         self.find("unprivileged")
         self.find("landlock")
@@ -92,10 +98,10 @@ class Layers:
                 os.write(writer, (str(error) or type(error).__name__).encode()[:500])
                 os._exit(1)
         os.close(writer)
-        error = os.read(reader, 500).decode()
+        reason = os.read(reader, 500).decode()
         os.close(reader)
         status = os.waitpid(pid, 0)[1]
-        return error or (f"a child died of it (status {status})" if status else "")
+        return reason or (f"a child died of it (status {status})" if status else "")
 
     def apply_one(self, layer: str) -> None:
         if layer == "unprivileged":
@@ -108,7 +114,7 @@ class Layers:
             isolation.seccomp_apply(self.filter)
 
     def apply(self, server: int) -> None:
-        """All of it, in the order that lets each step still be allowed. Errors: OSError, and the child must not go on."""
+        """All of it, in an order that still allows each step. Errors: OSError, and the child must not go on."""
         isolation.limit(self.memory, self.config["cpu"])
         if "unprivileged" not in self.missing:
             isolation.drop_root()
@@ -178,7 +184,7 @@ def kept(number: int, called: bool) -> Any:
     return OBJECTS[number]
 
 
-DO = {
+DO: dict[str, Any] = {
     "call": lambda function, arguments, named: function(*arguments, **named),
     "getattr": getattr, "setattr": setattr, "len": len, "iter": iter, "next": next, "bool": bool, "str": str,
     "repr": repr, "int": int, "float": float, "dir": dir,

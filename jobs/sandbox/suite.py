@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from jobs.sandbox.judge import Counts
 
 BUILTINS = frozenset(dir(builtins))
-# Modules of the standard library that have nothing of the outside in them; a test may use one that the submission imported.
-MODULES = frozenset(["bisect", "calendar", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "sys", "typing"])  # fmt: skip
+# Modules of the standard library with nothing of the outside in them; a test may use one that the submission imported.
+MODULES = frozenset({
+    "bisect", "calendar", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
+    "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "sys", "typing",
+})  # fmt: skip
 
 
 class Suite:
@@ -34,10 +37,9 @@ class Suite:
         setup = ast.parse(record.get("setup") or "")
         self.check: CodeType | None = None
         self.tests: list[CodeType] = []
-        self.counted = 0
         if record.get("check"):
             tree = Counting().visit(ast.parse(record["check"]))
-            self.total = tree.count = Counting.count_of(tree)
+            self.total = Counting.count_of(tree)
             trees = [tree]
             self.check = compile(ast.fix_missing_locations(tree), "<check>", "exec")
         else:
@@ -91,9 +93,9 @@ class Suite:
             note(counts, "check", error)
         finally:
             # One that check() never came to is passed if check() ended by itself: it decided so.
-            counts.passed[:] = [(n != 0 and not bad) or (ended and not bad) for n, bad in zip(marks.seen, marks.bad)]
-            for i, error in marks.errors:
-                note(counts, f"test {i + 1}", error)
+            counts.passed[:] = [not bad and (ended or n > 0) for n, bad in zip(marks.seen, marks.bad, strict=True)]
+            for i, raised in marks.errors:
+                note(counts, f"test {i + 1}", raised)
 
 
 class Marks:
@@ -133,10 +135,11 @@ class Counting(ast.NodeTransformer):
         if isinstance(node.test, ast.Constant):
             return node
         i, self.number = self.number, self.number + 1
-        report = ast.parse(f"if __tests__.open({i}):\n try:\n  __tests__.mark({i}, 0)\n except Exception as __error__:\n"
-                           f"  __tests__.error({i}, __error__)").body[0]  # fmt: skip
-        report.body[0].body[0].value.args[1] = node.test  # type: ignore[attr-defined]
-        report.counted = True  # type: ignore[attr-defined]
+        lines = (f"if __tests__.open({i}):", " try:", f"  __tests__.mark({i}, 0)", " except Exception as __error__:",
+                 f"  __tests__.error({i}, __error__)")  # fmt: skip
+        report: Any = ast.parse("\n".join(lines)).body[0]
+        report.body[0].body[0].value.args[1] = node.test
+        report.counted = True
         return report
 
 

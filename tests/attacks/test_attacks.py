@@ -1,9 +1,9 @@
-"""Hostile programs, one a file in programs/: none may pass a test, none may harm, and the next submission is judged right.
+"""Hostile programs, one a file in programs/: none may pass a test, none may harm, and the next submission is judged
+right.
 
-Every program is run against the same task in three forms: assertions, a check function, and inputs with a reference. Its
-docstring says what it tries. What harm would look like is watched from outside: files, processes, sockets, System V
-objects, and the verdict on a right program and on a wrong one directly afterwards.
-"""
+Every program is run against the same task in three forms: assertions, a check function, and inputs with a
+reference. Its docstring says what it tries. What harm would look like is watched from outside: files, processes,
+sockets, System V objects, and the verdict on a right program and on a wrong one directly afterwards."""
 
 import contextlib
 import json
@@ -35,13 +35,13 @@ FORMS = {
 }
 CANARY, FOLDER, TASKS = (Path("/tmp/sandbox-attack-" + name) for name in ("canary", "folder", "tasks.jsonl"))
 LISTENER = Path("/tmp/sandbox-attack-listener")
-# With a layer missing, these get through; with all of them, none. Each is harm that the other layers do not see.
 SECONDS = 1.0
 
 
 def harm() -> set[str]:
     """What should not be there, or no longer be as it was."""
-    found = {str(path) for place in ("/tmp", "/var/tmp", "/dev/shm", "/run") for path in Path(place).glob("sandbox-attack-harm*")}
+    places = (Path(place) for place in ("/tmp", "/var/tmp", "/dev/shm", "/run"))
+    found = {str(path) for place in places for path in place.glob("sandbox-attack-harm*")}
     if not CANARY.is_file() or CANARY.read_text() != "whole" or not FOLDER.is_dir() or CANARY.stat().st_mtime < 10:
         found.add("the canary")
     with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def attack(sandbox: Sandbox, world: tuple, code: str) -> list[str]:
         verdict = sandbox.run([(task, code)])[0]
         if verdict.passed or verdict.tests_passed or verdict.base_passed or verdict.plus_passed:
             achieved.append(f"{form}: {verdict}")
-        if verdict.status not in STATUSES or verdict.status == "infrastructure_error" or len(verdict.error) > 200 or "\n" in verdict.error:
+        if verdict.status not in STATUSES[:-1] or len(verdict.error) > 200 or "\n" in verdict.error:
             achieved.append(f"{form}: {verdict}")
         if time.monotonic() - start > 60:
             achieved.append(f"{form}: held the judge for {time.monotonic() - start:.0f} s")
@@ -181,4 +181,5 @@ def test_a_killed_server_or_judge_is_replaced_and_gives_no_verdict_of_its_own(wo
         (server,) = [pid for pid, parent in below(judge).items() if parent == judge]
         for pid in (server, judge):
             os.kill(pid, signal.SIGKILL)
-            assert [v.status for v in sandbox.run([(FORMS["tests"], RIGHT), (FORMS["tests"], WRONG)])] == ["passed", "failed"]
+            verdicts = sandbox.run([(FORMS["tests"], RIGHT), (FORMS["tests"], WRONG)])
+            assert [verdict.status for verdict in verdicts] == ["passed", "failed"]

@@ -40,7 +40,9 @@ class Mutation(ast.NodeTransformer):
         return False
 
     def visit(self, node: ast.AST) -> ast.AST:
-        swap = self.SWAPS.get(type(getattr(node, "op", None))) or self.SWAPS.get(type((getattr(node, "ops", None) or [0])[0]))
+        swap = self.SWAPS.get(type(getattr(node, "op", None))) or self.SWAPS.get(
+            type((getattr(node, "ops", None) or [0])[0])
+        )
         if swap and self.here("operator"):
             if hasattr(node, "op"):
                 node.op = swap()
@@ -52,7 +54,11 @@ class Mutation(ast.NodeTransformer):
                           else value + self.rng.choice((-1, 1)))  # fmt: skip
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range" and self.here("off by one"):
             node.args[-1] = ast.BinOp(node.args[-1], ast.Sub(), ast.Constant(1))
-        if isinstance(node, (ast.FunctionDef, ast.For, ast.While, ast.If)) and len(node.body) > 1 and self.here("dropped line"):
+        if (
+            isinstance(node, (ast.FunctionDef, ast.For, ast.While, ast.If))
+            and len(node.body) > 1
+            and self.here("dropped line")
+        ):
             del node.body[self.rng.randrange(len(node.body))]
         return self.generic_visit(node)
 
@@ -84,8 +90,11 @@ def oracle(data: Path):
     from evalplus.gen.util import trusted_exec
 
     source = inspect.getsource(module.unsafe_execute)
-    fixed = source.replace("<= atol\n                            continue", "<= atol\n                            details[i] = True\n"
-                           "                            progress.value += 1\n                            continue")
+    fixed = source.replace(
+        "<= atol\n                            continue",
+        "<= atol\n                            details[i] = True\n"
+        "                            progress.value += 1\n                            continue",
+    )
     assert fixed != source, "this evalplus is another version"
     exec(compile(fixed, module.__file__, "exec"), module.__dict__)
     os.environ.setdefault("EVALPLUS_MAX_MEMORY_BYTES", str(4 << 30))
@@ -97,11 +106,27 @@ def oracle(data: Path):
             raw = task[f"{part}_input"]
             inputs = mbpp.mbpp_deserialize_inputs(task["task_id"], raw) if dataset == "mbpp" else raw
             if part not in truth:
-                truth[part] = trusted_exec(task["reference"], inputs, task["entry_point"], record_time=True,
-                                           output_not_none=task["entry_point"] in module.MBPP_OUTPUT_NOT_NONE_TASKS)
+                truth[part] = trusted_exec(
+                    task["reference"],
+                    inputs,
+                    task["entry_point"],
+                    record_time=True,
+                    output_not_none=task["entry_point"] in module.MBPP_OUTPUT_NOT_NONE_TASKS,
+                )
             expected, seconds = truth[part]
-            statuses.append(module.untrusted_check(dataset, code, inputs, task["entry_point"], expected, task["atol"], seconds,
-                                                   fast_check=True, min_time_limit=min_limit)[0])
+            statuses.append(
+                module.untrusted_check(
+                    dataset,
+                    code,
+                    inputs,
+                    task["entry_point"],
+                    expected,
+                    task["atol"],
+                    seconds,
+                    fast_check=True,
+                    min_time_limit=min_limit,
+                )[0]
+            )
         return statuses[0] == "pass", statuses[1] == "pass", "/".join(statuses)
 
     return check
@@ -138,8 +163,16 @@ def main() -> None:
                         break
                     time.sleep(1)
                     verdict = sandbox.run([(task, code)])[0]
-                row = {"task_id": task["task_id"], "kind": kind, "code": code, "ours": [verdict.base_passed, verdict.plus_passed],
-                       "theirs": [base, plus], "status": verdict.status, "error": verdict.error, "tries": tries}
+                row = {
+                    "task_id": task["task_id"],
+                    "kind": kind,
+                    "code": code,
+                    "ours": [verdict.base_passed, verdict.plus_passed],
+                    "theirs": [base, plus],
+                    "status": verdict.status,
+                    "error": verdict.error,
+                    "tries": tries,
+                }
                 out.write(json.dumps(row) + "\n")
                 out.flush()
                 counts[kind] = counts.get(kind, 0) + 1
@@ -158,10 +191,20 @@ def summary(table: list[dict]) -> None:
     """Prints how many verdicts there are of each kind, how many passed, and how many differ."""
     differ = [row for row in table if row["ours"] != row["theirs"]]
     again = [row for row in table if len(row["tries"]) > 1]
-    print(json.dumps({"samples": len(table), "verdicts": 2 * len(table), "canonical": sum(r["kind"] == "canonical" for r in table),
-                      "mutants": sum(r["kind"] != "canonical" for r in table), "passed": sum(all(r["ours"]) for r in table),
-                      "differ": len(differ), "tasks_that_differ": sorted({r["task_id"] for r in differ}),
-                      "agreed_only_when_tried_again": sorted({r["task_id"] for r in again} - {r["task_id"] for r in differ})}))
+    print(
+        json.dumps(
+            {
+                "samples": len(table),
+                "verdicts": 2 * len(table),
+                "canonical": sum(r["kind"] == "canonical" for r in table),
+                "mutants": sum(r["kind"] != "canonical" for r in table),
+                "passed": sum(all(r["ours"]) for r in table),
+                "differ": len(differ),
+                "tasks_that_differ": sorted({r["task_id"] for r in differ}),
+                "agreed_only_when_tried_again": sorted({r["task_id"] for r in again} - {r["task_id"] for r in differ}),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""The codec: what comes out is what went in, exactly typed, and no bytes of a hostile child do anything but raise Malformed."""
+
+import datetime
+import enum
+import math
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.sandbox import codec
+from jobs.sandbox.codec import Malformed, digest, dumps, is_huge, loads, pack, unpack
+
+keys = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary(), st.fractions()
+)
+plain = st.recursive(
+    st.one_of(keys, st.integers(-(2**9000), 2**9000), st.complex_numbers(allow_nan=False), st.decimals(allow_nan=False),
+              st.dates(), st.datetimes(), st.timedeltas(), st.sampled_from([int, len, ValueError, ..., range(1, 9, 3)])),
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.lists(inner, max_size=5).map(tuple), st.sets(keys, max_size=5),
+                            st.frozensets(keys, max_size=5), st.dictionaries(keys, inner, max_size=5),
+                            st.lists(st.integers(-(2**70), 2**70) | st.floats(allow_nan=False), min_size=32, max_size=40)),
+    max_leaves=20,
+)  # fmt: skip
+
+
+def there_and_back(value):
+    return unpack(loads(dumps(pack(value))[4:]))
+
+
+def same(a, b):
+    """Equal, and of the same types all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(map(repr, a)) == list(map(repr, b)) and all(same(a[x], b[y]) for x, y in zip(a, b, strict=True))
+    return a == b and (not isinstance(a, float) or math.copysign(1, a) == math.copysign(1, b))
+
+
+@settings(max_examples=300, deadline=None)
+@given(plain)
+def test_plain_data_comes_back_exactly(value):
+    assert same(there_and_back(value), value)
+
+
+# JSON near what the codec writes: every tag, with anything inside.
+junk = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.sampled_from("tszmdicbyrDFwaTeoqfhx"), inner, max_size=2),
+                            st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=15,
+)  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(junk)
+def test_any_json_is_plain_data_or_malformed(message):
+    try:
+        value = unpack(loads(dumps(message)[4:]), lambda number, called: None)
+    except Malformed:
+        return
+    assert_plain(value)
+
+
+def assert_plain(value):
+    """Nothing but builtin types and the codec's own: nothing that brings code along."""
+    allowed = (type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, Decimal,
+               Fraction, datetime.date, datetime.time, datetime.datetime, datetime.timedelta, codec.Digest)  # fmt: skip
+    if type(value) in (list, tuple, set, frozenset):
+        for item in value:
+            assert_plain(item)
+    elif type(value) is dict:
+        for key, item in value.items():
+            assert_plain(key)
+            assert_plain(item)
+    else:
+        assert (
+            type(value) in allowed or value is ... or value in codec.NAMED.values() or type(value).__name__ == "ndarray"
+        )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_malformed(data):
+    try:
+        unpack(loads(data))
+    except Malformed:
+        pass
+
+
+@pytest.mark.parametrize("text", [
+    b"[" * 100_000, b'{"t":' * 5000 + b"1" + b"}" * 5000, b"9" * 1_000_000, b'{"s":[[1]]}', b'{"s":[{"s":[1]}]}', b'{"d":[[1]]}',
+    b'{"d":{"a":1}}', b'{"m":[1]}', b'{"F":[1,0]}', b'{"F":[1.5,2]}', b'{"D":"x"}', b'{"D":1}', b'{"i":"zz"}', b'{"i":5}',
+    b'{"c":[1,2]}', b'{"r":[1,2,0]}', b'{"T":"open"}', b'{"T":"eval"}', b'{"T":["int"]}', b'{"w":["datetime","x"]}', b'{"w":["eval","1"]}',
+    b'{"w":[]}', b'{"a":["object",[1]]}', b'{"a":["int8",[[1],[1,2]]]}', b'{"o":[1,true]}', b'{"q":"AAA="}', b'{"q":5}',
+    b'{"f":["AAAAAAAA8D8=","11"]}', b'{"f":["AAAAAAAA8H8=","1"]}', b'{"h":5}', b'{"b":"\\u0100"}', b'{"t":{"m":{}}}', b"{}",
+    b'{"t":[],"s":[]}', b'{"__class__":"int"}', b'{"w":["timedelta",1e300,0,0]}', b"\xff\xfe", b"",
+])  # fmt: skip
+def test_what_pack_cannot_have_made_is_malformed(text):
+    with pytest.raises(Malformed):
+        unpack(loads(text))
+
+
+class Int(int):
+    def __eq__(self, other):
+        return True
+
+    __hash__ = int.__hash__
+
+
+class List(list):
+    def __iter__(self):
+        return iter(["a lie"])
+
+    def __len__(self):
+        return 99
+
+
+class Text(str):
+    def __str__(self):
+        return "a lie"
+
+
+class Colour(enum.IntEnum):
+    RED = 3
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(("value", "base"), [
+    (Int(5), 5), (List([1, 2]), [1, 2]), (Text("x"), "x"), (Colour.RED, 3), (Point(1, 2), (1, 2)), (Counter("aab"), {"a": 2, "b": 1}),
+    (OrderedDict(a=1), {"a": 1}), (defaultdict(list, a=[1]), {"a": [1]}), ([Int(5), (Text("x"),)], [5, ("x",)]), ({Text("k"): Int(1)}, {"k": 1}),
+])  # fmt: skip
+def test_an_instance_of_a_subclass_is_its_bases_value(value, base):
+    assert same(there_and_back(value), base)
+
+
+def test_floats_keep_their_sign_and_kind():
+    assert math.isnan(there_and_back(float("nan")))
+    assert there_and_back(float("-inf")) == float("-inf")
+    assert math.copysign(1, there_and_back(-0.0)) == -1
+    assert [math.copysign(1, x) for x in there_and_back([-0.0] * 40)] == [-1] * 40
+    assert same(there_and_back([2**53 + 1, 0.5] * 20), [2**53 + 1, 0.5] * 20)
+    assert same(there_and_back([True, 1] * 20), [True, 1] * 20)
+
+
+def test_what_is_too_deep_cyclic_or_no_data_is_refused():
+    deep = []
+    for _ in range(10_000):
+        deep = [deep]
+    cyclic = []
+    cyclic.append(cyclic)
+    for value in (deep, cyclic):
+        with pytest.raises(RecursionError):
+            pack(value)
+    for value in (object(), lambda: 0, iter([]), open):
+        with pytest.raises(TypeError):
+            pack(value)
+    with pytest.raises(codec.TooLong):
+        dumps("x" * (codec.MAX_FRAME + 1))
+
+
+def test_a_digest_is_of_the_value_alone():
+    value = [("Dog", "Cat") * 40 for _ in range(60_000)]
+    copy = [tuple("".join(list(word)) for word in row) for row in value]
+    assert is_huge(value)
+    assert digest(value) == digest(copy)
+    copy[-1] = (*copy[-1][:-1], "Cow")
+    assert digest(value) != digest(copy)
+    assert digest((1,)) != digest([1])
+
+
+def test_numpy_values():
+    numpy = pytest.importorskip("numpy")
+    assert same(there_and_back(numpy.float64(1.5)), 1.5)
+    assert same(there_and_back([numpy.int64(3), numpy.bool_(True), numpy.str_("x")]), [3, True, "x"])
+    array = there_and_back(numpy.arange(6.0).reshape(2, 3))
+    assert array.dtype == numpy.float64
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
