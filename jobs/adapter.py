@@ -164,8 +164,8 @@ def settle(delta: "np.ndarray", left: "np.ndarray", factor: "np.ndarray", longes
 
     slack = np.sqrt((left ** 2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
     slack = slack.astype(np.float32)
-    open_ = encoded(values + (delta - slack), dtype) != encoded(values + (delta + slack), dtype)
-    row, column = np.nonzero(open_)
+    low, high = (encoded(values + end, dtype).view(np.uint16) for end in (delta - slack, delta + slack))
+    row, column = np.divmod(np.flatnonzero(low != high), values.shape[1])
     summed = np.zeros(len(row), np.float32)
     for rank in range(factor.shape[0]):  # in float64 a product is exact, and the sum is rounded once: a fused step
         summed = (left[row, rank] * factor[rank, column] + summed).astype(np.float32)

@@ -192,8 +192,7 @@ def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None)
     if dtype == "F32":
         return values
     if dtype == "F16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16)
+        return float16(np.ascontiguousarray(values))
     bits = np.ascontiguousarray(values).view(np.uint32)
     if noise is None:  # half of the last kept bit, and that bit itself to break ties to even
         rounded = bits >> np.uint32(16)
@@ -206,13 +205,35 @@ def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None)
     return rounded.astype(np.uint16)
 
 
+def float16(values: "np.ndarray") -> "np.ndarray":
+    """`values.astype(np.float16)` in half the time: numpy converts one by one, integer arithmetic many at once."""
+    import numpy as np
+
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    odd = np.flatnonzero(magnitude - np.uint32(0x38800000) >= np.uint32(0x0F000000))  # below 2^-14, or 2^16 and above
+    rounded = magnitude >> np.uint32(13)
+    rounded &= np.uint32(1)
+    rounded += magnitude
+    rounded += np.uint32((0xFFF - (112 << 23)) & 0xFFFFFFFF)  # half of the last kept bit; the biases differ by 112
+    rounded >>= np.uint32(13)
+    half = rounded.astype(np.uint16)
+    np.right_shift(bits, np.uint32(16), out=magnitude)
+    magnitude &= np.uint32(0x8000)
+    half |= magnitude.astype(np.uint16)
+    with np.errstate(over="ignore"):
+        half.reshape(-1)[odd] = values.reshape(-1)[odd].astype(np.float16).view(np.uint16)
+    return half.view(np.float16)
+
+
 def finite(stored: "np.ndarray") -> bool:
     """Whether no element of an `encoded` array is inf or nan."""
     import numpy as np
 
-    if stored.dtype != np.uint16:
+    if stored.dtype == np.float32:
         return bool(np.isfinite(stored).all())
-    return not bool(((stored & np.uint16(0x7F80)) == 0x7F80).any())
+    top = np.uint16(0x7C00 if stored.dtype == np.float16 else 0x7F80)  # all bits of the exponent
+    return not bool(((stored.view(np.uint16) & top) == top).any())
 
 
 def noise(key: int, rows: slice, columns: int) -> "np.ndarray":

@@ -107,7 +107,7 @@ def test_several_adapters_are_one_sum_in_float32(tmp_path, bases):
     cast = load_file(one_by_one / "model.safetensors")
     error = {name: sum(float((t[key].float() - expected[key]).square().sum()) for key in t)
              for name, t in (("at once", at_once), ("cast between", cast))}
-    assert error["at once"] < 0.6 * error["cast between"]
+    assert error["at once"] < 0.9 * error["cast between"]
 
 
 @pytest.mark.parametrize("options", [

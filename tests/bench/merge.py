@@ -1,0 +1,159 @@
+"""Merge and GGUF against cp, PEFT and llama.cpp's converter, side by side on synthetic Qwen3-4B layers.
+
+    python tests/bench/merge.py [--gib 3] [--no-peft] [--converter FOLDER]
+
+Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter under a temporary
+folder, drops it from the page cache before each step, and prints wall time and peak memory of each step. --converter is
+the vendor/llama.cpp folder of the unpacked llama-cpp-python 0.3.36 source archive.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED = 2560, 32, 8, 128, 9728
+RANK = 32
+PEFT = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
+"""
+CONVERTER = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+sys.argv[1:] = sys.argv[2:]
+import convert_hf_to_gguf as converter
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+converter.main()
+"""
+DIRECT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+from jobs.gguf import write_gguf
+from jobs.merge import all_changes
+base, adapter, out = map(Path, sys.argv[1:4])
+write_gguf(base, all_changes(base, [adapter], True), "F16", out)
+"""
+
+
+def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, scale: float) -> None:
+    """Random normal tensors, written one by one."""
+    import numpy as np
+
+    from jobs.tensors import Tensor, encode_header, encoded
+
+    tensors = [Tensor(path, name, dtype, shape, 0) for name, shape in shapes.items()]
+    head, _ = encode_header(tensors, [dtype] * len(tensors), {"format": "pt"})
+    draw = np.random.default_rng(0)
+    with open(path, "wb") as file:
+        file.write(head)
+        for tensor in tensors:
+            file.write(encoded(draw.standard_normal(tensor.shape, np.float32) * np.float32(scale), dtype).tobytes())
+
+
+def make(folder: Path, gib: float) -> tuple[Path, Path]:
+    from tests.toy import make_tokenizer
+
+    base, adapter = folder / "base", folder / "adapter"
+    adapter.mkdir(parents=True)
+    make_tokenizer(base)
+    linear = {"self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN), "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+              "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN), "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
+              "mlp.gate_proj": (FEED, HIDDEN), "mlp.up_proj": (FEED, HIDDEN), "mlp.down_proj": (HIDDEN, FEED)}
+    vectors = {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_norm": (HEAD_DIM,),
+               "self_attn.k_norm": (HEAD_DIM,)}
+    layers = round(gib * 2**30 / 2 / sum(a * b for a, b in linear.values()))
+    shapes = {"model.embed_tokens.weight": (512, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    lora = {}
+    for layer in range(layers):
+        for name, shape in {**linear, **vectors}.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+            if "self_attn" in name and len(shape) == 2:
+                key = f"base_model.model.model.layers.{layer}.{name}"
+                lora |= {f"{key}.lora_A.weight": (RANK, shape[1]), f"{key}.lora_B.weight": (shape[0], RANK)}
+    write_safetensors(base / "model.safetensors", shapes, "BF16", 0.02)
+    write_safetensors(adapter / "adapter_model.safetensors", lora, "F32", 6e-3)
+    (base / "config.json").write_text(json.dumps({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": FEED,
+        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM, "vocab_size": 512, "tie_word_embeddings": True,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000, "hidden_act": "silu", "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0,
+        "dtype": "bfloat16"}))
+    (adapter / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 16, "bias": "none",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "base_model_name_or_path": str(base)}))
+    return base, adapter
+
+
+def cold(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def timed(label: str, command: list, folder: Path) -> None:
+    """Runs `command` on a cold base and prints its wall time, CPU time and peak memory."""
+    os.sync()
+    cold(folder)
+    start = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               cwd=folder)
+    errors = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    if status:
+        sys.exit(f"{label}: {errors.decode()[-2000:]}")
+    print(f"{label:42} {wall:7.1f} s   cpu {used.ru_utime + used.ru_stime:6.1f} s   {used.ru_maxrss / 1024:8.0f} MiB",
+          flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=3.0)
+    parser.add_argument("--no-peft", action="store_true")
+    parser.add_argument("--converter", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # In a process of its own: a child's peak memory counts what its parent held when it was forked.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            base, adapter = pool.apply(make, (folder, options.gib))
+        merge = [sys.executable, "-m", "jobs", "merge", "--params", ROOT / "params.yaml", "--base", base, "--adapter",
+                 adapter, "--metrics", folder / "m.json", "--plot", folder / "p.csv", "--out", folder / "merged"]
+        os.environ["PYTHONPATH"] = str(ROOT)
+        print(f"{(base / 'model.safetensors').stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load "
+              f"{os.getloadavg()[0]:.1f}", flush=True)
+        timed("cp", ["cp", base / "model.safetensors", folder / "copy"], folder)
+        timed("cp and sync", ["sh", "-c", f"cp {base}/model.safetensors {folder}/copy && sync {folder}/copy"], folder)
+        (folder / "copy").unlink()
+        for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
+            timed(f"jobs merge, {dtype} {rounding}", [*merge, "--set", f"merge.dtype={dtype}", "--set",
+                                                      f"merge.rounding={rounding}"], folder)
+        if not options.no_peft:
+            timed("peft merge_and_unload, bfloat16", [sys.executable, "-c", PEFT, base, adapter, folder / "peft"],
+                  folder)
+        timed("base + adapter to F16 GGUF", [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT],
+              folder)
+        if options.converter:
+            timed("llama.cpp's converter, F16", [sys.executable, "-c", CONVERTER, options.converter, base, "--outtype",
+                                                 "f16", "--outfile", folder / "y.gguf"], folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What storing a merged model keeps of its training: float16, bfloat16 by either rounding, float32, casts in between.
+
+    python tests/bench/precision.py --models .smoke/models --tasks .smoke/data/tasks/toy.jsonl
+
+Takes the toy pipeline's base and its real SFT and GRPO adapters (GRPO continues SFT's), and random adapters whose
+update has an RMS of 2e-3, 2e-4 and 2e-5, on that base and on one of random weights ~N(0, 0.02), as a 4B model's are.
+Bases are stored in bfloat16 first, as real ones are. Prints, for each way to store the sum: the share of the update
+kept along its direction, the relative error, the share of weights that did not move, and, for the real adapters, GRPO's
+own part of it and greedy pass@1 on the tasks, computed in float32 whatever the weights are stored in. Not a job: it
+makes nothing that another stage reads.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from jobs import merge  # noqa: E402
+from jobs.extract import extract  # noqa: E402
+from jobs.files import read_json, read_jsonl  # noqa: E402
+from jobs.merge import Storage  # noqa: E402
+from jobs.models import Sampling  # noqa: E402
+from jobs.schema import chat_prompt  # noqa: E402
+from jobs.tensors import tensors_of  # noqa: E402
+
+STORAGES = [Storage("F32"), Storage("F16"), Storage("BF16", True, 3407), Storage("BF16")]
+
+
+def stored(base: Path, adapters: list[Path], storage: Storage, out: Path) -> Path:
+    """`base` + `adapters` in folder `out`."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    merge.write_model(base, merge.all_changes(base, adapters, True), storage, out)
+    merge.copy_rest(base, out, "float32")
+    return out
+
+
+def weights(model: Path, names: list[str]) -> dict[str, np.ndarray]:
+    return {name: tensor.values().astype(np.float64) for name, tensor in tensors_of(model).items() if name in names}
+
+
+def kept(model: Path, base: Path, whole: Path) -> dict[str, float]:
+    """What `model` kept of the way from `base` to `whole`, which is stored in float32."""
+    ends, starts = tensors_of(whole), tensors_of(base)
+    names = [name for name in starts if ends[name].values().tobytes() != starts[name].values().tobytes()]
+    w, t, m = weights(base, names), weights(whole, names), weights(model, names)
+    u, s = (np.concatenate([(x[name] - w[name]).ravel() for name in names]) for x in (t, m))
+    return {"retention": u @ s / (u @ u), "relative error": np.linalg.norm(s - u) / np.linalg.norm(u),
+            "unchanged": float((s == 0).mean()), "rms": float(np.sqrt((u ** 2).mean()))}
+
+
+def pass_at_1(model: Path, tasks: list[dict], max_tokens: int) -> float:
+    from jobs.models import transformers
+    from jobs.sandbox import Sandbox
+
+    generate = transformers.load(model, dtype="float32")
+    answers = generate([chat_prompt(task["prompt"]) for task in tasks], Sampling(max_tokens=max_tokens))
+    programs = [extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution
+                for t, (a,) in zip(tasks, answers, strict=True)]
+    with Sandbox(timeout=10.0) as sandbox:
+        return sum(v.passed for v in sandbox.run(list(zip(tasks, programs, strict=True)))) / len(tasks)
+
+
+def scaled(adapter: Path, out: Path, factor: float) -> Path:
+    """The same adapter with its update times `factor`."""
+    shutil.copytree(adapter, out)
+    config = read_json(out / "adapter_config.json")
+    (out / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * factor}))
+    return out
+
+
+def row(name: str, figures: dict[str, float], own: float | None = None, passed: float | None = None) -> None:
+    cells = [name, *(f"{figures[key]:.2%}" for key in ("retention", "relative error", "unchanged")),
+             "" if own is None else f"{own:.2%}", "" if passed is None else f"{passed:.1%}"]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def heading(title: str) -> None:
+    print(f"\n{title}\n\n| stored as | kept | relative error | unmoved | GRPO's own part kept | pass@1 |\n"
+          "|---|---|---|---|---|---|", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=ROOT / ".smoke/models")
+    parser.add_argument("--tasks", type=Path, default=ROOT / ".smoke/data/tasks/toy.jsonl")
+    parser.add_argument("--max-tokens", type=int, default=160)
+    options = parser.parse_args()
+    tasks = read_jsonl(options.tasks)
+    sft, grpo = options.models / "sft", options.models / "grpo"
+    from tests.toy import make_adapter, make_model
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = stored(options.models / "base", [], Storage("BF16"), folder / "base")
+        random = make_model(folder / "random", dtype="bfloat16")
+        for label, model in (("weights ~N(0, 0.02)", random), ("the toy model", base)):
+            for rms in (2e-3, 2e-4, 2e-5):
+                # An element of B @ A with entries ~N(0, s) has the RMS s^2 sqrt(rank); alpha / rank is 2.
+                adapter = make_adapter(model, folder / f"{label}-{rms:g}", rank=32, scale=(rms / 2 / 32 ** 0.5) ** 0.5)
+                whole = stored(model, [adapter], Storage("F32"), folder / "whole")
+                heading(f"Random update of {label}, RMS {kept(whole, model, whole)['rms']:.1e}")
+                for storage in STORAGES:
+                    row(str(storage), kept(stored(model, [adapter], storage, folder / "x"), model, whole))
+
+        whole_sft = stored(base, [sft], Storage("F32"), folder / "whole-sft")
+        whole = stored(base, [grpo], Storage("F32"), folder / "whole")
+        rms = kept(whole, base, whole)["rms"], kept(whole, whole_sft, whole)["rms"]
+        heading(f"Real SFT + GRPO, RMS {rms[0]:.1e}, GRPO's own part {rms[1]:.1e}; {len(tasks)} tasks")
+        row("base, bfloat16", kept(base, base, whole), None, pass_at_1(base, tasks, options.max_tokens))
+        row("SFT alone, float32", kept(whole_sft, base, whole), 0.0, pass_at_1(whole_sft, tasks, options.max_tokens))
+        for storage in STORAGES:
+            model = stored(base, [grpo], storage, folder / "x")
+            row(str(storage), kept(model, base, whole), kept(model, whole_sft, whole)["retention"],
+                pass_at_1(model, tasks, options.max_tokens))
+        # GRPO's own update is what its adapter has more than SFT's: the sum of one and of minus the other.
+        minus = scaled(sft, folder / "minus", -1.0)
+        for storage in (Storage("BF16"), Storage("F16"), Storage("BF16", True, 3407)):
+            cast = stored(base, [sft], storage, folder / "cast")
+            model = stored(cast, [grpo, minus], storage, folder / "x")
+            own = kept(model, cast, stored(cast, [grpo, minus], Storage("F32"), folder / "own"))
+            row(f"SFT as {storage}, GRPO onto it", kept(model, base, whole), own["retention"],
+                pass_at_1(model, tasks, options.max_tokens))
+
+        # The same with GRPO's own part as small as the reference's: moved to RMS 2e-5 along its own direction.
+        factor = 2e-5 / rms[1]
+        parts = [sft, scaled(grpo, folder / "part", factor), scaled(sft, folder / "part-minus", -factor)]
+        whole = stored(base, parts, Storage("F32"), folder / "whole")
+        heading(f"Real SFT, GRPO's own part scaled to RMS {kept(whole, whole_sft, whole)['rms']:.1e}")
+        for storage in STORAGES:
+            model = stored(base, parts, storage, folder / "x")
+            row(str(storage), kept(model, base, whole), kept(model, whole_sft, whole)["retention"])
+        for storage in (Storage("BF16"), Storage("F16"), Storage("BF16", True, 3407)):
+            cast = stored(base, [sft], storage, folder / "cast")
+            model = stored(cast, parts[1:], storage, folder / "x")
+            own = kept(model, cast, stored(cast, parts[1:], Storage("F32"), folder / "own"))
+            row(f"SFT as {storage}, GRPO onto it", kept(model, base, whole), own["retention"])
+
+
+if __name__ == "__main__":
+    main()
