@@ -111,6 +111,8 @@ def test_no_text_breaks_it(text, mode, truncated, prompt):
     assert (extraction.solution == "") <= (extraction.flaw is not None)
 
 
-def test_cutting_is_quick_on_long_garbage():
-    assert cut("x = (\n" * 3000) == ""
-    assert cut("x = 1\n" * 2000 + "y = (\n" * 500) == "x = 1\n" * 2000
+def test_cutting_leaves_the_longest_beginning_that_compiles():
+    assert cut("x = (\n" * 150) == ""
+    assert cut("x = 1\n" * 2000 + "y = (\n" * 50) == "x = 1\n" * 2000
+    assert cut("def f():\n    if x:\n        y = [1,\n") == ""
+    assert cut("def f():\n    x = 1\n    if x:\n        y = [1,\n") == "def f():\n    x = 1\n"
