@@ -78,11 +78,11 @@ def real_tasks() -> list[dict]:
 
 
 def command(folder: Path, url: str, *assignments: str) -> list[str]:
-    settings = [f"distill.base_url={url}", "distill.api_key_env=FAKE_TEACHER_KEY", "distill.timeout=3.0",
+    settings = [f"distill.base_url={url}", "distill.api_key_env=FAKE_TEACHER_KEY", "distill.timeout=20.0",
                 "distill.recorded=null", "distill.similarity=1.0", *assignments]
     return [sys.executable, "-m", "jobs", "distill", "--params", str(ROOT / "params.yaml"), "--tasks", "tasks.jsonl",
-            "--benchmarks", "benchmarks.jsonl",
-            "--out", "out", "--responses", "responses", "--metrics", "metrics.json",
+            "--benchmarks", "benchmarks.jsonl", "--out", "out", "--responses", "responses", "--metrics",
+            "metrics.json",
             *(word for setting in settings for word in ("--set", setting))]
 
 
@@ -236,7 +236,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
     records = real_tasks()
     rng = random.Random(20)
     ways, behaviours = spoil(records, 1 / 3, rng)
-    given = "distill.examples=100", "distill.concurrency=16", "distill.similarity=0.9"
+    given = "distill.examples=100", "distill.concurrency=16", "distill.similarity=0.9", "distill.timeout=5.0"
     with TeacherServer(behaviours) as server:
         started = time.monotonic()
         code, _, stderr = distil(prepare(tmp_path / "whole", records), server.url, *given)
