@@ -1,9 +1,10 @@
-"""Verdicts of the sandbox against evalplus's own, on canonical solutions and seeded mutants, base and plus by themselves.
+"""Verdicts of the sandbox against evalplus's own, on canonical solutions and seeded mutants, base and plus each.
 
     python tests/bench/exactness.py --data ../shared/data --mutants 1800 --out exactness.jsonl
 
-A row a sample: task_id, kind, ours and theirs for base and plus. Continues a file that was begun. Samples on which the
-two differ are tried again by both, alone, and every row that still differs is printed with the statuses of each try.
+A row a sample: task_id, kind, ours and theirs for base and plus. Continues a file that was begun, and tries again what
+differed in it (the last row of a sample counts). Samples on which the two differ are tried again by both, alone, and
+every row that still differs is printed with the statuses of each try.
 The oracle is evalplus 0.3.1's `untrusted_check` with main's fix of HumanEval/32; both sides get --min-limit seconds.
 """
 
@@ -139,14 +140,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--min-limit", type=float, default=2.0)
     parser.add_argument("--only", default="", help="the beginning of the task ids to try")
+    parser.add_argument("--skip", nargs="*", default=[], help="task ids to leave for a machine that is less busy")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     tasks = {**load_tasks(options.data / "HumanEvalPlus.jsonl.gz"), **load_tasks(options.data / "MbppPlus.jsonl.gz")}
     each = -(-options.mutants // len(tasks)) + 1
-    tasks = {task_id: task for task_id, task in tasks.items() if task_id.startswith(options.only)}
+    tasks = {
+        task_id: task
+        for task_id, task in tasks.items()
+        if task_id.startswith(options.only) and task_id not in options.skip
+    }
     check = oracle(options.data)
-    done = {(row["task_id"], row["code"]) for row in rows(options.out)}
+    done = {(row["task_id"], row["code"]) for row in rows(options.out) if row["ours"] == row["theirs"]}
     counts: dict[str, int] = {}
     with Sandbox(options.workers, benchmark=True, min_limit=options.min_limit) as sandbox, options.out.open("a") as out:
         for number, task in enumerate(tasks.values()):
@@ -184,7 +190,10 @@ def main() -> None:
 
 
 def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file, the last of each sample."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    table = [json.loads(line) for line in lines]
+    return list({(row["task_id"], row["code"]): row for row in table}.values())
 
 
 def summary(table: list[dict]) -> None:
