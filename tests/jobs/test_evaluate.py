@@ -235,3 +235,34 @@ def test_stored_completions_become_the_programs_that_the_official_evaluators_run
             solution = extract(text, task["prompt"], task["entry_point"], "plain").solution
             whole = f"def {task['entry_point']}" in text  # as MBPP's are: run with or without the prompt
             assert solution == task["prompt"] + text or (whole and solution.endswith(text))
+
+
+@pytest.mark.parametrize("name", ["HumanEvalPlus.jsonl.gz", "MbppPlus.jsonl.gz"])
+def test_results_equal_evalplus_own(name, monkeypatch):
+    """Some tasks, right and broken; tests/bench/exactness.py does all of them, with more ways of breaking."""
+    official = pytest.importorskip("evalplus.eval")
+    from evalplus.data.mbpp import mbpp_deserialize_inputs
+    from evalplus.gen.util import trusted_exec
+
+    from jobs.sandbox import Sandbox
+
+    monkeypatch.setenv("EVALPLUS_MAX_MEMORY_BYTES", str(4 << 30))
+    tasks = benchmark(name)[5::40]
+    samples = [{"task_id": task["task_id"], "sample": i, "text": text, "tokens": 1, "finish": "stop"} for task in tasks
+               for right in [task["reference"].removeprefix(task["prompt"])]
+               for i, text in enumerate((right, right.replace("return", "return not", 1)))]  # fmt: skip
+    with Sandbox(1, benchmark=True, min_limit=4.0) as sandbox:
+        results = evaluate.score(tasks, samples, "plain", sandbox)
+    by_id, dataset = {task["task_id"]: task for task in tasks}, "mbpp" if name.startswith("Mbpp") else "humaneval"
+    for row in results:
+        task = by_id[row["task_id"]]
+        for part in ("base", "plus"):
+            raw = task[f"{part}_input"]
+            inputs = mbpp_deserialize_inputs(task["task_id"], raw) if dataset == "mbpp" else raw
+            expected, seconds = trusted_exec(task["reference"], inputs, task["entry_point"], record_time=True)
+            status, _ = official.untrusted_check(
+                dataset, row["solution"], inputs, task["entry_point"], expected, task["atol"], seconds,
+                fast_check=True, min_time_limit=4.0)  # fmt: skip
+            assert (status == "pass") == row[f"{part}_passed"], (row["task_id"], row["sample"], part, status)
+    assert {row["sample"] for row in results if row["passed"]} >= {0}
+    assert not all(row["passed"] for row in results)
