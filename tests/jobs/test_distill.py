@@ -202,8 +202,11 @@ def test_too_few_tasks_and_broken_cache(tmp_path):
     assert "distill.examples: 4 wanted, but tasks.jsonl has 3 tasks" in stderr
 
 
-def check_examples(folder: Path, ways: dict[str, str], wanted: int) -> int:
-    """Every kept example is right, every reject has the reason it was spoiled with; returns the requests needed."""
+def check_examples(folder: Path, ways: dict[str, str], wanted: int, log: str) -> int:
+    """Every kept example is right, every reject has the reason it was spoiled with; returns the requests needed.
+
+    log: the job's; where the machine is so busy that a good answer comes too late, that is a request more.
+    """
     examples, rejects = read_jsonl(folder / "out/examples.jsonl"), read_jsonl(folder / "out/rejects.jsonl")
     assert len(examples) == len({row["task_id"] for row in examples}) == wanted
     for row in examples:
@@ -218,7 +221,8 @@ def check_examples(folder: Path, ways: dict[str, str], wanted: int) -> int:
     assert len(list((folder / "responses").iterdir())) == len(decided)
     metrics = read_json(folder / "metrics.json")
     assert (metrics["examples"], metrics["requests"]) == (wanted, len(decided))
-    return sum(2 if way in TRANSIENT else 1 for way in decided)
+    late = max(0, log.count("no answer within") - sum(way in ("stall", "drip") for way in decided))
+    return sum(2 if way in TRANSIENT else 1 for way in decided) + late
 
 
 def spoil(records: list[dict], share: float, rng: random.Random) -> tuple[dict[str, str], dict[str, Behaviour]]:
@@ -242,7 +246,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
         code, _, stderr = distil(prepare(tmp_path / "whole", records), server.url, *given)
         whole = time.monotonic() - started
         assert code == 0, stderr
-        assert server.asked.total() == check_examples(tmp_path / "whole", ways, 100)
+        assert server.asked.total() == check_examples(tmp_path / "whole", ways, 100, stderr)
         assert SECRET not in stderr
         expected = outs(tmp_path / "whole")
 
@@ -257,7 +261,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
             time.sleep(moments.uniform(0.1, whole))
             process.kill()
             killed += process.wait() == -signal.SIGKILL
-            process.communicate()
+            log = process.communicate()[1]
             stored = {path.name for path in (folder / "responses").glob("[!.]*")}
             asked, flying = Counter(server.asked), server.flying
             code, _, stderr = distil(folder, server.url, *given)
@@ -271,7 +275,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
             again = {row["request"]["body"]["messages"][-1]["content"] for row in
                      (read_json(folder / "responses" / name) for name in stored)}
             assert not [prompt for prompt in again if server.asked[prompt] != asked[prompt]]
-            assert server.asked.total() <= check_examples(folder, ways, 100) + 16 + flying
+            assert server.asked.total() <= check_examples(folder, ways, 100, log + stderr) + 16 + flying
     assert killed >= 5
 
 
