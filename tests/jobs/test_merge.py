@@ -196,13 +196,29 @@ def test_a_shard_names_the_same_noise_whatever_file_holds_it(adapter, tmp_path):
     assert all(torch.equal(held[0][key], held[1][key]) for key in held[0] | held[1])
 
 
-def big_base(folder):
-    """128 MiB of weights with the toy's configuration: long enough to be killed in the middle."""
+def big_base(folder, mib=128):
+    """`mib` MiB of weights beside the toy's: long enough to be killed in the middle."""
     base = make_model(folder / "base", dtype="bfloat16", layers=3)
     held = load_file(base / "model.safetensors")
-    held["model.extra.weight"] = torch.from_numpy(np.zeros((1 << 14, 1 << 12), np.uint16)).view(torch.bfloat16)
+    held["model.extra.weight"] = torch.from_numpy(np.zeros((mib << 7, 1 << 12), np.uint16)).view(torch.bfloat16)
     save_file(held, base / "model.safetensors", metadata={"format": "pt"})
     return base
+
+
+def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
+    script = ("import sys\nfrom jobs.__main__ import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+              "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
+    peaks = []
+    for mib in (32, 256):
+        base = big_base(tmp_path / str(mib), mib)
+        done = subprocess.run([sys.executable, "-c", script, "merge", "--params", str(ROOT / "params.yaml"), "--base",
+                               str(base), "--adapter", str(adapter), "--out", "out", "--metrics", "m.json", "--plot",
+                               "p.csv"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                              capture_output=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] < 128
+    assert peaks[1] < peaks[0] + 16
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
