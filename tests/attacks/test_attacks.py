@@ -69,10 +69,12 @@ class Listener:
     def __init__(self) -> None:
         LISTENER.unlink(missing_ok=True)
         self.sockets = []
-        for family, kind, address in ((socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 47123)),
-                                      (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 47123)),
-                                      (socket.AF_UNIX, socket.SOCK_STREAM, str(LISTENER)),
-                                      (socket.AF_UNIX, socket.SOCK_DGRAM, "\0sandbox-attack-listener")):  # fmt: skip
+        for family, kind, address in (
+            (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 47123)),
+            (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 47123)),
+            (socket.AF_UNIX, socket.SOCK_STREAM, str(LISTENER)),
+            (socket.AF_UNIX, socket.SOCK_DGRAM, "\0sandbox-attack-listener"),
+        ):
             opened = socket.socket(family, kind)
             opened.bind(address)
             if kind == socket.SOCK_STREAM:

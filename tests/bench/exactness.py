@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs.sandbox import Sandbox
@@ -26,9 +27,24 @@ from jobs.score import load_tasks
 class Mutation(ast.NodeTransformer):
     """Changes the `target`-th place where something can be changed; counts the places while it goes."""
 
-    SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.FloorDiv, ast.FloorDiv: ast.Div,
-             ast.Mod: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-             ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn, ast.NotIn: ast.In}  # fmt: skip
+    SWAPS: ClassVar = {
+        ast.Add: ast.Sub,
+        ast.Sub: ast.Add,
+        ast.Mult: ast.Add,
+        ast.Div: ast.FloorDiv,
+        ast.FloorDiv: ast.Div,
+        ast.Mod: ast.Mult,
+        ast.Lt: ast.LtE,
+        ast.LtE: ast.Lt,
+        ast.Gt: ast.GtE,
+        ast.GtE: ast.Gt,
+        ast.Eq: ast.NotEq,
+        ast.NotEq: ast.Eq,
+        ast.And: ast.Or,
+        ast.Or: ast.And,
+        ast.In: ast.NotIn,
+        ast.NotIn: ast.In,
+    }
 
     def __init__(self, target: int, rng: random.Random) -> None:
         self.target, self.rng, self.place, self.kind = target, rng, 0, ""
@@ -51,8 +67,13 @@ class Mutation(ast.NodeTransformer):
                 node.ops[0] = swap()
         if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool, str) and self.here("constant"):
             value = node.value
-            node.value = (not value if type(value) is bool else value[:-1] + "x" if type(value) is str
-                          else value + self.rng.choice((-1, 1)))  # fmt: skip
+            node.value = (
+                not value
+                if type(value) is bool
+                else value[:-1] + "x"
+                if type(value) is str
+                else value + self.rng.choice((-1, 1))
+            )
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "range" and self.here("off by one"):
             node.args[-1] = ast.BinOp(node.args[-1], ast.Sub(), ast.Constant(1))
         if (

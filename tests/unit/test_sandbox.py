@@ -31,35 +31,61 @@ def verdict(sandbox, task, code):
     return sandbox.run([(task, code)])[0]
 
 
-CLASS = "class Pair:\n    def __init__(self, a, b):\n        self.a, self.b = a, b\n    def total(self):\n        return self.a + self.b\n"
+CLASS = """
+class Pair:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def total(self):
+        return self.a + self.b
+
+"""
 
 
-@pytest.mark.parametrize(("tests", "code", "passed"), [
-    (["assert f([3, 1]) == [1, 3]"], "def f(x): return sorted(x)", 1),
-    (["assert f(1) == 2", "assert f(2) == 3", "assert f(3) == 0"], "def f(x): return x + 1", 2),
-    (["x = [3, 1]\nf(x)\nassert x == [1, 3]"], "def f(x): x.sort()", 1),
-    (["x = {'a': [1]}; y = x['a']; f(x); assert y == [1, 2] and x == {'a': [1, 2], 'b': 0}"], "def f(x): x['a'].append(2); x['b'] = 0", 1),
-    (["x = {1}; f(x); assert x == {1, 2}"], "def f(x): x.add(2)", 1),
-    (["x = [2]; f(k=x); assert x == []"], "def f(k): k.clear()", 1),
-    (["assert list(f(3)) == [0, 1, 2]"], "def f(n): yield from range(n)", 1),
-    (["import itertools\nassert list(itertools.islice(f(), 3)) == [0, 1, 2]"], "import itertools\ndef f(): return itertools.count()", 1),
-    (["assert 2 in f()", "assert 9 not in f()"], "def f(): return iter([1, 2])", 2),
-    (["assert f('b')", "assert not f('a')"], "import re\ndef f(s): return re.match('b', s)", 2),
-    (["assert f(1, 2).total() == 3", "assert f(1, 2).a == 1"], CLASS + "def f(a, b): return Pair(a, b)", 2),
-    (["assert f([Pair(1, 2), Pair(3, 4)]) == 10"], CLASS + "def f(pairs): return sum(p.total() for p in pairs)", 1),
-    (["assert f((4, 'x', 7), int) == ['x']"], "def f(t, kind): return [x for x in t if not isinstance(x, kind)]", 1),
-    (["assert f((1, 2)) == sys.getsizeof((1, 2))"], "import sys\ndef f(t): return sys.getsizeof(t)", 1),
-    (["assert abs(f(1.33) - 0.33) < 1e-6"], "def f(x): return x % 1", 1),
-    (["assert f({1: (2, {3})}) == {1: (2, {3})}"], "def f(x): return x", 1),
-    (["assert type(f(1)) is tuple"], "def f(x): return (x,)", 1),
-    (["assert f(2) is None"], "def f(x): pass", 1),
-    (["try:\n    f(-1)\nexcept ValueError as error:\n    assert str(error) == 'negative'\nelse:\n    assert 0"],
-     "class Own(ValueError): pass\ndef f(x): raise Own('negative')", 1),
-    (["assert f(a=1, b=2) == 3"], "def f(a, b): return a + b", 1),
-    (["assert f(10) == 3628800", "assert f(1000) % 10 == 0"], "import math\nf = math.factorial", 2),
-    (["assert f('\\ud800') == '\\ud800'"], "def f(s): return s", 1),
-    (["assert f() == 'é☃'"], "def f(): return 'é☃'", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tests", "code", "passed"),
+    [
+        (["assert f([3, 1]) == [1, 3]"], "def f(x): return sorted(x)", 1),
+        (["assert f(1) == 2", "assert f(2) == 3", "assert f(3) == 0"], "def f(x): return x + 1", 2),
+        (["x = [3, 1]\nf(x)\nassert x == [1, 3]"], "def f(x): x.sort()", 1),
+        (
+            ["x = {'a': [1]}; y = x['a']; f(x); assert y == [1, 2] and x == {'a': [1, 2], 'b': 0}"],
+            "def f(x): x['a'].append(2); x['b'] = 0",
+            1,
+        ),
+        (["x = {1}; f(x); assert x == {1, 2}"], "def f(x): x.add(2)", 1),
+        (["x = [2]; f(k=x); assert x == []"], "def f(k): k.clear()", 1),
+        (["assert list(f(3)) == [0, 1, 2]"], "def f(n): yield from range(n)", 1),
+        (
+            ["import itertools\nassert list(itertools.islice(f(), 3)) == [0, 1, 2]"],
+            "import itertools\ndef f(): return itertools.count()",
+            1,
+        ),
+        (["assert 2 in f()", "assert 9 not in f()"], "def f(): return iter([1, 2])", 2),
+        (["assert f('b')", "assert not f('a')"], "import re\ndef f(s): return re.match('b', s)", 2),
+        (["assert f(1, 2).total() == 3", "assert f(1, 2).a == 1"], CLASS + "def f(a, b): return Pair(a, b)", 2),
+        (["assert f([Pair(1, 2), Pair(3, 4)]) == 10"], CLASS + "def f(pairs): return sum(p.total() for p in pairs)", 1),
+        (
+            ["assert f((4, 'x', 7), int) == ['x']"],
+            "def f(t, kind): return [x for x in t if not isinstance(x, kind)]",
+            1,
+        ),
+        (["assert f((1, 2)) == sys.getsizeof((1, 2))"], "import sys\ndef f(t): return sys.getsizeof(t)", 1),
+        (["assert abs(f(1.33) - 0.33) < 1e-6"], "def f(x): return x % 1", 1),
+        (["assert f({1: (2, {3})}) == {1: (2, {3})}"], "def f(x): return x", 1),
+        (["assert type(f(1)) is tuple"], "def f(x): return (x,)", 1),
+        (["assert f(2) is None"], "def f(x): pass", 1),
+        (
+            ["try:\n    f(-1)\nexcept ValueError as error:\n    assert str(error) == 'negative'\nelse:\n    assert 0"],
+            "class Own(ValueError): pass\ndef f(x): raise Own('negative')",
+            1,
+        ),
+        (["assert f(a=1, b=2) == 3"], "def f(a, b): return a + b", 1),
+        (["assert f(10) == 3628800", "assert f(1000) % 10 == 0"], "import math\nf = math.factorial", 2),
+        (["assert f('\\ud800') == '\\ud800'"], "def f(s): return s", 1),
+        (["assert f() == 'é☃'"], "def f(): return 'é☃'", 1),
+    ],
+)
 def test_tests_in_the_judge_calls_in_the_child(sandbox, tests, code, passed):
     found = verdict(sandbox, task(*tests), code)
     assert (found.tests_passed, found.tests_total) == (passed, len(tests)), found
@@ -72,17 +98,22 @@ def test_a_function_called_sum_is_the_submissions(sandbox):
 
 def test_setup_runs_after_the_submission_and_on_its_classes(sandbox):
     setup = "root = Node(1)\nroot.left = Node(2)\nroot.left.left = Node(3)"
-    code = ("class Node:\n    def __init__(self, x):\n        self.x, self.left = x, None\n"
-            "def f(n): return 0 if n is None else 1 + f(n.left)")  # fmt: skip
+    code = (
+        "class Node:\n    def __init__(self, x):\n        self.x, self.left = x, None\n"
+        "def f(n): return 0 if n is None else 1 + f(n.left)"
+    )
     assert verdict(sandbox, task("assert f(root) == 3", setup=setup), code).passed
 
 
-@pytest.mark.parametrize("code", [
-    "def f(x): return 0\ndef set(x): return 0",
-    "def f(x): return 0\ndef helper(x): return 0",
-    "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0",
-    "import builtins\nbuiltins.set = lambda x: 0\ndef f(x): return 0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(x): return 0\ndef set(x): return 0",
+        "def f(x): return 0\ndef helper(x): return 0",
+        "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 0",
+        "import builtins\nbuiltins.set = lambda x: 0\ndef f(x): return 0",
+    ],
+)
 def test_what_a_test_relies_on_cannot_be_shadowed(sandbox, code):
     prompt = "def helper(x):\n    return [x]\n\ndef f(x):\n    '''To do.'''\n"
     tests = [
@@ -124,18 +155,21 @@ def check(candidate):
     )
 
 
-@pytest.mark.parametrize(("code", "status", "passed"), [
-    ("def f(x): return 1 / (x - 2)", "failed", 0),
-    ("def f(:", "invalid", 0),
-    ("def g(x): return x", "invalid", 0),
-    ("x = '\0'", "invalid", 0),
-    ("f = 5", "failed", 0),
-    ("raise ValueError('no')\ndef f(x): return x", "failed", 0),
-    ("import no_such_module", "failed", 0),
-    ("import os\ndef f(x):\n    if x == 2: os._exit(0)\n    return x", "crashed", 1),
-    ("def f(x):\n    while x == 2: pass\n    return x", "timeout", 1),
-    ("import time\ndef f(x):\n    if x == 2: time.sleep(60)\n    return x", "timeout", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "status", "passed"),
+    [
+        ("def f(x): return 1 / (x - 2)", "failed", 0),
+        ("def f(:", "invalid", 0),
+        ("def g(x): return x", "invalid", 0),
+        ("x = '\0'", "invalid", 0),
+        ("f = 5", "failed", 0),
+        ("raise ValueError('no')\ndef f(x): return x", "failed", 0),
+        ("import no_such_module", "failed", 0),
+        ("import os\ndef f(x):\n    if x == 2: os._exit(0)\n    return x", "crashed", 1),
+        ("def f(x):\n    while x == 2: pass\n    return x", "timeout", 1),
+        ("import time\ndef f(x):\n    if x == 2: time.sleep(60)\n    return x", "timeout", 1),
+    ],
+)
 def test_statuses_and_what_had_passed_before(code, status, passed):
     with Sandbox(workers=1, timeout=1) as sandbox:
         found = verdict(sandbox, task("assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"), code)
@@ -205,8 +239,12 @@ def test_submit_from_threads_and_asyncio(sandbox):
 
     assert all(v.passed for v in asyncio.run(some()))
     seen = []
-    threads = [threading.Thread(target=lambda: seen.extend(sandbox.run([(task("assert f(1) == 1"), "def f(x): return x")] * 5)))
-               for _ in range(4)]  # fmt: skip
+    threads = [
+        threading.Thread(
+            target=lambda: seen.extend(sandbox.run([(task("assert f(1) == 1"), "def f(x): return x")] * 5))
+        )
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -240,9 +278,35 @@ def test_a_missing_layer_is_said_and_can_be_refused(caplog):
         Sandbox(workers=1, require=["seccomp", "landlock"], without=["landlock"])
 
 
-READ = "def f(x):\n    try:\n        return len(open({!r}).read()) > 0\n    except OSError as error:\n        return error.errno"
-FORK = "import os\ndef f(x):\n    try:\n        pid = os.fork()\n    except OSError:\n        return 'refused'\n    if pid == 0: os._exit(0)\n    return 'forked'"
-SOCKET = "import socket\ndef f(x):\n    try:\n        socket.socket()\n        return 'opened'\n    except OSError:\n        return 'refused'"
+READ = """
+def f(x):
+    try:
+        return len(open({!r}).read()) > 0
+    except OSError as error:
+        return error.errno
+"""
+FORK = """
+import os
+
+def f(x):
+    try:
+        pid = os.fork()
+    except OSError:
+        return "refused"
+    if pid == 0:
+        os._exit(0)
+    return "forked"
+"""
+SOCKET = """
+import socket
+
+def f(x):
+    try:
+        socket.socket()
+        return "opened"
+    except OSError:
+        return "refused"
+"""
 WRITE = (
     "def f(x):\n    try:\n        open(x, 'w')\n        return 'written'\n    except OSError:\n        return 'refused'"
 )
@@ -259,13 +323,20 @@ def test_what_gets_through_with_a_layer_missing(without, tmp_path):
     secret.chmod(0o666)
 
     def answer(sandbox, code, argument="0"):
-        seen = [w for w in ("True", "1", "13", "refused", "forked", "opened", "written")
-                if verdict(sandbox, task(f"assert str(f({argument})) == {w!r}"), code).passed]  # fmt: skip
+        seen = [
+            w
+            for w in ("True", "1", "13", "refused", "forked", "opened", "written")
+            if verdict(sandbox, task(f"assert str(f({argument})) == {w!r}"), code).passed
+        ]
         return seen[0]
 
     with Sandbox(workers=1, without=without) as sandbox:
-        found = {"read": answer(sandbox, READ.format(str(secret))), "fork": answer(sandbox, FORK), "socket": answer(sandbox, SOCKET),
-                 "write": answer(sandbox, WRITE, repr(str(tmp_path / "new")))}  # fmt: skip
+        found = {
+            "read": answer(sandbox, READ.format(str(secret))),
+            "fork": answer(sandbox, FORK),
+            "socket": answer(sandbox, SOCKET),
+            "write": answer(sandbox, WRITE, repr(str(tmp_path / "new"))),
+        }
     assert found["read"] == ("True" if len(without) == 2 else "1" if without == ("landlock",) else "13")
     assert found["fork"] == "refused"  # RLIMIT_NPROC is a second lock on it
     assert found["socket"] == ("opened" if "seccomp" in without else "refused")
@@ -273,8 +344,10 @@ def test_what_gets_through_with_a_layer_missing(without, tmp_path):
 
 
 def test_importing_and_starting_is_cheap_and_needs_no_torch():
-    code = ("import sys\nfrom jobs.sandbox import Sandbox\nSandbox(workers=1).close()\n"
-            "assert not {'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)")  # fmt: skip
+    code = (
+        "import sys\nfrom jobs.sandbox import Sandbox\nSandbox(workers=1).close()\n"
+        "assert not {'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
 
 
@@ -282,7 +355,8 @@ def test_the_judge_and_all_below_end_with_their_owner():
     code = (
         "import json, time\nfrom jobs.sandbox import Sandbox\ns = Sandbox(workers=1, timeout=60)\n"
         "t = {'task_id': 't', 'entry_point': 'f', 'tests': ['assert f(1)']}\n"
-        "s.submit(t, 'def f(x):\\n    while True: pass')\ntime.sleep(0.5)\nprint(s.judges[0].process.pid, flush=True)\ntime.sleep(60)"
+        "s.submit(t, 'def f(x):\\n    while True: pass')\ntime.sleep(0.5)\n"
+        "print(s.judges[0].process.pid, flush=True)\ntime.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     judge = int(owner.stdout.readline())
@@ -340,8 +414,15 @@ def test_the_filter_allows_what_is_listed_and_nothing_else():
             expected and number not in opening
         )
     openat = isolation.OPENAT[which]
-    for flags, allowed in ((os.O_RDONLY, True), (os.O_CLOEXEC | os.O_DIRECTORY, True), (os.O_WRONLY, False), (os.O_RDWR, False),
-                           (os.O_CREAT, False), (os.O_TRUNC, False), (os.O_TMPFILE, False)):  # fmt: skip
+    for flags, allowed in (
+        (os.O_RDONLY, True),
+        (os.O_CLOEXEC | os.O_DIRECTORY, True),
+        (os.O_WRONLY, False),
+        (os.O_RDWR, False),
+        (os.O_CREAT, False),
+        (os.O_TRUNC, False),
+        (os.O_TMPFILE, False),
+    ):
         assert (outcome(program, openat, (0, 0, flags, 0, 0, 0)) == allow) == allowed, flags
     prlimit = isolation.PRLIMIT[which]
     assert outcome(program, prlimit, (0, 0, 1, 0, 0, 0)) != allow
