@@ -318,12 +318,17 @@ class JudgeProcess:
         """Kills the judge; its server and child die with it."""
         with self.lock:
             process, self.process = self.process, None
-        if process is not None:
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()  # at which the judge ends its servers and itself
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+        process.stdout.close()
 
     def stop(self) -> None:
         self.stopped = True

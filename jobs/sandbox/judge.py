@@ -86,10 +86,14 @@ class Server:
             raise Infrastructure("the fork server does not start") from None
 
     def stop(self) -> None:
+        """Ends the server, which first reaps its child: with no init above, an orphan would stay as a zombie."""
         if self.process is not None:
             self.control.close()
-            self.process.kill()
-            self.process.wait()
+            try:
+                self.process.wait(2)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
             self.process = None
 
     def child(self) -> "Child":
@@ -168,7 +172,8 @@ class Child:
         while True:
             left = deadline + self.waited - time.monotonic()
             ready = self.poll.poll(max(0.0, left * 1000))
-            if any(descriptor == 0 for descriptor, _ in ready):
+            if any(descriptor == 0 for descriptor, _ in ready):  # there is nobody to tell
+                self.server.stop()
                 os._exit(0)
             if ready:
                 return
@@ -448,6 +453,8 @@ def main() -> None:
     for text in os.fdopen(os.dup(0), "rb"):
         out.write(json.dumps(answer(judge, json.loads(text))).encode() + b"\n")
         out.flush()
+    for server in judge.servers.values():
+        server.stop()
 
 
 def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:

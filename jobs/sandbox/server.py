@@ -141,12 +141,12 @@ def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
     server, child = os.getpid(), 0
     while True:
         command = control.recv(1)
-        if command != b"n":  # the judge is gone
-            os._exit(0)
         status = 0
         if child:
             os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
+        if command != b"n":  # the judge is gone
+            os._exit(0)
         ours, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:
