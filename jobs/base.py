@@ -12,6 +12,7 @@ the tokenizer's and config's files, each checked against the hash that the Hub r
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,23 +20,25 @@ from jobs import checkpoint, schema
 from jobs.cli import job, log, progress, writes
 from jobs.errors import JobError
 from jobs.files import replace_dir, sha256
-from jobs.params import Base, Params, ToyBase
+
+if TYPE_CHECKING:
+    from jobs.params import Base, Params, ToyBase
 
 # Qwen2's split, which llama.cpp knows as its pre-tokenizer "qwen2".
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-END = "<|endoftext|>"
+END, PAD = "<|endoftext|>", "<|pad|>"  # Unsloth refuses a padding token that also ends the text
 SMALL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
                "merges.txt", "special_tokens_map.json", "added_tokens.json", "model.safetensors.index.json"}
 
 
 @job("base", "tasks", "seed")
 @writes("--out", "models/base", "The model folder.")
-def command(params: Params, out: Path) -> None:
+def command(params: "Params", out: Path) -> None:
     run(params, out)
     click.echo(json.dumps({"model": str(out), "sha256": sha256(out)}))
 
 
-def run(params: Params, out: Path) -> None:
+def run(params: "Params", out: Path) -> None:
     with replace_dir(out) as partial:
         if params.base.toy is not None:
             make_toy(params, params.base.toy, partial)
@@ -50,7 +53,7 @@ def set_chat_template(model_dir: Path) -> None:
     (model_dir / "chat_template.jinja").write_text(schema.CHAT_TEMPLATE, encoding="utf-8")
 
 
-def fetch(base: Base, out: Path) -> None:
+def fetch(base: "Base", out: Path) -> None:
     """Downloads the pinned revision's safetensors, config and tokenizer files into `out`.
 
     Errors: JobError naming the repo, or the file whose bytes differ from the hash that the Hub records for it.
@@ -87,7 +90,7 @@ def verify(path: Path, lfs_sha256: str | None, blob_id: str | None) -> None:
         raise JobError(f"{path.name}: its hash is {found}, the Hub records {expected}")
 
 
-def make_toy(params: Params, toy: ToyBase, out: Path) -> None:
+def make_toy(params: "Params", toy: "ToyBase", out: Path) -> None:
     from jobs import toy as world
 
     if params.tasks.toy is None:
@@ -101,7 +104,7 @@ def make_toy(params: Params, toy: ToyBase, out: Path) -> None:
 
 
 def train_tokenizer(documents: list[str], vocab_size: int):
-    """A byte-level BPE tokenizer with Qwen2's pre-tokenizer and end-of-text as its only special token."""
+    """A byte-level BPE tokenizer with Qwen2's pre-tokenizer; end-of-text and padding are its special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -110,14 +113,14 @@ def train_tokenizer(documents: list[str], vocab_size: int):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=[AddedToken(END, special=True)],
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=[AddedToken(name, special=True) for name in (END, PAD)],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, bos_token=None, unk_token=None,
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None, unk_token=None,
                                    model_max_length=2048)
 
 
-def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):
+def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
     """A Qwen3 model trained on the documents, AdamW with a cosine schedule; returns it in float32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
@@ -128,7 +131,7 @@ def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):
         vocab_size=len(tokenizer), hidden_size=toy.hidden_size, intermediate_size=toy.intermediate_size,
         num_hidden_layers=toy.layers, num_attention_heads=toy.heads, num_key_value_heads=toy.kv_heads,
         head_dim=toy.head_dim, tie_word_embeddings=True, max_position_embeddings=2048,
-        initializer_range=toy.hidden_size ** -0.5, bos_token_id=None, eos_token_id=end, pad_token_id=end))
+        initializer_range=toy.hidden_size ** -0.5, bos_token_id=None, eos_token_id=end, pad_token_id=tokenizer.pad_token_id))
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             torch.nn.init.zeros_(weight)  # layers start as the identity; without it a small model learns far slower
@@ -144,7 +147,7 @@ def pretrain(tokenizer, documents: list[str], toy: ToyBase, seed: int):
         start = int(torch.randint(len(encoded) - toy.batch_size + 1, (1,), generator=generator))
         batch = encoded[start:start + toy.batch_size]
         width = max(map(len, batch))
-        ids = torch.tensor([row + [end] * (width - len(row)) for row in batch])
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in batch])
         labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])
         loss = model(input_ids=ids, attention_mask=(labels != -100).long(), labels=labels).loss
         loss.backward()

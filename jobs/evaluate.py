@@ -64,7 +64,8 @@ def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Gen
     if settings.engine == "vllm":
         from jobs.models import vllm
 
-        return vllm.load(model, adapter=adapter, dtype=settings.dtype, batch_invariant=settings.batch_invariant)
+        return vllm.load(model, adapter=adapter, dtype=settings.dtype, batch_invariant=settings.batch_invariant,
+                         gpu_memory=settings.gpu_memory)
     from jobs.models import transformers
 
     return transformers.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
@@ -210,7 +211,7 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
 
     settings, benchmarks = params.evaluate, read_tasks(folder, names)
     asked = {"mode": mode, "engine": "llama_cpp" if model and model.suffix == ".gguf" else settings.engine,
-             "seed": params.seed, **settings.model_dump(exclude={"engine", "benchmarks", "batch_size"}),
+             "seed": params.seed, **settings.model_dump(exclude={"engine", "benchmarks", "batch_size", "gpu_memory"}),
              "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names}}
     drawn: dict[str, list[dict]] = {}
     kept = None

@@ -16,6 +16,7 @@ A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phas
 import json
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,7 +24,9 @@ from jobs import checkpoint, schema
 from jobs.cli import job, log, reads, writes
 from jobs.errors import UsageError
 from jobs.files import read_jsonl, replace_dir, write_jsonl, write_metrics
-from jobs.params import Grpo, Params
+
+if TYPE_CHECKING:
+    from jobs.params import Grpo, Params
 
 CURVE = {
     "reward": "reward", "reward_std": "reward_std", "rewards/format/mean": "format", "rewards/reasoning/mean": "reasoning",
@@ -43,11 +46,11 @@ CURVE = {
 @writes("--metrics", "metrics/grpo.json", "Metrics of the run.")
 @writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.")
 @writes("--completions", "data/grpo/completions.jsonl", "Logged completions.")
-def command(params: Params, **paths: Path) -> None:
+def command(params: "Params", **paths: Path) -> None:
     click.echo(json.dumps(run(params, **paths)))
 
 
-def run(params: Params, base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path,
+def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path,
         completions: Path) -> dict:
     from jobs import training
     from jobs.rewards import Scorer
@@ -97,7 +100,7 @@ def run(params: Params, base: Path, adapter: Path, tasks: Path, out: Path, metri
     return result
 
 
-def check(settings: Grpo, tasks: int, path: Path) -> None:
+def check(settings: "Grpo", tasks: int, path: Path) -> None:
     """Batch shapes that TRL would refuse, or an engine change silently, are refused here with the keys to change."""
     completions = settings.batch_size * settings.gradient_accumulation
     if completions % settings.generations:
@@ -111,7 +114,7 @@ def check(settings: Grpo, tasks: int, path: Path) -> None:
         raise UsageError("grpo.rollout must be vllm with grpo.engine unsloth")
 
 
-def configuration(params: Params, weights: list[float], directory: Path):
+def configuration(params: "Params", weights: list[float], directory: Path):
     """TRL's GRPOConfig with every value that matters written out; Unsloth changes what is left to a default."""
     from trl import GRPOConfig
 

@@ -38,6 +38,7 @@ class Trainer(GRPOTrainer):
         super().__init__(**options)
         self.scorer, self.grpo, self.directory = scorer, grpo, directory
         self.seconds: dict[str, float] = defaultdict(float)
+        self.trained_logps: torch.Tensor | None = None
 
     def timed(self, phase: str, function, *arguments, **options):
         began = time.perf_counter()
@@ -74,13 +75,13 @@ class Trainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *arguments, **options):
         result = super()._get_per_token_logps_and_entropies(*arguments, **options)
-        if torch.is_grad_enabled():
-            self.trained_logps = result[0].detach()
+        # Unsloth returns none here: it fuses log-probabilities and loss in one kernel.
+        self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
         return result
 
     def _compute_loss(self, model, inputs: dict):
         loss = super()._compute_loss(model, inputs)
-        if "sampling_per_token_logps" in inputs:  # the policy is still the one that sampled them
+        if self.trained_logps is not None and "sampling_per_token_logps" in inputs:  # the policy is still the one that sampled them
             mask = inputs["completion_mask"].bool()
             difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
             self._metrics["train"]["logp_difference"].append(difference.mean().item() if mask.any() else 0.0)

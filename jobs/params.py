@@ -231,6 +231,7 @@ class Evaluate(Section):
     max_tokens: Positive
     batch_size: Positive
     batch_invariant: bool
+    gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
     sampled: Sampled
 
 

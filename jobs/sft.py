@@ -22,10 +22,11 @@ from jobs import checkpoint, schema
 from jobs.cli import job, log, reads, writes
 from jobs.errors import JobError
 from jobs.files import read_jsonl, replace_dir, write_metrics
-from jobs.params import Params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from jobs.params import Params
 
 CURVE = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
          "mean_token_accuracy": "token_accuracy", "entropy": "entropy"}
@@ -39,11 +40,11 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 @writes("--out", "models/sft", "The adapter.")
 @writes("--metrics", "metrics/sft.json", "Metrics of the run.")
 @writes("--curve", "plots/sft.csv", "Loss and accuracy by step.")
-def command(params: Params, base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> None:
+def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> None:
     click.echo(json.dumps(run(params, base, examples, out, metrics, curve)))
 
 
-def run(params: Params, base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict:
+def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict:
     from jobs import training
 
     rows = read_jsonl(examples)

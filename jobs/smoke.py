@@ -22,7 +22,6 @@ import click
 from jobs.cli import log
 from jobs.errors import JobError, UsageError
 from jobs.files import read_json
-from jobs.params import check, merged, read_yaml
 
 OVERLAY = Path("data/smoke/params.yaml")
 IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
@@ -51,6 +50,8 @@ def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
 def lay_out(out: Path) -> None:
     """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
     import yaml
+
+    from jobs.params import check, merged, read_yaml
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
     names = {name for name in listed.split("\0") if name and Path(name).is_file() and name != "dvc.lock"}

@@ -125,26 +125,27 @@ def tasks(seed: int, counts: Mapping[str, int]) -> dict[str, list[dict]]:
 
 
 def corpus(seed: int, documents: int, wrong: float, reserved: set[Program]) -> Iterator[str]:
-    """Documents to pre-train on: plain functions and tagged answers by turns, `wrong` of them with a wrong line of code.
+    """Documents to pre-train on: plain functions and tagged answers by turns, a share `wrong` of their lines off by one.
 
-    reserved: programs that must not appear, right or wrong: those of every split. A wrong document is one whose
-    code differs from its instruction, so the model that learns from them is mediocre when sampled, as the web makes it.
+    reserved: programs that must not appear, as instruction or as code: those of every split. What is off is the digit, in
+    the reasoning and in the code alike, so the model that learns from it knows the task and is mediocre when sampled.
     """
     rng = random.Random(f"toy corpus {seed}")
-    kept_out = {code_of(program) for program in reserved}
     made = 0
     while made < documents:
-        program = written = draw_program(rng)
-        if rng.random() < wrong:
-            line = rng.randrange(len(program))
-            written = (*program[:line], draw_step(rng), *program[line + 1:])
-        if code_of(program) in kept_out or code_of(written) in kept_out:
+        program = draw_program(rng)
+        written = tuple((verb, off_by_one(k, rng) if rng.random() < wrong else k) for verb, k in program)
+        if program in reserved or written in reserved:
             continue
         if made % 2:
-            yield schema.chat_prompt(prompt_of(program)) + schema.render(reasoning_of(written), code_of(written))
+            yield schema.chat_prompt(prompt_of(program)) + answer_of(written)
         else:
             yield prompt_of(program) + body_of(written)
         made += 1
+
+
+def off_by_one(k: int, rng: random.Random) -> int:
+    return rng.choice([near for near in (k - 1, k + 1) if near in DIGITS])
 
 
 def recorded(params: "Params") -> Iterator[dict]:

@@ -133,10 +133,25 @@ def train(trainer: "Trainer", directory: Path) -> None:
     found = checkpoint.last(directory)
     if found is not None:
         log.info("resuming from %s", found)
+    trainer._load_from_checkpoint = lambda path, model=None: load_adapter(trainer.model, Path(path))
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     except torch.cuda.OutOfMemoryError as error:
         raise JobError(f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({error})") from error
+
+
+def load_adapter(model, path: Path) -> None:
+    """Puts a checkpoint's adapter into the model.
+
+    In the place of transformers' own loading, which, with GRPO's frozen reference adapter in a subfolder, loads that one
+    alone: the run would go on from the SFT weights with an optimizer far ahead of them.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    loaded: Any = set_peft_model_state_dict(model, load_file(path / "adapter_model.safetensors"), adapter_name="default")
+    if loaded.unexpected_keys:
+        raise JobError(f"{path}: the model has no place for {loaded.unexpected_keys[:3]}")
 
 
 def watcher():

@@ -4,11 +4,9 @@ vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base
 """
 
 from pathlib import Path
-from typing import Any
 
-from jobs.errors import JobError
 from jobs.params import Params
-from jobs.training import check_adapter
+from jobs.training import check_adapter, load_adapter
 
 
 def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
@@ -18,8 +16,6 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
     """
     from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
     import torch
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     lora = params.sft.lora
     settings = params.grpo if rollout else params.sft
@@ -34,7 +30,5 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         use_gradient_checkpointing=settings.gradient_checkpointing)
     if adapter is not None:
         check_adapter(adapter, lora)
-        loaded: Any = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
-        if loaded.unexpected_keys:
-            raise JobError(f"{adapter}: the model has no place for {loaded.unexpected_keys[:3]}")
+        load_adapter(model, adapter)
     return model

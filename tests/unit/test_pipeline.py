@@ -24,8 +24,8 @@ def imported(path: Path) -> set[Path]:
     """Files under jobs/ that `path` imports, at its top or inside a function; not those for type checking alone."""
     found = set()
     tree = ast.parse(path.read_text())
-    skipped = {id(n) for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
-               for n in ast.walk(block)}
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    skipped = {id(n) for block in blocks for n in ast.walk(block)}
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
@@ -48,7 +48,8 @@ def closure(path: Path) -> set[str]:
             todo += imported(file)
             if file.parent.name == "sandbox":  # its servers are started by name, in processes of their own
                 todo += file.parent.glob("*.py")
-    return {p.relative_to(ROOT).as_posix() for p in seen if p.parent.name != "jobs" or p.stem not in PLUMBING}
+    pages = {page for page in ROOT.glob("jobs/*.html") if any(page.name in file.read_text() for file in seen)}
+    return {p.relative_to(ROOT).as_posix() for p in seen | pages if p.parent.name != "jobs" or p.stem not in PLUMBING}
 
 
 def definition(name: str) -> dict:

@@ -1,0 +1,241 @@
+"""The real run's jobs on one GPU, on a model of Qwen3-4B's shape with random weights: speed and memory are true.
+
+    python tests/bench/gpu.py --tokenizer DIR --tasks DIR --out DIR [CASE ...]
+
+Reads   --tokenizer  a folder with the Qwen3 tokenizer      --tasks  data/tasks of the real run
+Writes  --out        table.md, results.json and each job's log; the model and the jobs' outputs go to --work
+
+Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
+steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline with the GPU engines.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+TFLOPS, BANDWIDTH = 790e12, 4.3e12  # an H200's, measured: bf16 matrix products, device-to-device copy
+PARAMETERS, WEIGHTS, KV = 4.02e9, 8.04e9, 147e3  # of the model; bytes; bytes of keys and values a token
+GRPO = ["--set", "grpo.steps=8", "--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
+TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
+SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
+
+# name -> job and arguments; {out} is the case's own folder
+CASES = {
+    "sft-transformers": ["sft", *SFT, "--set", "sft.engine=transformers", "--out", "{work}/sft"],
+    "sft-unsloth": ["sft", *SFT, "--set", "sft.engine=unsloth", "--out", "{work}/sft"],
+    "sft-unsloth-full": ["sft", *SFT, "--set", "sft.engine=unsloth", "--set", "sft.batch_size=16", "--out", "{out}/sft"],
+    "grpo-transformers": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=transformers"],
+    "grpo-unsloth": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=unsloth"],
+    "evaluate-cold": ["evaluate", "--model", "{model}", "--mode", "cot", "--benchmark", "humaneval",
+                      "--benchmarks-dir", "{tasks}", "--set", "evaluate.sampled.n=1"],
+    "evaluate-warm": ["evaluate", "--model", "{model}", "--mode", "cot", "--benchmark", "humaneval",
+                      "--benchmarks-dir", "{tasks}", "--set", "evaluate.sampled.n=1"],
+    "merge": ["merge", "--base", "{model}", "--adapter", "{work}/sft", "--out", "{out}/merged", "--set",
+              "merge.min_retention=0.0"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("tokenizer", "tasks", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-gpu"))
+    parser.add_argument("--no-model", action="store_true", help="only cases that need no 4B model")
+    parser.add_argument("cases", nargs="*", default=[*CASES, *SPECIAL])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    model = options.work / "model"
+    if not model.exists() and not options.no_model:
+        make_model(options.tokenizer, model)
+    make_examples(options.tasks / "train.jsonl", options.work / "examples.jsonl")
+    results = {}
+    for case in options.cases:
+        try:
+            results[case] = SPECIAL.get(case, run)(case, options, model)
+        except subprocess.CalledProcessError as error:
+            results[case] = {"failed": error.returncode}
+        print(case, json.dumps(results[case]), flush=True)
+        (options.out / "results.json").write_text(json.dumps(results, indent=2))
+        (options.out / "table.md").write_text(table(results))
+    print(table(results))
+
+
+def make_model(tokenizer: Path, out: Path) -> None:
+    """Qwen3-4B's shape, random bfloat16 weights, 8.0 GB."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
+                         num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+                         max_position_embeddings=32768, rope_theta=1000000, eos_token_id=151643, pad_token_id=151643,
+                         bos_token_id=None, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(out, max_shard_size="5GB")
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    sys.path.insert(0, str(REPO))
+    from jobs.base import set_chat_template
+
+    set_chat_template(out)
+
+
+def make_examples(tasks: Path, out: Path) -> None:
+    """100 examples of the length that distilled ones have, about 270 tokens of answer."""
+    sys.path.insert(0, str(REPO))
+    from jobs import schema
+
+    rows = [json.loads(line) for line in tasks.read_text().splitlines()][:100]
+    reasoning = "The input is walked once, and what each element adds to the result is kept. " * 10
+    out.write_text("".join(json.dumps({"prompt": r["prompt"], "answer": schema.render(reasoning, r["reference"])}) + "\n"
+                           for r in rows))
+
+
+class Memory(threading.Thread):
+    """The card's memory in use, at its highest, in MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.5):
+            query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+            self.peak = max(self.peak, int(subprocess.run(query, capture_output=True, text=True).stdout.split()[0]))
+
+
+def job(words: list[str], folder: Path, log: Path) -> dict:
+    """Runs one job in `folder`; returns its wall seconds and the card's peak memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = Memory()
+    memory.start()
+    began = time.perf_counter()
+    with open(log, "w") as file:
+        subprocess.run([sys.executable, "-m", "jobs", *words], cwd=folder, stdout=file, stderr=subprocess.STDOUT,
+                       check=True, timeout=400, env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"})
+    memory.stopped.set()
+    return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
+
+
+def run(case: str, options: argparse.Namespace, model: Path) -> dict:
+    folder = options.work / case
+    shutil.rmtree(folder, ignore_errors=True)
+    values = {"model": model, "work": options.work, "tasks": options.tasks.resolve(), "out": folder}
+    name, *arguments = (word.format(**values) for word in CASES[case])
+    log = options.out / f"{case}.log"
+    result = job([name, "--params", str(REPO / "params.yaml"), *arguments], folder, log)
+    facts = json.loads((folder / "reports/provenance" / f"{provenance_of(folder)}.json").read_text())
+    if name == "grpo":
+        steps = 8
+        result |= {f"{k}_a_step": round(v / steps, 2) for k, v in facts["seconds_by_phase"].items()}
+        result["logp_difference"] = float(rows(folder / "plots/grpo.csv")[-1]["logp_difference"] or "nan")
+    if name == "sft":
+        seconds = float(facts["train_seconds"])
+        tokens = 3 * sum_of_tokens(options.work / "examples.jsonl", model)
+        result |= {"train_seconds": round(seconds, 1), "tokens_a_second": round(tokens / seconds)}
+    if name == "merge":
+        began = time.perf_counter()
+        shutil.copytree(model, options.work / "copy")
+        os.sync()
+        result["cp_seconds"] = round(time.perf_counter() - began, 1)
+        shutil.rmtree(options.work / "copy")
+    if name == "evaluate":
+        result |= {f"{k}_seconds": v for k, v in facts["seconds_by_phase"].items()} | {"tokens": facts["tokens"]}
+    return result
+
+
+def provenance_of(folder: Path) -> str:
+    return next((folder / "reports/provenance").glob("*.json")).stem
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sum_of_tokens(examples: Path, model: Path) -> int:
+    from transformers import AutoTokenizer
+
+    from jobs import schema
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [json.loads(line) for line in examples.read_text().splitlines()]
+    return sum(len(tokenizer(schema.chat_prompt(r["prompt"]) + r["answer"]).input_ids) + 1 for r in texts)
+
+
+def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """The smoke run's base, SFT, GRPO, merge and evaluation with Unsloth and vLLM; learning curves prove the sync."""
+    import yaml
+
+    sys.path.insert(0, str(REPO))
+    from jobs.params import merged, read_yaml
+
+    folder = options.work / "toy"
+    folder.mkdir(parents=True, exist_ok=True)
+    params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
+    params = merged(params, {
+        "sft": {"engine": "unsloth", "optimizer": "adamw_8bit"},
+        "grpo": {"engine": "unsloth", "rollout": "vllm", "optimizer": "adamw_8bit", "gpu_memory": 0.3,
+                 "steps": 40},
+        "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.3},
+        "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")}})
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for words in (*([] if (folder / "models/base").exists() else [["base"]]), ["tasks"], ["distill"], ["sft"], ["grpo"],
+                  ["merge", "--adapter", "models/grpo", "--out", "models/grpo-merged"],
+                  ["merge", "--adapter", "models/sft", "--out", "models/sft-merged", "--metrics", "metrics/merge-sft.json",
+                   "--plot", "plots/merge-sft.csv"],
+                  *(["evaluate", "--model", f"models/{m}", "--mode", "cot", "--out", f"data/evaluations/{m}-cot",
+                     "--metrics", f"metrics/{m}.json"] for m in ("sft-merged", "grpo-merged"))):
+        job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
+    result: dict = {m: json.loads((folder / f"metrics/{m}.json").read_text()) for m in ("sft-merged", "grpo-merged")}
+    curve = rows(folder / "plots/grpo.csv")
+    result["logp_difference"] = [curve[0].get("logp_difference"), curve[-1].get("logp_difference")]
+    result["reward"] = [curve[0]["reward"], curve[-1]["reward"]]
+    return result
+
+
+def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """tests/bench/decode.py: what a decode step of the rollout consists of."""
+    log = options.out / "decode.log"
+    with open(log, "w") as file:
+        subprocess.run([sys.executable, str(REPO / "tests/bench/decode.py"), str(model), str(options.work / "sft")],
+                       stdout=file, stderr=subprocess.STDOUT, check=True, timeout=400)
+    found = [json.loads(line.split("DECODE ", 1)[1]) for line in log.read_text().splitlines() if "DECODE {" in line]
+    return {k: v for part in found for k, v in part.items()}
+
+
+SPECIAL = {"toy": toy, "decode": decode}
+
+
+def roofline(case: str) -> str:
+    if case.startswith("grpo"):
+        tokens = 64 * 512
+        rollout = 512 * (WEIGHTS + 64 * 400 * KV) / BANDWIDTH
+        train = 4 * PARAMETERS * 2 * (tokens + 64 * 120) / TFLOPS
+        return f"{rollout + train:.1f} s a step"
+    if case.startswith("evaluate"):
+        return f"{1024 * (WEIGHTS + 164 * 632 * KV) / BANDWIDTH:.1f} s for 164 x 1,024 tokens"
+    return ""
+
+
+def table(results: dict) -> str:
+    lines = ["| case | result | roofline |", "|---|---|---|"]
+    for case, result in results.items():
+        shown = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in result.items())
+        lines.append(f"| {case} | {shown} | {roofline(case)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

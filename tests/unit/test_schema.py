@@ -1,0 +1,50 @@
+import pytest
+
+from jobs import schema
+
+GOOD = "<START_WORKING_OUT>\nthink\n</END_WORKING_OUT>\n<SOLUTION>\ndef f(): pass\n</SOLUTION>"
+
+
+def test_a_good_answer_is_parsed_and_stripped():
+    assert schema.parse(GOOD) == schema.Answer("think", "def f(): pass")
+    assert schema.parse("\n " + GOOD.lower() + " \n") == schema.Answer("think", "def f(): pass")
+    assert schema.parse(schema.render("a", "b")) == schema.Answer("a", "b")
+
+
+@pytest.mark.parametrize("bad", [
+    "", "def f(): pass", "x" + GOOD, GOOD + "x", GOOD + GOOD, GOOD.replace("</SOLUTION>", ""),
+    GOOD.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), GOOD.replace("<SOLUTION>", "<SOLUTION><SOLUTION>"),
+    GOOD.replace("think", "think <SOLUTION> no </SOLUTION>"), GOOD.replace("think", "</END_WORKING_OUT>"),
+    GOOD.replace("\n<SOLUTION>", "\nand so\n<SOLUTION>"), GOOD.replace("<SOLUTION>", "< SOLUTION>"),
+    "\n".join(reversed(GOOD.split("\n"))), GOOD[:-1],
+])
+def test_anything_else_is_refused(bad):
+    assert schema.parse(bad) is None
+
+
+def test_template_and_prompt_function_render_the_same():
+    import jinja2
+
+    template = jinja2.Template(schema.CHAT_TEMPLATE)
+    for prompt in ("def f(x):\n", "  two\nlines \n\n", "ünï {{ x }} {% y %}"):
+        assert template.render(messages=schema.messages(prompt), eos_token="<e>") == schema.chat_prompt(prompt)
+        full = template.render(messages=schema.messages(prompt, "answer"), eos_token="<e>")
+        assert full == schema.chat_prompt(prompt) + "answer<e>"
+
+
+def test_every_tag_is_in_the_system_prompt_once():
+    for tag in schema.TAGS:
+        assert schema.SYSTEM_PROMPT.count(tag) == 1
+
+
+@pytest.mark.parametrize(("code", "found"), [
+    ("def f(): pass", True), ("async def f(): pass", True), ("class f: pass", True), ("f = lambda: 0", True),
+    ("from m import f", True), ("import x as f", True), ("def g():\n    def f(): pass", False), ("f()", False), ("", False),
+])
+def test_defines(code, found):
+    assert schema.defines(code, "f") is found
+
+
+def test_defines_raises_on_code_that_does_not_parse():
+    with pytest.raises(SyntaxError):
+        schema.defines("def f(:", "f")
