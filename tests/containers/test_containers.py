@@ -66,7 +66,7 @@ def launch(repo, *words, timeout=120):
 
 def containers() -> list[str]:
     names = output(ENGINE, "ps", "--all", "--format", "{{.Names}}").split()
-    return [name for name in names if name.startswith("jobs-")]
+    return [name for name in names if name.startswith("jobs-score-")]
 
 
 def output(*words) -> str:
