@@ -54,7 +54,9 @@ def lay_out(out: Path) -> None:
     from jobs.params import check, merged, read_yaml
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
-    names = {name for name in listed.split("\0") if name and Path(name).is_file() and name != "dvc.lock"}
+    # dvc.lock and the folders' .gitignore files are DVC's, here as there.
+    names = {name for name in listed.split("\0") if name and Path(name).is_file()
+             and name != "dvc.lock" and not name.endswith("/.gitignore")} | {".dvc/.gitignore"}
     params = merged(read_yaml(Path("params.yaml")), read_yaml(OVERLAY))
     check(params, f"params.yaml with {OVERLAY}")
     manifest = out / ".checkpoints" / "smoke.json"

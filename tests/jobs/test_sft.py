@@ -1,0 +1,80 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import schema
+from jobs.errors import JobError
+from jobs.files import sha256, write_jsonl
+from tests import toy as models
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--set", "sft.engine=transformers", "--set", "sft.optimizer=adamw_torch", "--set", "sft.epochs=2",
+         "--set", "sft.learning_rate=0.01", "--set", "checkpoints.every=2", "--set", "checkpoints.keep=2"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    models.make_model(folder / "models/base")
+    rows = [{"prompt": f"def f{i}(x):\n", "answer": schema.render(f"add {i}", f"def f{i}(x): return x + {i}")} for i in range(8)]
+    write_jsonl(folder / "examples.jsonl", rows)
+    return folder
+
+
+def sft(world, out, *arguments, check=True):
+    out.mkdir(exist_ok=True)
+    return subprocess.run([sys.executable, "-m", "jobs", "sft", "--params", str(ROOT / "params.yaml"), *SMALL, "--base",
+                           str(world / "models/base"), "--examples", str(world / "examples.jsonl"), *arguments],
+                          cwd=out, env=ENVIRONMENT, capture_output=True, text=True, check=check)
+
+
+def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    result = json.loads(sft(world, first).stdout)
+    assert result["last_loss"] < 0.8 * result["first_loss"]
+    sft(world, second)
+    for name in ("models/sft", "plots/sft.csv", "metrics/sft.json"):
+        assert sha256(first / name) == sha256(second / name), name
+    config = json.loads((first / "models/sft/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (32, 16, ["k_proj", "o_proj", "q_proj", "v_proj"])
+
+
+def test_the_settings_used_are_the_params(world, tmp_path):
+    """What the trainer resolved is compared with params, since engines change defaults in silence."""
+    sft(world, tmp_path)
+    used = json.loads((tmp_path / "models/sft/trainer.json").read_text())
+    expected = {"learning_rate": 0.01, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "weight_decay": 0.01,
+                "num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_grad_norm": 1.0,
+                "optim": "adamw_torch", "seed": 3407, "completion_only_loss": True, "packing": False, "max_length": 2048}
+    assert {k: used[k] for k in expected} == expected
+    assert str(tmp_path) not in json.dumps(used)
+
+
+def test_labels_cover_the_answer_and_its_end_alone(world):
+    from transformers import AutoTokenizer
+
+    from jobs.sft import IGNORED, encode
+
+    tokenizer = AutoTokenizer.from_pretrained(world / "models/base")
+    row = encode({"prompt": "def f(x):\n", "answer": "<SOLUTION>"}, tokenizer, 500, "row 1")
+    learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == "<SOLUTION>" + tokenizer.eos_token
+    assert tokenizer.decode(row["input_ids"]).startswith(schema.chat_prompt("def f(x):"))
+    with pytest.raises(JobError, match=r"row 7 has \d+ tokens; sft.max_length is 10"):
+        encode({"prompt": "def f(x):\n", "answer": "x"}, tokenizer, 10, "row 7")
+    with pytest.raises(JobError, match="row 7 has no 'answer'"):
+        encode({"prompt": "x"}, tokenizer, 10, "row 7")
+
+
+def test_another_shape_of_adapter_is_not_continued(world, tmp_path):
+    from jobs.params import Lora
+    from jobs.training import check_adapter
+
+    models.make_adapter(world / "models/base", tmp_path / "adapter", rank=8)
+    with pytest.raises(JobError, match=r"adapter_config.json: rank, alpha, targets are \(8,"):
+        check_adapter(tmp_path / "adapter", Lora(rank=32, alpha=16, targets=["q_proj"]))
