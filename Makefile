@@ -1,14 +1,14 @@
-# make smoke and make test set everything up by themselves; the rest is in `make help`.
+# `make smoke` and `make test` set everything up by themselves; `make help` lists the rest.
 PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
-INSTALLED := $(VENV)/.installed-$(shell sha256sum docker/cpu.lock | cut -c1-12)
+INSTALLED := $(VENV)/.installed-$(shell cat docker/cpu.lock docker/build.lock docker/llama.cmake | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke test lint lock doctor audit sbom check-train-image bench-sandbox
+.PHONY: help smoke test lint format lock doctor bench precision
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
 smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=docker: in containers)
 	$(VENV)/bin/python -m jobs smoke
@@ -16,14 +16,27 @@ smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=
 test: $(INSTALLED) lint  ## lint, types and all tests
 	$(VENV)/bin/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(INSTALLED): docker/cpu.lock docker/install
+format: $(INSTALLED)  ## let ruff lay the code out
+	$(VENV)/bin/ruff format .
+
+bench: $(INSTALLED)  ## the sandbox beside the official evaluators, and the merge beside cp
+	$(VENV)/bin/python tests/bench/sandbox.py --data data/sources
+	$(VENV)/bin/python tests/bench/merge.py
+
+precision: $(INSTALLED)  ## what each way of storing a merge keeps, on the smoke run's models
+	$(VENV)/bin/python tests/bench/precision.py
+
+$(INSTALLED):
 	docker/install $(PYTHON) $(VENV) $(TORCH_INDEX)
-	rm -f $(VENV)/.installed-*
 	touch $@
 
 lock:  ## resolve docker/*.in into docker/*.lock
-	docker/lock
+	UV=$(VENV)/bin/uv docker/lock
+
+doctor:  ## what this machine has for a run, and what to do about what is missing
+	docker/doctor

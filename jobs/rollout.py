@@ -4,6 +4,7 @@ TRL merges the adapter into vLLM's bfloat16 base at every step and takes it out 
 Here vLLM holds the untouched base, and every step's adapter is written to shared memory and loaded as a new LoRA.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -22,13 +23,14 @@ class Rollout:
 
         settings = params.grpo
         self.settings, self.model, self.version = settings, model, 0
-        room = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(prefix="jobs-adapter-", dir=room))
+        self.folder = shared_folder(Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()))
+        atexit.register(self.close)
         self.engine = LLM(
             str(base), dtype="bfloat16", seed=params.seed, enable_lora=True, max_loras=1, max_lora_rank=params.sft.lora.rank,
             max_model_len=settings.max_prompt_length + settings.max_completion_length,
             max_num_seqs=settings.batch_size * settings.gradient_accumulation, gpu_memory_utilization=settings.gpu_memory,
-            enable_prefix_caching=True, logprobs_mode="processed_logprobs")
+            enable_prefix_caching=True, logprobs_mode="processed_logprobs", load_format="safetensors",
+            trust_remote_code=False)
 
     def sync_weights(self) -> None:
         """Writes the adapter as it is now, under a number that vLLM has not seen."""
@@ -37,7 +39,7 @@ class Rollout:
         self.version += 1
         self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
 
-    def generate(self, prompts: list[list[int]], images, num_generations: int, profiler=contextlib.nullcontext()):
+    def generate(self, prompts: list[list[int]], images, num_generations: int, profiler):
         """Completions for prompts of token ids, each repeated `num_generations` times in a row.
 
         Returns (prompt ids, completion ids, [[[logprob]]], None) with one entry a completion, as TRL expects.
@@ -59,3 +61,12 @@ class Rollout:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def shared_folder(room: Path) -> Path:
+    """A new folder for this process in `room`; those that killed processes could not remove are removed."""
+    for left in room.glob("jobs-adapter-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"jobs-adapter-{os.getpid()}-", dir=room))

@@ -99,7 +99,8 @@ def commit(out: Path) -> None:
 
 def report(out: Path, began: float) -> None:
     """The metrics table, a time line of the stages that ran, and where the report is."""
-    run(sys.executable, "-m", "dvc", "metrics", "show", cwd=out)
+    for line in table(read_json(out / "metrics" / "compare.json")):
+        click.echo(line)
     stages = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
     click.echo("\nseconds by stage (its last run):")
     for path in stages:
@@ -107,6 +108,23 @@ def report(out: Path, began: float) -> None:
         click.echo(f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}")
     click.echo(f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}")
     log.debug("laid out in %s", out)
+
+
+def table(compared: dict) -> list[str]:
+    """Pass rates by benchmark, mode and model with their intervals, and the paired differences."""
+    lines = ["\nbenchmark   mode    model        greedy   pass@1   (95 % interval)   pass@10"]
+    for benchmark, modes in compared.items():
+        for mode, found in modes.items():
+            for name, values in found.items():
+                start = f"{benchmark:<12}{mode:<8}{name:<12}"
+                if "pass@1" in values:
+                    one, ten = values["pass@1"], values.get("pass@10", {}).get("mean", float("nan"))
+                    lines.append(f"{start}{values['greedy']['mean']:7.3f}  {one['mean']:7.3f}   "
+                                 f"({one['low']:.3f} to {one['high']:.3f}) {ten:9.3f}")
+                else:
+                    said = "established" if values["established"] else "not established"
+                    lines.append(f"{start}{'':9}{values['mean']:+7.3f}   ({values['low']:+.3f} to {values['high']:+.3f})  {said}")
+    return lines
 
 
 def run(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None, capture: bool = False) -> str:

@@ -1,0 +1,111 @@
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import base, schema
+from jobs.errors import JobError
+from jobs.files import sha256
+from jobs.params import check, merged, read_yaml
+
+ROOT = Path(__file__).parents[2]
+REAL = read_yaml(ROOT / "params.yaml")
+TINY = merged(merged(REAL, read_yaml(ROOT / "data/smoke/params.yaml")), {
+    "base": {"toy": {"hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 1, "kv_heads": 1, "documents": 60,
+                     "steps": 12, "batch_size": 4}}})
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for out in ("one", "two"):
+        base.run(check(TINY, "params"), Path(out))
+    assert sha256(Path("one")) == sha256(Path("two"))
+    config = json.loads(Path("one/config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["tie_word_embeddings"] is True
+    tokenizer, model = AutoTokenizer.from_pretrained("one"), AutoModelForCausalLM.from_pretrained("one")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.config.eos_token_id
+    rendered = tokenizer.apply_chat_template(schema.messages("def f(x):"), tokenize=False)
+    assert rendered == schema.chat_prompt("def f(x):")
+    for text in ("def solve(x):\n    x = x + 12", "ünï → 🙂", schema.SYSTEM_PROMPT):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    ids = tokenizer(schema.chat_prompt("def solve(x):"), return_tensors="pt").input_ids
+    assert model(ids, labels=ids).loss < 6.0, "a model that learned nothing is at log(vocabulary)"
+
+
+def test_a_toy_base_without_toy_tasks_is_refused():
+    """The corpus leaves out the tasks of every split; without them it could not."""
+    with pytest.raises(JobError, match=r"base\.toy needs tasks\.toy"):
+        base.run(check(merged(TINY, {"tasks": {"toy": None}}), "params"), Path("out"))
+    assert not list(Path().iterdir())
+
+
+class Hub:
+    """A Hub of one repository in memory, with hashes as the real one records them."""
+
+    def __init__(self, files, lied=()):
+        self.files, self.lied, self.asked = files, lied, []
+
+    def model_info(self, repo, revision, files_metadata):
+        assert files_metadata and len(revision) == 40
+        siblings = []
+        for name, data in self.files.items():
+            data = b"other bytes" if name in self.lied else data
+            lfs = SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if name.endswith(".safetensors") else None
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            siblings.append(SimpleNamespace(rfilename=name, lfs=lfs, blob_id=blob))
+        return SimpleNamespace(siblings=siblings)
+
+    def download(self, repo, name, revision, local_dir):
+        self.asked.append(name)
+        path = Path(local_dir) / name
+        path.write_bytes(self.files[name])
+        return str(path)
+
+
+FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model-00001-of-00001.safetensors": b"weights", "pytorch_model.bin": b"pickle",
+         "modeling_custom.py": b"import os", "model.safetensors.index.json": b"{}", "training/args.safetensors": b"x"}
+
+
+def fetched(monkeypatch, hub):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
+    base.run(check(REAL, "params"), Path("models/base"))
+
+
+def test_only_safetensors_config_and_tokenizer_are_fetched(monkeypatch):
+    hub = Hub(FILES)
+    fetched(monkeypatch, hub)
+    assert sorted(hub.asked) == ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    assert sorted(p.name for p in Path("models/base").iterdir()) == sorted([*hub.asked, "chat_template.jinja"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00001.safetensors"])
+def test_a_file_that_differs_from_the_hubs_record_is_named_and_nothing_is_kept(monkeypatch, name):
+    with pytest.raises(JobError, match=f"{name}: its hash is .*, the Hub records"):
+        fetched(monkeypatch, Hub(FILES, lied=[name]))
+    assert not list(Path("models").iterdir())
+
+
+def test_a_repository_without_safetensors_is_refused(monkeypatch):
+    hub = Hub({"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    with pytest.raises(JobError, match="no safetensors"):
+        fetched(monkeypatch, hub)
+    assert hub.asked == []
+
+
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
+    hub = Hub(FILES)
+    monkeypatch.setattr(hub, "model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
+    with pytest.raises(JobError, match=r"base\.repo: Qwen/Qwen3-4B-Base at 906bfd.* cannot be fetched \(no route\)"):
+        fetched(monkeypatch, hub)

@@ -1,0 +1,126 @@
+"""The whole pipeline at toy size, as `make smoke` runs it, and what it must show: that the model learned."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.files import read_jsonl, sha256
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / ".smoke"
+pytestmark = pytest.mark.smoke
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """.smoke/ brought up to date: minutes the first time, seconds after `make smoke`."""
+    done = subprocess.run([sys.executable, "-m", "jobs", "smoke"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def dvc(*words, cwd=SMOKE):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "RUNTIME": "local"}
+    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metric(name):
+    return json.loads((SMOKE / f"metrics/{name}.json").read_text())
+
+
+def test_it_ends_with_metrics_a_time_line_and_the_report(smoke):
+    for part in ("pass@1", "seconds by stage", "evaluate-grpo-cot", "reports/compare.html"):
+        assert part in smoke
+    assert (SMOKE / "reports/compare.html").stat().st_size > 10_000
+
+
+def test_it_learns(smoke):
+    """100 held-out tasks, 10 samples each at temperature 0.8: base < SFT < GRPO, each by more than its interval."""
+    assert len(read_jsonl(SMOKE / "data/tasks/toy.jsonl")) >= 100
+    cot = metric("compare")["toy"]["cot"]
+    base, sft, grpo = (cot[model]["pass@1"]["mean"] for model in ("base", "sft", "grpo"))
+    for pair in ("sft-base", "grpo-sft"):
+        assert cot[pair]["low"] > 0, (pair, cot[pair])
+        assert cot[pair]["established"] == 1
+    assert base < 0.2 < sft < grpo
+    assert grpo > 0.6
+
+
+def test_splits_share_no_task(smoke):
+    prompts = {name: {row["prompt"] for row in read_jsonl(SMOKE / f"data/tasks/{name}.jsonl")}
+               for name in ("distill", "train", "toy")}
+    assert not prompts["distill"] & prompts["train"] and not prompts["toy"] & (prompts["distill"] | prompts["train"])
+    examples = {row["prompt"] for row in read_jsonl(SMOKE / "data/distill/examples.jsonl")}
+    assert len(examples) == 100 and examples <= prompts["distill"]
+
+
+def test_the_teachers_bad_answers_were_refused_for_their_reasons(smoke):
+    reasons = {row["reason"] for row in read_jsonl(SMOKE / "data/distill/rejects.jsonl")}
+    assert len(reasons) >= 3 and "tags" in reasons
+
+
+def test_merge_and_gguf_kept_the_training(smoke):
+    assert metric("merge-grpo")["retention"] > 0.99
+    assert metric("gguf")["Q8_0"]["kl"] < 0.01
+    assert (SMOKE / "models/gguf").is_dir()
+
+
+def test_a_second_run_does_nothing(smoke):
+    assert "is up to date" in dvc("repro", "--dry") or "up to date" in dvc("status")
+
+
+def test_one_training_param_reruns_from_there_on_only(smoke):
+    path = SMOKE / "params.yaml"
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params["grpo"]["learning_rate"] *= 0.5
+    try:
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+        planned = dvc("repro", "--dry")
+    finally:
+        path.write_text(before)
+    for stage in ("grpo", "merge@grpo", "evaluate@grpo-cot", "compare", "gguf"):
+        assert f"Running stage '{stage}'" in planned, stage
+    for stage in ("base", "tasks", "distill", "sft", "merge@sft", "evaluate-base@cot", "evaluate@sft-cot"):
+        assert f"Running stage '{stage}'" not in planned, stage
+
+
+@pytest.mark.parametrize("words", [("metrics", "show"), ("metrics", "diff"), ("dag",), ("plots", "show"), ("status",)],
+                         ids=" ".join)
+def test_dvcs_commands_work(smoke, words):
+    dvc(*words)
+
+
+@pytest.mark.parametrize("words", [("dag",), ("metrics", "show"), ("repro", "--dry", "--single-item", "base")], ids=" ".join)
+def test_dvcs_commands_work_in_the_repository(words):
+    dvc(*words, cwd=ROOT)
+
+
+def test_outs_are_the_lock_files(smoke):
+    """What dvc.lock says of two outs is what lies there: nothing writes into an out after its stage."""
+    lock = yaml.safe_load((SMOKE / "dvc.lock").read_text())["stages"]
+    assert set(lock) >= {"base", "tasks", "distill", "sft", "grpo", "merge@sft", "merge@grpo", "compare", "gguf"}
+    import hashlib
+
+    for stage, out in (("compare", "reports/compare.html"), ("grpo", "data/grpo/completions.jsonl")):
+        recorded = next(o["md5"] for o in lock[stage]["outs"] if o["path"] == out)
+        assert hashlib.md5((SMOKE / out).read_bytes()).hexdigest() == recorded
+
+
+def test_nothing_in_an_out_names_the_machine(smoke):
+    import platform
+
+    for folder in ("models", "metrics", "plots", "data/tasks", "data/distill", "data/evaluations"):
+        for path in (SMOKE / folder).rglob("*"):
+            if path.is_file() and path.suffix in (".json", ".jsonl", ".csv", ".md"):
+                text = path.read_text()
+                assert str(ROOT) not in text, path
+                assert platform.node() not in text or len(platform.node()) < 4, path
+    assert sha256(SMOKE / "models/base")
