@@ -71,7 +71,7 @@ def test_a_job_gets_its_arguments_as_they_are(repo):
     done = launch(repo, "cpu", "score", *awkward)
     assert done.returncode == 0, done.stderr
     words = flags(repo)
-    assert words[-len(awkward) - 1:] == ["score", *awkward]
+    assert words[-len(awkward) - 1 :] == ["score", *awkward]
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
