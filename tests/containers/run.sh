@@ -4,7 +4,8 @@
 # Starts a docker daemon of its own, builds the `cpu` and `gguf` images on a stand-in base, attacks the launcher with
 # them, runs the whole smoke pipeline in them as a user who is not root, and compares every hash in its dvc.lock with
 # those of a local run (.smoke/, made first if it is missing). Where the machine cannot run containers it says so and
-# exits 0. `run.sh train` builds `train` on the stand-in instead, importing every package, and stops. Needs root; leaves nothing behind but packages installed by apt (docker.io, debootstrap).
+# exits 0. `run.sh train` builds `train` on the stand-in instead, importing every package, and stops. Needs root; leaves
+# nothing behind but packages installed by apt (docker.io, debootstrap).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=/usr/bin:$PATH  # the distribution's docker client, which matches its daemon
