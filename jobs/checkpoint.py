@@ -1,7 +1,7 @@
 """Resume keys, checkpoint folders and provenance: what lets a killed job go on, and what differs from run to run.
 
-Checkpoints live in .checkpoints/JOB/KEY/, KEY a hash of the job's params and inputs: the same key resumes, another one
-starts anew. They are never a DVC out: DVC deletes outs before a stage runs. What differs from run to run (time, host,
+Checkpoints live in .checkpoints/JOB/KEY/, KEY a hash of the job's params, inputs and code: the same key resumes, another
+one starts anew. They are never a DVC out: DVC deletes outs before a stage runs. What differs from run to run (time, host,
 versions) goes to reports/provenance/, never into an out.
 """
 
@@ -29,9 +29,16 @@ STARTED = time.time()
 
 
 def key(settings: Mapping, *inputs: Path) -> str:
-    """A short hash of the resolved settings and of the inputs' bytes."""
-    text = json.dumps([settings, [sha256(path) for path in inputs]], sort_keys=True, default=str)
+    """A short hash of the resolved settings, the inputs' bytes and the installed versions."""
+    text = json.dumps([settings, [sha256(path) for path in inputs], versions()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code(*names: str) -> list[Path]:
+    """The files of jobs/NAME, to be named among a key's inputs: DVC runs a stage again when its code has changed, and
+    the checkpoints that the old code left, its last one among them, must not answer for the new."""
+    here = Path(__file__).parent
+    return [path for name in names for path in (sorted((here / name).glob("*.py")) or [here / f"{name}.py"])]
 
 
 def folder(job: str, settings: Mapping, *inputs: Path) -> Path:
@@ -47,13 +54,17 @@ def folder(job: str, settings: Mapping, *inputs: Path) -> Path:
     return mine
 
 
+def newest_first(directory: Path) -> list[Path]:
+    found = [p for p in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+
+
 def last(directory: Path) -> Path | None:
     """The newest whole checkpoint-N in `directory`; broken ones are removed with a message.
 
     Whole: every file that its manifest lists is there with the recorded hash (see `seal`).
     """
-    found = [p for p in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for path in newest_first(directory):
         if whole(path):
             return path
         log.warning("%s is broken or was cut short: removed, the one before it is used", path)
@@ -68,6 +79,12 @@ def seal(path: Path) -> None:
     write_json(path / "MANIFEST.json", files)
 
 
+def prune(directory: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints; to be called once the newest is sealed, never before."""
+    for path in newest_first(directory)[keep:]:
+        shutil.rmtree(path)
+
+
 def whole(path: Path) -> bool:
     try:
         files = json.loads((path / "MANIFEST.json").read_bytes())
@@ -76,21 +93,26 @@ def whole(path: Path) -> bool:
         return False
 
 
-def provenance(stage: str, **facts) -> None:
-    """Writes reports/provenance/STAGE.json: time, memory, host, GPU, versions, commit, image, and `facts`."""
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of the installed packages that decide results."""
+    found = {}
     for name in PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def provenance(stage: str, **facts) -> None:
+    """Writes reports/provenance/STAGE.json: time, memory, host, GPU, versions, commit, image, and `facts`."""
     write_json(Path("reports/provenance") / f"{stage}.json", {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - STARTED, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "host": platform.node(), "platform": platform.platform(), "python": platform.python_version(),
         "cores": os.cpu_count(), "gpu": gpu(), "image": os.environ.get("JOBS_IMAGE"),
-        "commit": command("git", "rev-parse", "HEAD"), "packages": versions, **facts})
+        "commit": command("git", "rev-parse", "HEAD"), "packages": versions(), **facts})
 
 
 def gpu() -> dict | None:

@@ -7,3 +7,8 @@ class JobError(Exception):
 
 class UsageError(JobError):
     """What was asked for is wrong (a param, a flag, a missing input): one clear line, exit code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """`Type: message` of an error that another library raised, for a JobError's text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

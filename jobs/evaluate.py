@@ -220,7 +220,7 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
         asked = read_json(samples / "settings.json") | {"mode": mode, "benchmarks": asked["benchmarks"]}
         drawn = {name: read_jsonl(samples / f"samples-{name}.jsonl") for name in names}
     elif model is not None:
-        inputs = [path for path in (model, adapter) if path]
+        inputs = [path for path in (model, adapter) if path] + checkpoint.code("evaluate", "schema", "models")
         kept = checkpoint.folder(f"evaluate-{out.name}", asked | {"batch_size": settings.batch_size}, *inputs)
         engine = once(lambda: timed(seconds, "load", lambda: load_engine(settings, model, adapter)))
         per_call = None if asked["engine"] == "vllm" else settings.batch_size

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli import job, reads
-from jobs.errors import JobError, UsageError
+from jobs.errors import JobError, UsageError, one_line
+from jobs.files import require_safetensors
 from jobs.models import Sampling, sample_seed
 from jobs.schema import chat_prompt, parse
 
@@ -61,15 +62,17 @@ def by_transformers(path: Path, adapter: Path | None, prompt: str,
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    require_safetensors(path, *[adapter] if adapter else [])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True,
+                                                          trust_remote_code=False)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError) as error:
-        raise JobError(f"{adapter or path}: cannot be loaded as a model ({' '.join(str(error).split())})") from error
+    except Exception as error:  # a truncated file surfaces as one of many types
+        raise JobError(f"{adapter or path}: cannot be loaded as a model ({one_line(error)})") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

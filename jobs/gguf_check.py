@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli import log, progress
 from jobs.errors import JobError
 from jobs.extract import extract
-from jobs.files import read_jsonl
+from jobs.files import read_jsonl, require_safetensors
 from jobs.models import Sampling
 from jobs.schema import chat_prompt, messages
 
@@ -88,8 +88,10 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Cal
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    require_safetensors(base, *adapters)
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True,
+                                                      trust_remote_code=False)
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

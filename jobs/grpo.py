@@ -22,7 +22,7 @@ import click
 
 from jobs import checkpoint, schema
 from jobs.cli import job, log, reads, writes
-from jobs.errors import UsageError
+from jobs.errors import JobError, UsageError
 from jobs.files import read_jsonl, replace_dir, write_jsonl, write_metrics
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
     settings = params.grpo
     rows = read_jsonl(tasks)
     check(settings, len(rows), tasks)
+    for number, row in enumerate(rows, 1):
+        if missing := {"task_id", "prompt", "entry_point"} - row.keys():
+            raise JobError(f"{tasks}: line {number} has no {min(missing)!r}")
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
         training.prepare(settings.engine)
         from datasets import Dataset
@@ -75,8 +78,11 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
             model = training.load_model(base, params.sft.lora, adapter, params.seed)
         training.check_fits(model, tokenizer, base)
         directory = checkpoint.folder("grpo", {"grpo": settings.model_dump(), "lora": params.sft.lora.model_dump(),
-                                               "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
-                                      base, adapter, tasks)
+                                               "seed": params.seed, "checkpoints": params.checkpoints.model_dump(),
+                                               "sandbox": params.sandbox.model_dump(exclude={"workers"})},
+                                      base, adapter, tasks, *checkpoint.code(
+                                          "grpo", "grpo_trainer", "rewards", "rollout", "sandbox", "schema", "training",
+                                          "unsloth_engine"))
         from jobs.grpo_trainer import Trainer
 
         trainer = Trainer(
@@ -86,7 +92,7 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
             from jobs.rollout import Rollout
 
             trainer.use_rollout(Rollout(params, base, trainer.model))
-        training.train(trainer, directory)
+        training.train(trainer, directory, params.checkpoints.keep)
         times = trainer.times()
     with replace_dir(out) as partial:
         training.save_adapter(trainer.model, partial)

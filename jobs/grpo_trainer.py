@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import GRPOTrainer
 
+from jobs.errors import JobError, one_line
 from jobs.files import read_jsonl, write_jsonl
 from jobs.params import Grpo
 from jobs.rewards import Scorer
@@ -50,7 +51,12 @@ class Trainer(GRPOTrainer):
         return self.timed("rollout", super()._generate_single_turn, *arguments, **options)
 
     def _calculate_rewards(self, *arguments, **options):
-        return self.timed("reward", super()._calculate_rewards, *arguments, **options)
+        try:
+            return self.timed("reward", super()._calculate_rewards, *arguments, **options)
+        except JobError:
+            raise
+        except Exception as error:
+            raise JobError(f"step {self.state.global_step + 1}: a reward failed ({one_line(error)})") from error
 
     def training_step(self, *arguments, **options):
         return self.timed("step", super().training_step, *arguments, **options)
@@ -110,7 +116,7 @@ class Trainer(GRPOTrainer):
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)
             found = [i for i, live in enumerate(live_groups(extra, size)) if live]
-            output = exchanged(output, extra, list(zip(dead, found)), size, self.processing_class.pad_token_id)
+            output = exchanged(output, extra, list(zip(dead, found, strict=False)), size, self.processing_class.pad_token_id)
         return output
 
     def without_equal_groups(self, output: dict) -> dict:

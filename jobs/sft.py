@@ -48,6 +48,8 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     from jobs import training
 
     rows = read_jsonl(examples)
+    if not rows:
+        raise JobError(f"{examples}: has no examples")
     training.prepare(params.sft.engine)
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -63,7 +65,8 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
         model = training.load_model(base, settings.lora, None, params.seed)
     training.check_fits(model, tokenizer, base)
     directory = checkpoint.folder("sft", {"sft": settings.model_dump(), "seed": params.seed,
-                                          "checkpoints": params.checkpoints.model_dump()}, base, examples)
+                                          "checkpoints": params.checkpoints.model_dump()}, base, examples,
+                                  *checkpoint.code("sft", "schema", "training", "unsloth_engine"))
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(encoded),
         args=SFTConfig(**training.arguments(settings, params.checkpoints, directory, params.seed),
@@ -71,7 +74,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
                        max_length=settings.max_length, packing=False, padding_free=False, shuffle_dataset=False,
                        completion_only_loss=True, assistant_only_loss=False, loss_type="nll",
                        dataset_kwargs={"skip_prepare_dataset": True}))
-    training.train(trainer, directory)
+    training.train(trainer, directory, params.checkpoints.keep)
     with replace_dir(out) as partial:
         training.save_adapter(trainer.model, partial)
         training.save_settings(trainer.args, partial / "trainer.json")
@@ -93,10 +96,12 @@ def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, whe
     keys, and for one longer than `max_length`: a cut answer would teach the model to stop in the middle.
     """
     try:
-        prompt, answer = schema.chat_prompt(row["prompt"]), row["answer"]
+        task, answer = row["prompt"], row["answer"]
     except KeyError as error:
         raise JobError(f"{where} has no {error}") from None
-    before = tokenizer(prompt, add_special_tokens=False).input_ids
+    if not isinstance(task, str) or not isinstance(answer, str):
+        raise JobError(f"{where}: 'prompt' and 'answer' must be strings")
+    before = tokenizer(schema.chat_prompt(task), add_special_tokens=False).input_ids
     after = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     if len(before) + len(after) > max_length:
         raise JobError(f"{where} has {len(before) + len(after)} tokens; sft.max_length is {max_length}")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import checkpoint
 from jobs.cli import log, progress
-from jobs.errors import JobError
-from jobs.files import read_json, replace_file, write_json
+from jobs.errors import JobError, one_line
+from jobs.files import read_json, replace_file, require_safetensors, write_json
 from jobs.params import Checkpoints, Lora, Optimizer
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def training_dtype() -> "torch.dtype":
 def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    except Exception as error:
+        raise JobError(f"{base}: its tokenizer cannot be loaded ({one_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -69,25 +72,30 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    require_safetensors(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=training_dtype(), attn_implementation=ATTENTION,
                                                      use_safetensors=True, trust_remote_code=False, device_map=device)
     except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
-        raise JobError(f"{base}: the model cannot be loaded ({type(error).__name__}: {error})") from error
+        raise JobError(f"{base}: the model cannot be loaded ({one_line(error)})") from error
     torch.manual_seed(seed)
     if adapter is not None:
         check_adapter(adapter, lora)
         try:
             return PeftModel.from_pretrained(model, adapter, is_trainable=True)
         except Exception as error:
-            raise JobError(f"{adapter}: the adapter cannot be loaded ({type(error).__name__}: {error})") from error
+            raise JobError(f"{adapter}: the adapter cannot be loaded ({one_line(error)})") from error
     return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets),
                                             lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"))
 
 
 def check_adapter(adapter: Path, lora: Lora) -> None:
-    """The adapter to continue has the shape that params name; continuing another would ignore them silently."""
+    """The adapter to continue has the shape that params name; continuing another would ignore them silently.
+
+    And it is in safetensors: PEFT would otherwise unpickle an adapter_model.bin, or ask the Hub.
+    """
+    require_safetensors(adapter)
     config = read_json(adapter / "adapter_config.json")
     found = (config.get("r"), config.get("lora_alpha"), sorted(config.get("target_modules") or []))
     if found != (lora.rank, lora.alpha, sorted(lora.targets)):
@@ -114,30 +122,50 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "logging_steps": 1, "logging_first_step": True, "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "steps", "save_steps": checkpoints.every, "save_total_limit": checkpoints.keep,
+        "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
+        "save_strategy": "steps", "save_steps": checkpoints.every, "save_total_limit": None,  # see `watcher`
         "dataloader_num_workers": 0, "remove_unused_columns": False,
     }
 
 
-def train(trainer: "Trainer", directory: Path) -> None:
-    """Trains from the last whole checkpoint in `directory`, or from the start; prints which.
+def train(trainer: "Trainer", directory: Path, keep: int) -> None:
+    """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
 
-    Errors: JobError for a loss that is not finite, and for a GPU that runs out of memory, with what to lower.
+    Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, and for a
+    checkpoint that cannot be written; the ones before it stay.
     """
     import torch
+    from transformers import TrainerState
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(watcher())
+    trainer.add_callback(watcher(keep))
     found = checkpoint.last(directory)
     if found is not None:
         log.info("resuming from %s", found)
-    trainer._load_from_checkpoint = lambda path, model=None: load_adapter(trainer.model, Path(path))
+        state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # killed after its last step: the trainer would take one more
+            load_adapter(trainer.model, found)
+            trainer.state = state
+            return
+    hooks: Any = trainer
+    hooks._load_from_checkpoint = lambda path, model=None: load_adapter(trainer.model, Path(path))
+    save = trainer._save_checkpoint
+
+    def save_checkpoint(*arguments, **options):
+        try:
+            save(*arguments, **options)
+        except Exception as error:  # a full disk surfaces as one of many types
+            raise JobError(f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written "
+                           f"({one_line(error)})") from error
+
+    hooks._save_checkpoint = save_checkpoint
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     except torch.cuda.OutOfMemoryError as error:
-        raise JobError(f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({error})") from error
+        raise JobError(f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing "
+                       f"({one_line(error)})") from error
 
 
 def load_adapter(model, path: Path) -> None:
@@ -149,13 +177,21 @@ def load_adapter(model, path: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    loaded: Any = set_peft_model_state_dict(model, load_file(path / "adapter_model.safetensors"), adapter_name="default")
+    file = path / "adapter_model.safetensors"
+    try:
+        loaded: Any = set_peft_model_state_dict(model, load_file(file), adapter_name="default")
+    except Exception as error:
+        raise JobError(f"{file}: the adapter cannot be loaded ({one_line(error)})") from error
     if loaded.unexpected_keys:
         raise JobError(f"{path}: the model has no place for {loaded.unexpected_keys[:3]}")
 
 
-def watcher():
-    """A callback that shows progress, stops on a loss that is not finite, and seals each checkpoint."""
+def watcher(keep: int):
+    """A callback that shows progress, stops on a loss that is not finite, seals each checkpoint and prunes the others.
+
+    In the place of transformers' own pruning, which comes before the new checkpoint is sealed: with `keep` 1, a kill in
+    between would leave none.
+    """
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
@@ -176,7 +212,9 @@ def watcher():
                 self.bar.set_postfix(shown, refresh=False)
 
         def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
-            checkpoint.seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            directory = Path(str(args.output_dir))
+            checkpoint.seal(directory / f"checkpoint-{state.global_step}")
+            checkpoint.prune(directory, keep)
 
         def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
             if self.bar is not None:
@@ -187,7 +225,12 @@ def watcher():
 
 def save_adapter(model, out: Path) -> None:
     """Writes the trainable adapter alone, with a config that is the same from run to run."""
-    model.save_pretrained(out, selected_adapters=["default"], safe_serialization=True)
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(out, selected_adapters=["default"], safe_serialization=True)
+    except SafetensorError as error:  # a full disk, which is not an OSError here
+        raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
     # PEFT keeps targets in a set, whose order changes with every process; the base is whatever it is merged into.

@@ -5,6 +5,7 @@ vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base
 
 from pathlib import Path
 
+from jobs.files import require_safetensors
 from jobs.params import Params
 from jobs.training import check_adapter, load_adapter
 
@@ -17,6 +18,7 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
     from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
     import torch
 
+    require_safetensors(base)
     lora = params.sft.lora
     settings = params.grpo if rollout else params.sft
     length = (params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length)

@@ -8,7 +8,8 @@ order of additions in a matrix product may change with the batch, and a token ch
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import JobError, UsageError
+from jobs.errors import JobError, UsageError, one_line
+from jobs.files import require_safetensors
 from jobs.models import Completion, Generate, Sampling, sample_seed
 
 CHECK_EVERY = 8  # steps between looks for stop strings and finished rows: each look decodes every row's text
@@ -26,17 +27,20 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    require_safetensors(path, *[adapter] if adapter else [])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype),
-                                                          attn_implementation=attention())
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                          trust_remote_code=False, attn_implementation=attention())
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter).get_base_model()
-    except (OSError, ValueError) as error:
-        raise JobError(f"{adapter or path}: cannot be loaded as a model ({' '.join(str(error).split())})") from error
+    except Exception as error:  # a truncated file surfaces as one of many types
+        raise JobError(f"{adapter or path}: cannot be loaded as a model ({one_line(error)})") from error
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     model = model.to(device).eval()
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}

@@ -39,7 +39,8 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "bfloat16", ba
         options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
         lora = LoRARequest(adapter.name, 1, str(adapter.resolve()))
     try:
-        engine = LLM(str(path), dtype=dtype, gpu_memory_utilization=gpu_memory, seed=0, **options)
+        engine = LLM(str(path), dtype=dtype, gpu_memory_utilization=gpu_memory, seed=0, load_format="safetensors",
+                     trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
     tokenizer = engine.get_tokenizer()
