@@ -68,6 +68,12 @@ class Trainer(GRPOTrainer):
         seconds["train"] = whole - sum(seconds.values())
         return {k: round(v, 3) for k, v in seconds.items()} | {"waiting_for_verdicts": round(self.scorer.waited, 3)}
 
+    def _get_train_sampler(self, dataset=None):
+        """TRL's, in an order that seed and epoch decide: its own would begin with the first epoch's after every resume."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
     def use_rollout(self, rollout: "Rollout") -> None:
         """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
