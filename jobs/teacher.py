@@ -18,19 +18,21 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import schema
 from jobs.cli import log
 from jobs.errors import JobError, UsageError
 from jobs.files import read_json, read_jsonl, write_json
-from jobs.params import Distill
+
+if TYPE_CHECKING:
+    from jobs.params import Distill
 
 LARGEST = 2 << 20  # bytes of a response; 8,192 tokens of content and as many of reasoning are about 100 KB
 THINK = "<think>", "</think>"
 
 
-def request(settings: Distill, prompt: str, attempt: int) -> dict:
+def request(settings: "Distill", prompt: str, attempt: int) -> dict:
     """The request that asks for a task's `attempt`-th answer (from 0)."""
     body: dict[str, Any] = {"model": settings.model, "messages": schema.messages(prompt),
                             "max_tokens": settings.max_tokens, "temperature": settings.temperature,
@@ -187,7 +189,7 @@ class Teacher:
     returns: error messages and bodies may echo it.
     """
 
-    def __init__(self, settings: Distill) -> None:
+    def __init__(self, settings: "Distill") -> None:
         self.settings = settings
         self.client: Any = None
         self.key = ""
