@@ -49,8 +49,9 @@ def test_it_learns(smoke):
     for pair in ("sft-base", "grpo-sft"):
         assert cot[pair]["low"] > 0, (pair, cot[pair])
         assert cot[pair]["established"] == 1
-    assert base < 0.2 < sft < grpo
-    assert grpo > 0.6
+    assert base < 0.6, "the base model is to be mediocre when sampled"
+    assert base < sft < grpo
+    assert grpo > 0.8
 
 
 def test_splits_share_no_task(smoke):
