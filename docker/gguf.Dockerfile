@@ -1,4 +1,4 @@
-# Writing, quantizing and verifying GGUF files. `docker/build gguf` builds it. The code is mounted at /repo.
+# Writing, quantizing and verifying GGUF files against the model they come from. `docker/build gguf` builds it. The code is mounted at /repo.
 # devel: it has nvcc, and llama.cpp is built with CUDA where there is one (llama.cmake).
 ARG BASE=nvidia/cuda:13.0.3-devel-ubuntu24.04@sha256:b7ae301dea2c162444795462ce17a05f6a516e5a75944b57af5b88540a1a2266
 
@@ -17,15 +17,17 @@ RUN set -eu; \
 WORKDIR /build
 COPY docker/build.lock docker/gguf.lock docker/llama.cmake ./
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r build.lock
+# The CPU build of torch: what the files must answer like is computed in float32, and the base already has CUDA.
+ARG TORCH_LINKS=https://download.pytorch.org/whl/cpu/torch/
 RUN PATH=/opt/venv/bin:/usr/local/cuda/bin:$PATH CMAKE_GENERATOR=Ninja \
     CMAKE_ARGS=-DCMAKE_PROJECT_llama_cpp_INCLUDE=/build/llama.cmake \
-    uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
+    uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python --find-links "$TORCH_LINKS" \
         --require-hashes --no-build-isolation -r gguf.lock
 # Works under any --user: nothing is looked up in /etc/passwd, and what is written goes to /tmp or the mounted folders.
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp USER=jobs LOGNAME=jobs \
     HF_HOME=/hf XDG_CACHE_HOME=/repo/.cache
 WORKDIR /repo
-RUN python -c "import gguf, llama_cpp, numpy, pydantic, click; \
-    print('llama_cpp', llama_cpp.__version__, 'numpy', numpy.__version__, llama_cpp.llama_print_system_info().decode())"
+RUN python -c "import gguf, llama_cpp, numpy, torch, transformers, peft, pydantic, click; \
+    print('llama_cpp', llama_cpp.__version__, 'torch', torch.__version__, llama_cpp.llama_print_system_info().decode())"
 USER 1000:1000
 ENTRYPOINT ["python", "-m", "jobs"]

@@ -184,6 +184,20 @@ def test_every_package_that_jobs_import_is_in_the_images_inputs():
     assert sorted((name, path) for name, path in needed if name not in asked) == []
 
 
+# Imported where another image is at work, or where it is there: only the cpu image has both engines.
+ELSEWHERE = {"train": {"llama-cpp-python", "gguf"}, "gguf": {"evalplus"}}
+
+
+@pytest.mark.parametrize("image", ["train", "gguf"])
+def test_an_image_has_what_its_own_stages_import(image):
+    asked = {canonicalize_name(r.name) for r, _ in requirements(ROOT / f"docker/{image}.in")} | ELSEWHERE[image]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    files = {dep for stage in stages if stage["cmd"].startswith(f"docker/run {image} ") for dep in stage["deps"]}
+    needed = {(IMPORTS.get(n, canonicalize_name(n)), f) for f in files if f.endswith(".py") for n in imported(ROOT / f)}
+    assert needed
+    assert sorted((name, file) for name, file in needed if name not in asked) == []
+
+
 def test_gpu_images_stand_on_one_base_by_tag_and_digest():
     bases = {}
     for image in IMAGES:
