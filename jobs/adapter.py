@@ -22,9 +22,25 @@ PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What adapter_config.json may say: keys that the sum obeys, and keys that do not bear on it.
 OBEYED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "peft_type"}
-IDLE = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-        "target_modules", "exclude_modules", "lora_dropout", "bias", "modules_to_save", "layers_to_transform",
-        "layers_pattern", "megatron_core", "loftq_config", "qalora_group_size", "ensure_weight_tying"}
+IDLE = {
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "bias",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "qalora_group_size",
+    "ensure_weight_tying",
+}
 # These start training from a base that the initialization has changed; added to the original base they are wrong.
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -77,8 +93,10 @@ def check(config: dict, folder: Path) -> None:
         raise JobError(f"{folder}: use_dora is set; DoRA rescales the base's rows and is not supported")
     init = str(config.get("init_lora_weights")).lower()
     if init.startswith(MOVES_BASE):
-        raise JobError(f"{folder}: init_lora_weights is {init}, which trains on a changed base; convert the adapter "
-                       "to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)")
+        raise JobError(
+            f"{folder}: init_lora_weights is {init}, which trains on a changed base; convert the adapter "
+            "to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
+        )
     unknown = sorted(key for key, value in config.items() if value and key not in OBEYED | IDLE)
     if unknown:
         raise JobError(f"{folder}: adapter_config.json sets {', '.join(unknown)}, which is not supported")
@@ -95,8 +113,10 @@ def check_tied(left: dict[str, Tensor], folder: Path) -> None:
     a, b = left.get(EMBEDDING), left.pop(HEAD, None)
     lora = any(name.startswith(ends) and "lora_" in name for name in left)
     if lora or a is None or b is None or a.read(slice(0, a.rows)) != b.read(slice(0, b.rows)):
-        raise JobError(f"{folder}: changes one of embed_tokens and lm_head, which share their weights in the base "
-                       "(tie_word_embeddings); untie the base before training, or train both as one")
+        raise JobError(
+            f"{folder}: changes one of embed_tokens and lm_head, which share their weights in the base "
+            "(tie_word_embeddings); untie the base before training, or train both as one"
+        )
 
 
 def target(name: str, base: dict[str, Tensor], folder: Path) -> Tensor:
@@ -131,13 +151,15 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     embedding = a.name.endswith("lora_embedding_A")
     shape = (a.shape[1], b.shape[0]) if embedding else (b.shape[0], a.shape[1])
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or shape != weight.shape:
-        raise JobError(f"{folder}: {a.name} and its B have shapes {a.shape} and {b.shape}, which do not make the "
-                       f"base's {weight.shape}")
+        raise JobError(
+            f"{folder}: {a.name} and its B have shapes {a.shape} and {b.shape}, which do not make the "
+            f"base's {weight.shape}"
+        )
 
     def load():
         factor = (b.values().T if embedding else a.values()).astype(np.float64)
         rows_of_a = a.values().T if embedding else None
-        longest = np.sqrt((factor ** 2).sum(0)).max()
+        longest = np.sqrt((factor**2).sum(0)).max()
 
         def change(rows: slice, values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
             left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
@@ -152,8 +174,15 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     return load
 
 
-def settle(delta: "np.ndarray", left: "np.ndarray", factor: "np.ndarray", longest: float, scale: float,
-           values: "np.ndarray", dtype: str) -> None:
+def settle(
+    delta: "np.ndarray",
+    left: "np.ndarray",
+    factor: "np.ndarray",
+    longest: float,
+    scale: float,
+    values: "np.ndarray",
+    dtype: str,
+) -> None:
     """Gives `delta` the value of PEFT's float32 product wherever that decides how the sum is rounded to `dtype`.
 
     PEFT sums rank by rank with fused multiply-adds in float32, which by its rounding errors' bound and the
@@ -162,7 +191,7 @@ def settle(delta: "np.ndarray", left: "np.ndarray", factor: "np.ndarray", longes
     """
     import numpy as np
 
-    slack = np.sqrt((left ** 2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
+    slack = np.sqrt((left**2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
     slack = slack.astype(np.float32)
     low, high = (encoded(values + end, dtype).view(np.uint16) for end in (delta - slack, delta + slack))
     row, column = np.divmod(np.flatnonzero(low != high), values.shape[1])

@@ -25,10 +25,21 @@ if TYPE_CHECKING:
     from jobs.params import Base, Params, ToyBase
 
 # Qwen2's split, which llama.cpp knows as its pre-tokenizer "qwen2".
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 END, PAD = "<|endoftext|>", "<|pad|>"  # Unsloth refuses a padding token that also ends the text
-SMALL_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-               "merges.txt", "special_tokens_map.json", "added_tokens.json", "model.safetensors.index.json"}
+SMALL_FILES = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors.index.json",
+}
 
 
 @job("base", "tasks", "seed")
@@ -64,8 +75,11 @@ def fetch(base: "Base", out: Path) -> None:
     repo, revision = str(base.repo), str(base.revision)
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        wanted = [f for f in info.siblings or [] if f.rfilename in SMALL_FILES or (
-            f.rfilename.endswith(".safetensors") and "/" not in f.rfilename)]
+        wanted = [
+            f
+            for f in info.siblings or []
+            if f.rfilename in SMALL_FILES or (f.rfilename.endswith(".safetensors") and "/" not in f.rfilename)
+        ]
         if not any(f.rfilename.endswith(".safetensors") for f in wanted):
             raise JobError(f"base.repo: {repo} at {revision} has no safetensors files; nothing else is loaded")
         for file in progress(wanted, label="base: fetching"):
@@ -110,14 +124,23 @@ def train_tokenizer(documents: list[str], vocab_size: int):
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=[AddedToken(name, special=True) for name in (END, PAD)],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=[AddedToken(name, special=True) for name in (END, PAD)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None, unk_token=None,
-                                   model_max_length=2048)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None, unk_token=None, model_max_length=2048
+    )
 
 
 def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
@@ -127,11 +150,23 @@ def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
 
     torch.manual_seed(seed)
     end = tokenizer.eos_token_id
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=toy.hidden_size, intermediate_size=toy.intermediate_size,
-        num_hidden_layers=toy.layers, num_attention_heads=toy.heads, num_key_value_heads=toy.kv_heads,
-        head_dim=toy.head_dim, tie_word_embeddings=True, max_position_embeddings=2048,
-        initializer_range=toy.hidden_size ** -0.5, bos_token_id=None, eos_token_id=end, pad_token_id=tokenizer.pad_token_id))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=toy.hidden_size,
+            intermediate_size=toy.intermediate_size,
+            num_hidden_layers=toy.layers,
+            num_attention_heads=toy.heads,
+            num_key_value_heads=toy.kv_heads,
+            head_dim=toy.head_dim,
+            tie_word_embeddings=True,
+            max_position_embeddings=2048,
+            initializer_range=toy.hidden_size**-0.5,
+            bos_token_id=None,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             torch.nn.init.zeros_(weight)  # layers start as the identity; without it a small model learns far slower
@@ -145,7 +180,7 @@ def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
     for _ in bar:
         # Documents of like length share a batch, so that little of it is padding.
         start = int(torch.randint(len(encoded) - toy.batch_size + 1, (1,), generator=generator))
-        batch = encoded[start:start + toy.batch_size]
+        batch = encoded[start : start + toy.batch_size]
         width = max(map(len, batch))
         ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in batch])
         labels = torch.tensor([row + [-100] * (width - len(row)) for row in batch])

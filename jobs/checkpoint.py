@@ -23,8 +23,21 @@ from jobs.cli import log
 from jobs.files import sha256, write_json
 
 ROOT = Path(".checkpoints")
-PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "accelerate", "evalplus", "llama_cpp_python",
-            "gguf", "numpy", "safetensors", "dvc")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "vllm",
+    "accelerate",
+    "evalplus",
+    "llama_cpp_python",
+    "gguf",
+    "numpy",
+    "safetensors",
+    "dvc",
+)
 STARTED = time.time()
 
 
@@ -74,8 +87,11 @@ def last(directory: Path) -> Path | None:
 
 def seal(path: Path) -> None:
     """Records the hashes of a finished checkpoint's files; without this record it is not used."""
-    files = {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*"))
-             if p.is_file() and p.name != "MANIFEST.json"}
+    files = {
+        p.relative_to(path).as_posix(): sha256(p)
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and p.name != "MANIFEST.json"
+    }
     write_json(path / "MANIFEST.json", files)
 
 
@@ -106,13 +122,23 @@ def versions() -> dict[str, str]:
 
 def provenance(stage: str, **facts) -> None:
     """Writes reports/provenance/STAGE.json: time, memory, host, GPU, versions, commit, image, and `facts`."""
-    write_json(Path("reports/provenance") / f"{stage}.json", {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - STARTED, 1),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "host": platform.node(), "platform": platform.platform(), "python": platform.python_version(),
-        "cores": os.cpu_count(), "gpu": gpu(), "image": os.environ.get("JOBS_IMAGE"),
-        "commit": command("git", "rev-parse", "HEAD"), "packages": versions(), **facts})
+    write_json(
+        Path("reports/provenance") / f"{stage}.json",
+        {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.time() - STARTED, 1),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "host": platform.node(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "gpu": gpu(),
+            "image": os.environ.get("JOBS_IMAGE"),
+            "commit": command("git", "rev-parse", "HEAD"),
+            "packages": versions(),
+            **facts,
+        },
+    )
 
 
 def gpu() -> dict | None:
@@ -121,9 +147,12 @@ def gpu() -> dict | None:
     if torch is None or not torch.cuda.is_available():
         return None
     device = torch.cuda.get_device_properties(0)
-    return {"name": device.name, "memory_mib": device.total_memory >> 20,
-            "peak_memory_mib": torch.cuda.max_memory_allocated() >> 20,
-            "driver": command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")}
+    return {
+        "name": device.name,
+        "memory_mib": device.total_memory >> 20,
+        "peak_memory_mib": torch.cuda.max_memory_allocated() >> 20,
+        "driver": command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+    }
 
 
 def command(*words: str) -> str | None:

@@ -20,14 +20,16 @@ log = logging.getLogger("jobs")
 
 def reads(flag: str, default: str | None, text: str, **options) -> Callable:
     """An option naming an input; checked to exist before the job starts."""
-    return click.option(flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text,
-                        metavar="IN", **options)
+    return click.option(
+        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="IN", **options
+    )
 
 
 def writes(flag: str, default: str | None, text: str, **options) -> Callable:
     """An option naming an output."""
-    return click.option(flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text,
-                        metavar="OUT", **options)
+    return click.option(
+        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="OUT", **options
+    )
 
 
 def job(*sections: str) -> Callable:
@@ -40,8 +42,9 @@ def job(*sections: str) -> Callable:
     def decorate(function: Callable) -> click.Command:
         @functools.wraps(function)
         def command(params: Path, assignments: tuple[str, ...], dry_run: bool, print_params: bool, **options) -> None:
-            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s",
-                                datefmt="%H:%M:%S")
+            logging.basicConfig(
+                level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+            )
             for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             try:
@@ -58,10 +61,12 @@ def job(*sections: str) -> Callable:
                 if "dry_run" in inspect.signature(function).parameters:
                     options["dry_run"] = dry_run  # a job with a dry run of its own
                 elif dry_run:
-                    shown = {"job": function.__module__.rpartition(".")[2],
-                             "reads": {flag: str(path) for flag, path in inputs.items()},
-                             "writes": {flag: str(path) for flag, path in outputs.items()},
-                             "params": loaded.model_dump(include=set(sections) or None)}
+                    shown = {
+                        "job": function.__module__.rpartition(".")[2],
+                        "reads": {flag: str(path) for flag, path in inputs.items()},
+                        "writes": {flag: str(path) for flag, path in outputs.items()},
+                        "params": loaded.model_dump(include=set(sections) or None),
+                    }
                     click.echo(json.dumps(shown, indent=2, sort_keys=True))
                     return
                 function(loaded, **options)
@@ -77,11 +82,23 @@ def job(*sections: str) -> Callable:
 
         for option in (
             click.option("--print-params", is_flag=True, help="Print the resolved params this job reads, and stop."),
-            click.option("--dry-run", is_flag=True, help="Check params and inputs, print what would be read and written."),
-            click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE",
-                         help="Override one param; checked like the file. Repeatable."),
-            click.option("--params", type=click.Path(path_type=Path), default="params.yaml", show_default=True,
-                         help="The params file."),
+            click.option(
+                "--dry-run", is_flag=True, help="Check params and inputs, print what would be read and written."
+            ),
+            click.option(
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="SECTION.KEY=VALUE",
+                help="Override one param; checked like the file. Repeatable.",
+            ),
+            click.option(
+                "--params",
+                type=click.Path(path_type=Path),
+                default="params.yaml",
+                show_default=True,
+                help="The params file.",
+            ),
         ):
             command = option(command)
         name = function.__module__.rpartition(".")[2]
@@ -109,6 +126,13 @@ def progress(items=None, *, total: int | None = None, label: str = ""):
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
-    return tqdm(items, total=total, desc=label, file=sys.stderr, dynamic_ncols=terminal,
-                mininterval=0.2 if terminal else 15.0, ascii=not terminal,
-                bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}\n")
+    return tqdm(
+        items,
+        total=total,
+        desc=label,
+        file=sys.stderr,
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 15.0,
+        ascii=not terminal,
+        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}\n",
+    )

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report.html")
 PIPELINE = ("base", "sft", "grpo")  # the order in which models come; others follow by name
 PRECISION = ("engine", "dtype", "batch_invariant")  # may differ between models, but is then said
-ONE_RUN = ("Each model is one training run. What is said holds for these weights, not for the methods that made them: "
-           "another seed gives other weights.")
+ONE_RUN = (
+    "Each model is one training run. What is said holds for these weights, not for the methods that made them: "
+    "another seed gives other weights."
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,15 @@ def load(folder: Path) -> list[Evaluation]:
     for path in sorted(folder.glob("*/settings.json")):
         settings, name = read_json(path), path.parent.name
         benchmarks = sorted(settings["benchmarks"])
-        found.append(Evaluation(
-            name.removesuffix(f"-{settings['mode']}"), settings["mode"], settings,
-            {bench: read_jsonl(path.parent / f"results-{bench}.jsonl") for bench in benchmarks},
-            {bench: read_jsonl(path.parent / f"samples-{bench}.jsonl") for bench in benchmarks}))
+        found.append(
+            Evaluation(
+                name.removesuffix(f"-{settings['mode']}"),
+                settings["mode"],
+                settings,
+                {bench: read_jsonl(path.parent / f"results-{bench}.jsonl") for bench in benchmarks},
+                {bench: read_jsonl(path.parent / f"samples-{bench}.jsonl") for bench in benchmarks},
+            )
+        )
     if not found:
         raise UsageError(f"--evaluations: {folder} holds no evaluations")
     return sorted(found, key=lambda e: (e.mode, place(e.model)))
@@ -90,12 +97,16 @@ def check_alike(evaluations: list[Evaluation]) -> None:
     for other in evaluations[1:]:
         for key in sorted((first.settings.keys() | other.settings.keys()) - {"mode", *PRECISION}):
             if first.settings.get(key) != other.settings.get(key):
-                raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: `{key}` "
-                               f"is {first.settings.get(key)} and {other.settings.get(key)}")
+                raise JobError(
+                    f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: `{key}` "
+                    f"is {first.settings.get(key)} and {other.settings.get(key)}"
+                )
         for name, rows in first.results.items():
             if [numbered(row) for row in rows] != [numbered(row) for row in other.results[name]]:
-                raise JobError(f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: their "
-                               f"samples of {name} are not of the same tasks and numbers")
+                raise JobError(
+                    f"{first.model}-{first.mode} and {other.model}-{other.mode} cannot be compared: their "
+                    f"samples of {name} are not of the same tasks and numbers"
+                )
 
 
 def numbered(row: dict) -> tuple[str, int]:
@@ -109,15 +120,27 @@ def rates(rows: list[dict], field: str) -> Rates:
         if row["sample"]:
             passes[row["task_id"]].append(bool(row[field]))
     k = min(10, min(map(len, passes.values())))
-    return Rates(greedy, {task: sum(p) / len(p) for task, p in passes.items()},
-                 {task: stats.pass_at_k(len(p), sum(p), k) for task, p in passes.items()}, k)
+    return Rates(
+        greedy,
+        {task: sum(p) / len(p) for task, p in passes.items()},
+        {task: stats.pass_at_k(len(p), sum(p), k) for task, p in passes.items()},
+        k,
+    )
 
 
 def of_one(rates: Rates, settings: "Compare", seed: int) -> dict:
     """A model's pass rates on a view with their intervals."""
+
     def interval(values: dict[str, float]) -> dict:
-        return asdict(stats.bootstrap(list(values.values()), resamples=settings.resamples, bounds=(0, 1),
-                                      confidence=settings.confidence, seed=seed))
+        return asdict(
+            stats.bootstrap(
+                list(values.values()),
+                resamples=settings.resamples,
+                bounds=(0, 1),
+                confidence=settings.confidence,
+                seed=seed,
+            )
+        )
 
     return {"greedy": interval(rates.greedy), "pass@1": interval(rates.mean), f"pass@{rates.k}": interval(rates.at_k)}
 
@@ -128,24 +151,37 @@ def of_two(old: Rates, new: Rates, settings: "Compare", seed: int) -> dict:
     won = sum(new.greedy[task] > old.greedy[task] for task in old.greedy)
     lost = sum(new.greedy[task] < old.greedy[task] for task in old.greedy)
     interval = stats.bootstrap(differences, resamples=settings.resamples, confidence=settings.confidence, seed=seed)
-    return {"difference": asdict(interval),
-            "p": stats.permutation_test(differences, resamples=settings.resamples, seed=seed),
-            "detectable": stats.detectable(differences, settings.confidence),
-            "greedy": {"won": won, "lost": lost, "p": stats.mcnemar(lost, won)}}
+    return {
+        "difference": asdict(interval),
+        "p": stats.permutation_test(differences, resamples=settings.resamples, seed=seed),
+        "detectable": stats.detectable(differences, settings.confidence),
+        "greedy": {"won": won, "lost": lost, "p": stats.mcnemar(lost, won)},
+    }
 
 
-def comparisons(evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare",
-                seed: int) -> list[dict]:
+def comparisons(
+    evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare", seed: int
+) -> list[dict]:
     """One entry for each view and mode: `models` by name, and `pairs` with their verdicts."""
     entries: list[dict] = []
     modes = list(dict.fromkeys(e.mode for e in evaluations))
     for benchmark, mode in itertools.product(tasks, modes):
         for view, field in views(benchmark, tasks[benchmark]):
             known = {e.model: rates(e.results[benchmark], field) for e in evaluations if e.mode == mode}
-            pairs = [{"old": old, "new": new, **of_two(known[old], known[new], settings, seed)}
-                     for old, new in itertools.combinations(known, 2)]
-            entries.append({"benchmark": benchmark, "view": view, "mode": mode, "tasks": len(tasks[benchmark]),
-                            "models": {m: of_one(r, settings, seed) for m, r in known.items()}, "pairs": pairs})
+            pairs = [
+                {"old": old, "new": new, **of_two(known[old], known[new], settings, seed)}
+                for old, new in itertools.combinations(known, 2)
+            ]
+            entries.append(
+                {
+                    "benchmark": benchmark,
+                    "view": view,
+                    "mode": mode,
+                    "tasks": len(tasks[benchmark]),
+                    "models": {m: of_one(r, settings, seed) for m, r in known.items()},
+                    "pairs": pairs,
+                }
+            )
     pairs = [pair for entry in entries for pair in entry["pairs"]]
     for pair, adjusted in zip(pairs, stats.holm([pair["p"] for pair in pairs]), strict=True):
         clear = pair["difference"]["low"] > 0 or pair["difference"]["high"] < 0
@@ -158,15 +194,19 @@ def statement(entry: dict, pair: dict, comparisons: int, confidence: float) -> s
     difference = pair["difference"]
     low, high = (f"{100 * difference[end]:+.1f}" for end in ("low", "high"))
     old, new = (100 * entry["models"][pair[side]]["pass@1"]["mean"] for side in ("old", "new"))
-    numbers = (f"mean pass@1 {old:.1f} % and {new:.1f} %, difference {100 * difference['mean']:+.1f} points, "
-               f"{100 * confidence:g} % interval {low} to {high}, p {p_text(pair['p_holm'])}"
-               + (f" after Holm's correction for {comparisons} comparisons" if comparisons > 1 else ""))
+    numbers = (
+        f"mean pass@1 {old:.1f} % and {new:.1f} %, difference {100 * difference['mean']:+.1f} points, "
+        f"{100 * confidence:g} % interval {low} to {high}, p {p_text(pair['p_holm'])}"
+        + (f" after Holm's correction for {comparisons} comparisons" if comparisons > 1 else "")
+    )
     where = f"On {entry['view']} ({entry['tasks']} tasks, {entry['mode']})"
     if pair["established"]:
         word = "better" if difference["mean"] > 0 else "worse"
         return f"Established: {where}, {pair['new']} is {word} than {pair['old']}: {numbers}."
-    return (f"Not established: {where}, whether {pair['new']} or {pair['old']} is better: {numbers}. So many tasks "
-            f"show a difference of {100 * pair['detectable']:.1f} points four times in five, a smaller one less often.")
+    return (
+        f"Not established: {where}, whether {pair['new']} or {pair['old']} is better: {numbers}. So many tasks "
+        f"show a difference of {100 * pair['detectable']:.1f} points four times in five, a smaller one less often."
+    )
 
 
 def p_text(p: float) -> str:
@@ -179,8 +219,10 @@ def statements(entries: list[dict], evaluations: list[Evaluation], confidence: f
     for key in PRECISION:
         values = {f"{e.model}-{e.mode}": e.settings.get(key) for e in evaluations}
         if len(set(values.values())) > 1:
-            said.append(f"Not like for like: `{key}` differs between the evaluations "
-                        f"({', '.join(f'{name}: {value}' for name, value in values.items())}).")
+            said.append(
+                f"Not like for like: `{key}` differs between the evaluations "
+                f"({', '.join(f'{name}: {value}' for name, value in values.items())})."
+            )
     return [*said, ONE_RUN]
 
 
@@ -188,12 +230,23 @@ def metrics_of(entries: list[dict]) -> dict:
     """Numbers by benchmark and mode. What is infinite (one task has no interval) is left out."""
     metrics: dict = {}
     for entry in entries:
-        models = {model: {name: {key: value for key, value in interval.items() if abs(value) <= 1}
-                          for name, interval in values.items()} for model, values in entry["models"].items()}
-        pairs = {f"{pair['new']}-{pair['old']}": {
-            **{key: value for key, value in pair["difference"].items() if abs(value) <= 1}, "p": pair["p"],
-            "p_holm": pair["p_holm"], "established": int(pair["established"]), "greedy": pair["greedy"]}
-            for pair in entry["pairs"]}
+        models = {
+            model: {
+                name: {key: value for key, value in interval.items() if abs(value) <= 1}
+                for name, interval in values.items()
+            }
+            for model, values in entry["models"].items()
+        }
+        pairs = {
+            f"{pair['new']}-{pair['old']}": {
+                **{key: value for key, value in pair["difference"].items() if abs(value) <= 1},
+                "p": pair["p"],
+                "p_holm": pair["p_holm"],
+                "established": int(pair["established"]),
+                "greedy": pair["greedy"],
+            }
+            for pair in entry["pairs"]
+        }
         metrics.setdefault(entry["view"], {})[entry["mode"]] = {**models, **pairs}
     return metrics
 
@@ -207,8 +260,9 @@ def curves(paths: list[Path]) -> dict[str, dict[str, list]]:
         if rows and "step" not in rows[0]:
             raise JobError(f"{path}: has no column `step`")
         try:
-            found[path.stem] = {name: [float(row[name]) if row[name] else None for row in rows]
-                                for name in (rows[0] if rows else ())}
+            found[path.stem] = {
+                name: [float(row[name]) if row[name] else None for row in rows] for name in (rows[0] if rows else ())
+            }
         except ValueError as error:
             raise JobError(f"{path}: {error}") from None
     return found
@@ -231,9 +285,17 @@ def browsable(evaluations: list[Evaluation], tasks: dict[str, list[dict]]) -> di
     shown = {}
     for benchmark, records in tasks.items():
         shown[benchmark] = {
-            "tasks": [{"id": t["task_id"], "prompt": t["prompt"], "reference": t["reference"],
-                       "tests": t.get("check") or "\n".join(t["tests"])} for t in records],
-            "samples": {f"{e.model} {e.mode}": by_task(e, benchmark) for e in evaluations}}
+            "tasks": [
+                {
+                    "id": t["task_id"],
+                    "prompt": t["prompt"],
+                    "reference": t["reference"],
+                    "tests": t.get("check") or "\n".join(t["tests"]),
+                }
+                for t in records
+            ],
+            "samples": {f"{e.model} {e.mode}": by_task(e, benchmark) for e in evaluations},
+        }
     return shown
 
 
@@ -241,13 +303,22 @@ def by_task(evaluation: Evaluation, benchmark: str) -> dict[str, list[list]]:
     """Lists of [sample, text, outcome, tests passed, tests, error] by task id; sample 0 is the greedy one."""
     rows: dict[str, list[list]] = defaultdict(list)
     for sample, result in zip(evaluation.samples[benchmark], evaluation.results[benchmark], strict=True):
-        rows[sample["task_id"]].append([sample["sample"], sample["text"], result["outcome"], result["tests_passed"],
-                                        result["tests_total"], result["error"]])
+        rows[sample["task_id"]].append(
+            [
+                sample["sample"],
+                sample["text"],
+                result["outcome"],
+                result["tests_passed"],
+                result["tests_total"],
+                result["error"],
+            ]
+        )
     return rows
 
 
-def run(params: "Params", folder: Path, benchmarks: Path, curve_paths: list[Path], out: Path, metrics_path: Path,
-        plot: Path) -> dict:
+def run(
+    params: "Params", folder: Path, benchmarks: Path, curve_paths: list[Path], out: Path, metrics_path: Path, plot: Path
+) -> dict:
     from jobs.checkpoint import provenance
 
     settings, evaluations = params.compare, load(folder)
@@ -260,8 +331,15 @@ def run(params: "Params", folder: Path, benchmarks: Path, curve_paths: list[Path
     said = statements(entries, evaluations, settings.confidence)
     for line in said:
         log.info(line)
-    page = report({"entries": finite(entries), "statements": said, "curves": curves(curve_paths),
-                   "benchmarks": browsable(evaluations, tasks), "confidence": settings.confidence})
+    page = report(
+        {
+            "entries": finite(entries),
+            "statements": said,
+            "curves": curves(curve_paths),
+            "benchmarks": browsable(evaluations, tasks),
+            "confidence": settings.confidence,
+        }
+    )
     with replace_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
     with replace_file(plot) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
@@ -293,7 +371,14 @@ def finite(value):
 @writes("--out", "reports/compare.html", "The report.")
 @writes("--metrics", "metrics/compare.json", "Metrics.")
 @writes("--plot", "plots/compare.csv", "Pass rates for `dvc plots`.")
-def command(params: "Params", evaluations: Path, benchmarks_dir: Path, curve: tuple[Path, ...], out: Path,
-            metrics: Path, plot: Path) -> None:
+def command(
+    params: "Params",
+    evaluations: Path,
+    benchmarks_dir: Path,
+    curve: tuple[Path, ...],
+    out: Path,
+    metrics: Path,
+    plot: Path,
+) -> None:
     result = run(params, evaluations, benchmarks_dir, list(curve), out, metrics, plot)
     click.echo(json.dumps(result, indent=2, ensure_ascii=False))

@@ -27,11 +27,12 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     found = words(text)
     if not found:
         return []
-    return [tuple(found[i:i + n]) for i in range(max(1, len(found) - n + 1))]
+    return [tuple(found[i : i + n]) for i in range(max(1, len(found) - n + 1))]
 
 
-def overlaps(texts: Mapping[str, Iterable[str]], benchmarks: Mapping[str, Iterable[str]], n: int,
-             common: int = 10) -> list[Overlap]:
+def overlaps(
+    texts: Mapping[str, Iterable[str]], benchmarks: Mapping[str, Iterable[str]], n: int, common: int = 10
+) -> list[Overlap]:
     """Every pair of a training text and a benchmark task that share a run of `n` words, in the order of `texts`.
 
     texts, benchmarks: by id, the fields to compare, such as prompt and reference. Runs do not cross fields.

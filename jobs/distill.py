@@ -103,13 +103,29 @@ class Benchmarks:
     def read(cls, path: Path, sizes: list[int]) -> "Benchmarks":
         """By the longest n alone: code is full of the shorter runs (`for i in range(len(a)): for j in`)."""
         n = max(sizes, default=0)
-        return cls(n, {run: task["task_id"] for task in read_jsonl(path) for text in (task["prompt"], task["reference"])
-                       for run in ngrams(text, n)} if n else {})
+        return cls(
+            n,
+            {
+                run: task["task_id"]
+                for task in read_jsonl(path)
+                for text in (task["prompt"], task["reference"])
+                for run in ngrams(text, n)
+            }
+            if n
+            else {},
+        )
 
     def shared(self, answer: schema.Answer) -> str:
         """The first run that the answer shares, with its benchmark task, or ""."""
-        return next((f"{self.runs[run]}: {' '.join(run)}" for text in (answer.reasoning, answer.code)
-                     for run in (ngrams(text, self.n) if self.runs else ()) if run in self.runs), "")
+        return next(
+            (
+                f"{self.runs[run]}: {' '.join(run)}"
+                for text in (answer.reasoning, answer.code)
+                for run in (ngrams(text, self.n) if self.runs else ())
+                if run in self.runs
+            ),
+            "",
+        )
 
 
 @dataclass
@@ -128,8 +144,14 @@ class Collection:
         if not candidate.reason:
             assert candidate.answer is not None
             grams = shingles(candidate)
-            twin = next((earlier.task["task_id"] for earlier, other in zip(self.accepted, self.grams, strict=True)
-                         if len(grams & other) >= self.similarity * len(grams | other)), "")
+            twin = next(
+                (
+                    earlier.task["task_id"]
+                    for earlier, other in zip(self.accepted, self.grams, strict=True)
+                    if len(grams & other) >= self.similarity * len(grams | other)
+                ),
+                "",
+            )
             if shared := self.benchmarks.shared(candidate.answer):
                 candidate.reason, candidate.detail = "contaminated", shared
             elif twin:
@@ -161,9 +183,11 @@ def shingles(candidate: Candidate) -> set[tuple[str, ...]]:
     """The word 3-grams of prompt and code, the function's name left out of account."""
     assert candidate.answer is not None
     entry_point = candidate.task["entry_point"]
-    words = ["_" if word == entry_point else word
-             for word in WORDS.findall(candidate.task["prompt"] + "\n" + candidate.answer.code)]
-    return {tuple(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
+    words = [
+        "_" if word == entry_point else word
+        for word in WORDS.findall(candidate.task["prompt"] + "\n" + candidate.answer.code)
+    ]
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def sequence(tasks: list[dict], settings: "Distill") -> Iterator[Candidate]:
@@ -185,8 +209,10 @@ def examine(candidate: Candidate, settings: "Distill") -> tuple[str, str]:
     answer = candidate.answer = schema.parse(reply.text)
     if answer is None:
         return "tags", ""
-    for name, text, (least, most) in (("reasoning", answer.reasoning, settings.reasoning_characters),
-                                      ("code", answer.code, settings.code_characters)):
+    for name, text, (least, most) in (
+        ("reasoning", answer.reasoning, settings.reasoning_characters),
+        ("code", answer.code, settings.code_characters),
+    ):
         if not least <= len(text) <= most:
             return "length", f"{name} of {len(text)} characters"
     try:
@@ -199,14 +225,17 @@ def examine(candidate: Candidate, settings: "Distill") -> tuple[str, str]:
     return "", ""
 
 
-async def try_out(candidate: Candidate, settings: "Distill", responses: teacher.Responses, asked: teacher.Teacher,
-                  sandbox: "Sandbox") -> None:
+async def try_out(
+    candidate: Candidate, settings: "Distill", responses: teacher.Responses, asked: teacher.Teacher, sandbox: "Sandbox"
+) -> None:
     """Gets the candidate's response, from the cache or the teacher, and checks it by itself."""
     response = responses.get(candidate.request)
     if response is None:
         if responses.recorded:
-            raise JobError(f"{responses.recorded}: has no response for {candidate.task['task_id']}, attempt "
-                           f"{candidate.attempt}, as params have it asked; record it anew")
+            raise JobError(
+                f"{responses.recorded}: has no response for {candidate.task['task_id']}, attempt "
+                f"{candidate.attempt}, as params have it asked; record it anew"
+            )
         response = await asked.ask(candidate.request)
         responses.put(candidate.request, response)
     candidate.reply = teacher.read(candidate.request, response)
@@ -221,8 +250,14 @@ async def try_out(candidate: Candidate, settings: "Distill", responses: teacher.
     candidate.reason, candidate.detail = reason, detail
 
 
-async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks, responses: teacher.Responses,
-                  asked: teacher.Teacher, sandbox: "Sandbox") -> Collection:
+async def collect(
+    tasks: list[dict],
+    settings: "Distill",
+    benchmarks: Benchmarks,
+    responses: teacher.Responses,
+    asked: teacher.Teacher,
+    sandbox: "Sandbox",
+) -> Collection:
     """Works through the sequence until there are enough examples.
 
     Errors: JobError with the counts when the budget, the attempts or the patience end first.
@@ -237,8 +272,10 @@ async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks
 
     def affordable(candidate: Candidate) -> bool:
         reserved = sum(other.cost for other in running.values())
-        return (len(collection.decided) + len(undecided) + asked.failed < settings.max_requests
-                and spent + reserved + candidate.cost <= settings.max_total_tokens)
+        return (
+            len(collection.decided) + len(undecided) + asked.failed < settings.max_requests
+            and spent + reserved + candidate.cost <= settings.max_total_tokens
+        )
 
     with progress(total=settings.examples, label="distill") as bar:
         try:
@@ -252,8 +289,9 @@ async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks
                         bar.update()
                     if collection.in_a_row >= settings.patience:
                         raise JobError(f"{collection.in_a_row} rejections in a row; {collection.summary()}")
-                bar.set_postfix_str(f"{len(collection.decided)} answers, ${collection.dollars(settings):.2f}",
-                                    refresh=False)
+                bar.set_postfix_str(
+                    f"{len(collection.decided)} answers, ${collection.dollars(settings):.2f}", refresh=False
+                )
                 if len(collection.accepted) == settings.examples:
                     return collection
 
@@ -273,8 +311,10 @@ async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks
                     waiting, hoped_for = None, hoped_for + 1
                 if not running:
                     end = "the budget ended" if waiting else f"every task was asked {settings.attempts} times"
-                    raise JobError(f"{end} before there were {settings.examples} examples; {collection.summary()}; "
-                                   "the responses are kept for the next try")
+                    raise JobError(
+                        f"{end} before there were {settings.examples} examples; {collection.summary()}; "
+                        "the responses are kept for the next try"
+                    )
                 finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in finished:
                     task.result()
@@ -287,16 +327,19 @@ async def collect(tasks: list[dict], settings: "Distill", benchmarks: Benchmarks
             await asked.close()
 
 
-def run(params: "Params", tasks_path: Path, benchmarks_path: Path, responses_path: Path, out: Path,
-        metrics_path: Path) -> dict:
+def run(
+    params: "Params", tasks_path: Path, benchmarks_path: Path, responses_path: Path, out: Path, metrics_path: Path
+) -> dict:
     from jobs.checkpoint import provenance
     from jobs.sandbox import Sandbox
 
     settings = params.distill
     tasks = read_jsonl(tasks_path)
     if len(tasks) < settings.examples:
-        raise UsageError(f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "
-                         "each gives at most one example")
+        raise UsageError(
+            f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "
+            "each gives at most one example"
+        )
     random.Random(f"distill {params.seed}").shuffle(tasks)
     benchmarks = Benchmarks.read(benchmarks_path, params.tasks.ngrams)
     responses = teacher.Responses(responses_path, Path(settings.recorded) if settings.recorded else None)
@@ -321,18 +364,34 @@ def example(candidate: Candidate) -> dict:
     reply, answer, task = candidate.reply, candidate.answer, candidate.task
     assert reply is not None
     assert answer is not None
-    return {"task_id": task["task_id"], "prompt": task["prompt"],
-            "answer": schema.render(answer.reasoning, answer.code), "reasoning": answer.reasoning, "code": answer.code,
-            "thinking": reply.thinking, "teacher": reply.model, "attempt": candidate.attempt,
-            "request": teacher.request_key(candidate.request), "source": task["source"], "license": task["license"]}
+    return {
+        "task_id": task["task_id"],
+        "prompt": task["prompt"],
+        "answer": schema.render(answer.reasoning, answer.code),
+        "reasoning": answer.reasoning,
+        "code": answer.code,
+        "thinking": reply.thinking,
+        "teacher": reply.model,
+        "attempt": candidate.attempt,
+        "request": teacher.request_key(candidate.request),
+        "source": task["source"],
+        "license": task["license"],
+    }
 
 
 def reject(candidate: Candidate) -> dict:
     reply = candidate.reply
     assert reply is not None
-    return {"task_id": candidate.task["task_id"], "attempt": candidate.attempt, "reason": candidate.reason,
-            "detail": candidate.detail, "teacher": reply.model[:100], "characters": len(reply.text),
-            "text": reply.text[:LONGEST_TEXT], "request": teacher.request_key(candidate.request)}
+    return {
+        "task_id": candidate.task["task_id"],
+        "attempt": candidate.attempt,
+        "reason": candidate.reason,
+        "detail": candidate.detail,
+        "teacher": reply.model[:100],
+        "characters": len(reply.text),
+        "text": reply.text[:LONGEST_TEXT],
+        "request": teacher.request_key(candidate.request),
+    }
 
 
 def metrics_of(collection: Collection, settings: "Distill") -> dict:
@@ -340,17 +399,27 @@ def metrics_of(collection: Collection, settings: "Distill") -> dict:
     requests = len(collection.decided)
     tokens_in, tokens_out = collection.tokens()
     answers = [candidate.answer for candidate in collection.accepted if candidate.answer]
-    return {"examples": len(answers), "requests": requests, "tokens_in": tokens_in, "tokens_out": tokens_out,
-            "cost_usd": collection.dollars(settings), "acceptance": len(answers) / requests,
-            "rejected": {reason: count / requests for reason, count in collection.counts().items()},
-            "reasoning_characters": spread([len(answer.reasoning) for answer in answers]),
-            "code_characters": spread([len(answer.code) for answer in answers])}
+    return {
+        "examples": len(answers),
+        "requests": requests,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "cost_usd": collection.dollars(settings),
+        "acceptance": len(answers) / requests,
+        "rejected": {reason: count / requests for reason, count in collection.counts().items()},
+        "reasoning_characters": spread([len(answer.reasoning) for answer in answers]),
+        "code_characters": spread([len(answer.code) for answer in answers]),
+    }
 
 
 def spread(values: list[int]) -> dict[str, float]:
     ordered = sorted(values)
-    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1],
-            "mean": sum(ordered) / len(ordered)}
+    return {
+        "min": ordered[0],
+        "median": ordered[len(ordered) // 2],
+        "max": ordered[-1],
+        "mean": sum(ordered) / len(ordered),
+    }
 
 
 @job("distill", "tasks", "sandbox", "seed")

@@ -64,8 +64,13 @@ def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Gen
     if settings.engine == "vllm":
         from jobs.models import vllm
 
-        return vllm.load(model, adapter=adapter, dtype=settings.dtype, batch_invariant=settings.batch_invariant,
-                         gpu_memory=settings.gpu_memory)
+        return vllm.load(
+            model,
+            adapter=adapter,
+            dtype=settings.dtype,
+            batch_invariant=settings.batch_invariant,
+            gpu_memory=settings.gpu_memory,
+        )
     from jobs.models import transformers
 
     return transformers.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
@@ -84,15 +89,24 @@ def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_cal
     stop = stop_strings(tasks, mode)
     drawn = settings.sampled
     ordered = sorted(tasks, key=lambda task: len(task["prompt"]))
-    for first, sampling in ((0, Sampling(max_tokens=settings.max_tokens, stop=stop)),
-                            (1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, seed))):
+    for first, sampling in (
+        (0, Sampling(max_tokens=settings.max_tokens, stop=stop)),
+        (1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, seed)),
+    ):
         size = max(1, per_call // sampling.n) if per_call else len(tasks)
         for start in range(0, len(ordered), size):
-            yield ordered[start:start + size], first, sampling
+            yield ordered[start : start + size], first, sampling
 
 
-def generate(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, engine: "Callable[[], Generate]",
-             per_call: int | None, checkpoint: Path) -> list[dict]:
+def generate(
+    settings: "Evaluate",
+    seed: int,
+    tasks: list[dict],
+    mode: str,
+    engine: "Callable[[], Generate]",
+    per_call: int | None,
+    checkpoint: Path,
+) -> list[dict]:
     """The samples of all tasks, in their order. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
     samples = {(row["task_id"], row["sample"]): row for rows in finished for row in rows}
@@ -101,11 +115,13 @@ def generate(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, engi
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with open(checkpoint, "a", encoding="utf-8") as file:
-        for part, first, sampling in progress(todo[len(finished):], label=f"evaluate: {checkpoint.stem}"):
+        for part, first, sampling in progress(todo[len(finished) :], label=f"evaluate: {checkpoint.stem}"):
             prompts = [schema.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
-            rows = [{"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
-                    for task, completions in zip(part, engine()(prompts, sampling), strict=True)
-                    for i, completion in enumerate(completions)]
+            rows = [
+                {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
+                for task, completions in zip(part, engine()(prompts, sampling), strict=True)
+                for i, completion in enumerate(completions)
+            ]
             file.write(json.dumps(rows) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -118,7 +134,7 @@ def whole_lines(path: Path) -> list[list[dict]]:
     if not path.exists():
         return []
     text = path.read_bytes()
-    whole = text[:text.rfind(b"\n") + 1]
+    whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.splitlines()]
@@ -149,9 +165,17 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
         fields = {"tests_passed": 0, "tests_total": 0, "base_passed": None, "plus_passed": None, "error": ""}
         if verdict is not None:
             fields = {name: getattr(verdict, name) for name in fields}
-        results.append({"task_id": row["task_id"], "sample": row["sample"], "solution": extraction.solution,
-                        "outcome": outcome(passed, row, extraction.flaw, verdict.status if verdict else None),
-                        "format": schema.parse(row["text"]) is not None, "passed": passed, **fields})
+        results.append(
+            {
+                "task_id": row["task_id"],
+                "sample": row["sample"],
+                "solution": extraction.solution,
+                "outcome": outcome(passed, row, extraction.flaw, verdict.status if verdict else None),
+                "format": schema.parse(row["text"]) is not None,
+                "passed": passed,
+                **fields,
+            }
+        )
     return results
 
 
@@ -185,8 +209,10 @@ def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dic
         sampled = {f"pass@{k}": mean(pass_at_k(drawn, counts[task["task_id"]], k) for task in tasks) for k in ks}
         metrics[view] = {"tasks": len(tasks), "greedy": {"pass@1": greedy}, "sampled": sampled}
     kinds = Counter(row["outcome"] for row in results)
-    metrics[name] |= {"failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
-                      "tokens": mean(row["tokens"] for row in samples)}
+    metrics[name] |= {
+        "failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
+        "tokens": mean(row["tokens"] for row in samples),
+    }
     if mode == "cot":
         metrics[name]["format"] = mean(row["format"] for row in results)
     return metrics
@@ -204,15 +230,28 @@ def read_tasks(folder: Path, names: list[str]) -> dict[str, list[dict]]:
     return {name: read_jsonl(folder / f"{name}.jsonl") for name in names}
 
 
-def run(params: "Params", model: Path | None, adapter: Path | None, samples: Path | None, mode: str, names: list[str],
-        folder: Path, out: Path, metrics_path: Path | None) -> dict:
+def run(
+    params: "Params",
+    model: Path | None,
+    adapter: Path | None,
+    samples: Path | None,
+    mode: str,
+    names: list[str],
+    folder: Path,
+    out: Path,
+    metrics_path: Path | None,
+) -> dict:
     from jobs import checkpoint
     from jobs.sandbox import Sandbox
 
     settings, benchmarks = params.evaluate, read_tasks(folder, names)
-    asked = {"mode": mode, "engine": "llama_cpp" if model and model.suffix == ".gguf" else settings.engine,
-             "seed": params.seed, **settings.model_dump(exclude={"engine", "benchmarks", "batch_size", "gpu_memory"}),
-             "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names}}
+    asked = {
+        "mode": mode,
+        "engine": "llama_cpp" if model and model.suffix == ".gguf" else settings.engine,
+        "seed": params.seed,
+        **settings.model_dump(exclude={"engine", "benchmarks", "batch_size", "gpu_memory"}),
+        "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names},
+    }
     drawn: dict[str, list[dict]] = {}
     kept = None
     seconds = {"load": 0.0, "generate": 0.0, "score": 0.0}
@@ -225,8 +264,11 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
         engine = once(lambda: timed(seconds, "load", lambda: load_engine(settings, model, adapter)))
         per_call = None if asked["engine"] == "vllm" else settings.batch_size
         for name, tasks in benchmarks.items():
-            drawn[name] = timed(seconds, "generate", partial(
-                generate, settings, params.seed, tasks, mode, engine, per_call, kept / f"{name}.jsonl"))
+            drawn[name] = timed(
+                seconds,
+                "generate",
+                partial(generate, settings, params.seed, tasks, mode, engine, per_call, kept / f"{name}.jsonl"),
+            )
         seconds["generate"] -= seconds["load"]  # the engine is loaded within the first call
         del engine
     metrics: dict[str, dict] = {}
@@ -241,8 +283,11 @@ def run(params: "Params", model: Path | None, adapter: Path | None, samples: Pat
         write_metrics(metrics_path, metrics)
     if kept is not None:
         shutil.rmtree(kept)
-    checkpoint.provenance(f"evaluate-{out.name}", seconds_by_phase={k: round(v, 2) for k, v in seconds.items()},
-                          tokens=sum(row["tokens"] for rows in drawn.values() for row in rows))
+    checkpoint.provenance(
+        f"evaluate-{out.name}",
+        seconds_by_phase={k: round(v, 2) for k, v in seconds.items()},
+        tokens=sum(row["tokens"] for rows in drawn.values() for row in rows),
+    )
     return metrics
 
 
@@ -274,8 +319,17 @@ def once(make: "Callable[[], Generate]") -> "Callable[[], Generate]":
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
 @writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]")
 @writes("--metrics", None, "Metrics; without it they are only printed.")
-def command(params: "Params", model: Path | None, adapter: Path | None, samples: Path | None, mode: str,
-            names: tuple[str, ...], benchmarks_dir: Path, out: Path | None, metrics: Path | None) -> None:
+def command(
+    params: "Params",
+    model: Path | None,
+    adapter: Path | None,
+    samples: Path | None,
+    mode: str,
+    names: tuple[str, ...],
+    benchmarks_dir: Path,
+    out: Path | None,
+    metrics: Path | None,
+) -> None:
     if (model is None) == (samples is None):
         raise UsageError("give either --model or --samples")
     out = out or Path("data/evaluations") / f"{(adapter or model or samples).stem}-{mode}"  # type: ignore[union-attr]

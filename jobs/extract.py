@@ -66,16 +66,25 @@ def tagged(text: str) -> str | None:
 
 def left_margin(code: str, entry_point: str) -> bool:
     """Whether a line of `code` begins the definition of `entry_point`; the code need not be complete."""
-    return bool(re.search(rf"^(?:(?:async\s+)?def|class)\s+{re.escape(entry_point)}\b|^{re.escape(entry_point)}\s*=",
-                          code, re.MULTILINE))
+    return bool(
+        re.search(
+            rf"^(?:(?:async\s+)?def|class)\s+{re.escape(entry_point)}\b|^{re.escape(entry_point)}\s*=",
+            code,
+            re.MULTILINE,
+        )
+    )
 
 
 def without(prompt: str, entry_point: str) -> str:
     """The prompt's source except the entry point's definition; "" for a prompt that is not Python."""
     if not compiles(prompt):
         return ""
-    kept = [node for node in ast.parse(prompt).body if getattr(node, "name", None) != entry_point
-            and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    kept = [
+        node
+        for node in ast.parse(prompt).body
+        if getattr(node, "name", None) != entry_point
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
     return "".join(f"{ast.get_source_segment(prompt, node)}\n" for node in kept)
 
 
@@ -112,5 +121,5 @@ def cut(program: str) -> str:
     """The program's first lines, as many as compile: a statement cut in its middle goes, what came before stays."""
     lines = program.splitlines(keepends=True)
     while lines and (wrong := error_line("".join(lines))) is not None:
-        del lines[min(len(lines), wrong) - 1:]
+        del lines[min(len(lines), wrong) - 1 :]
     return "".join(lines)

@@ -33,14 +33,20 @@ if TYPE_CHECKING:
     from jobs.params import Params
 
 
-def run(params: "Params", model: Path, adapter: Path | None, prompt: str,
-        draw: bool) -> Iterator[tuple[str, int, str | None]]:
+def run(
+    params: "Params", model: Path, adapter: Path | None, prompt: str, draw: bool
+) -> Iterator[tuple[str, int, str | None]]:
     """Pieces of the answer: (text, tokens so far, None, or why it ended: "stop" or "length")."""
     if not prompt.strip():
         raise UsageError("PROMPT: is empty")
     drawn = params.evaluate.sampled
-    sampling = Sampling(1, drawn.temperature if draw else 0.0, drawn.top_p if draw else 1.0,
-                        params.evaluate.max_tokens, seed=params.seed)
+    sampling = Sampling(
+        1,
+        drawn.temperature if draw else 0.0,
+        drawn.top_p if draw else 1.0,
+        params.evaluate.max_tokens,
+        seed=params.seed,
+    )
     if model.suffix == ".gguf":
         if adapter is not None:
             raise UsageError(f"--adapter: {model} holds its adapters already")
@@ -52,8 +58,9 @@ def run(params: "Params", model: Path, adapter: Path | None, prompt: str,
     return by_transformers(model, adapter, chat_prompt(prompt), sampling)
 
 
-def by_transformers(path: Path, adapter: Path | None, prompt: str,
-                    sampling: Sampling) -> Iterator[tuple[str, int, str | None]]:
+def by_transformers(
+    path: Path, adapter: Path | None, prompt: str, sampling: Sampling
+) -> Iterator[tuple[str, int, str | None]]:
     """One sequence from a model folder in the dtype it is stored in."""
     import threading
 
@@ -65,8 +72,9 @@ def by_transformers(path: Path, adapter: Path | None, prompt: str,
     require_safetensors(path, *[adapter] if adapter else [])
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True,
-                                                          trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
         if adapter is not None:
             from peft import PeftModel
 
@@ -82,9 +90,15 @@ def by_transformers(path: Path, adapter: Path | None, prompt: str,
 
     def write() -> None:
         try:
-            written.append(model.generate(**inputs, max_new_tokens=sampling.max_tokens, streamer=streamer,
-                                          pad_token_id=tokenizer.pad_token_id,
-                                          **(choice if sampling.temperature else {"do_sample": False})))
+            written.append(
+                model.generate(
+                    **inputs,
+                    max_new_tokens=sampling.max_tokens,
+                    streamer=streamer,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **(choice if sampling.temperature else {"do_sample": False}),
+                )
+            )
         except BaseException as error:
             written.append(error)
             streamer.end()
@@ -117,10 +131,22 @@ def command(params: "Params", model: Path, adapter: Path | None, draw: bool, as_
             sys.stdout.flush()
     answer = parse("".join(texts))
     if as_json:
-        click.echo(json.dumps({"text": "".join(texts), "reasoning": answer.reasoning if answer else None,
-                               "code": answer.code if answer else None, "tokens": tokens, "finish": finish}))
+        click.echo(
+            json.dumps(
+                {
+                    "text": "".join(texts),
+                    "reasoning": answer.reasoning if answer else None,
+                    "code": answer.code if answer else None,
+                    "tokens": tokens,
+                    "finish": finish,
+                }
+            )
+        )
     else:
         click.echo()
         if answer is None:
-            click.echo("the answer does not obey the tag format" + (": it was cut at evaluate.max_tokens"
-                                                                      if finish == "length" else ""), err=True)
+            click.echo(
+                "the answer does not obey the tag format"
+                + (": it was cut at evaluate.max_tokens" if finish == "length" else ""),
+                err=True,
+            )

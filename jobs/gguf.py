@@ -90,8 +90,9 @@ def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Pa
         starts[tensor.name] = end
         weights += tensor.rows * tensor.columns
         end += nbytes + -nbytes % ALIGNMENT
-        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes,
-                               gguf.GGMLQuantizationType["F32" if vector else kind])
+        writer.add_tensor_info(
+            name, tensor.shape, np.dtype(np.float32), nbytes, gguf.GGMLQuantizationType["F32" if vector else kind]
+        )
     writer.add_size_label(gguf.size_label(weights, 0, 0, 0))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -103,8 +104,14 @@ def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Pa
         target.truncate(data + end)  # what no tensor covers is padding, and zero
 
         def work(tensor: Tensor, rows: slice):
-            return write_rows(tensor, rows, updates.get(tensor.name, []), storages[tensor.name], target.fileno(),
-                              data + starts[tensor.name])
+            return write_rows(
+                tensor,
+                rows,
+                updates.get(tensor.name, []),
+                storages[tensor.name],
+                target.fileno(),
+                data + starts[tensor.name],
+            )
 
         pooled(work, units(list(tensors.values())), f"write {kind}")
 
@@ -142,8 +149,11 @@ def add_tokenizer(writer, base: Path, config: dict) -> None:
     import gguf
 
     tokenizer = read_json(base / "tokenizer.json")
-    splits = [part.get("pattern", {}).get("Regex") for part in
-              (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", []) if part.get("type") == "Split"]
+    splits = [
+        part.get("pattern", {}).get("Regex")
+        for part in (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        if part.get("type") == "Split"
+    ]
     if tokenizer["model"].get("type") != "BPE" or splits != [QWEN2_SPLIT]:
         raise JobError(f"{base}/tokenizer.json: is not byte-level BPE with the pre-tokenizer of Qwen2")
     tokens = [f"[PAD{i}]" for i in range(config["vocab_size"])]
@@ -217,8 +227,13 @@ def sizes(path: Path, kind: str) -> dict[str, float]:
     weights = sum(int(t.n_elements) for t in tensors)
     fallen = [t for t in tensors if "_K" in kind and len(t.shape) > 1 and t.shape[0] % 256]
     for tensor in fallen:
-        log.warning("%s: %s has rows of %d, which 256 does not divide: stored as %s", path.name, tensor.name,
-                    tensor.shape[0], tensor.tensor_type.name)
+        log.warning(
+            "%s: %s has rows of %d, which 256 does not divide: stored as %s",
+            path.name,
+            tensor.name,
+            tensor.shape[0],
+            tensor.tensor_type.name,
+        )
     size = path.stat().st_size
     return {"bytes": size, "bits_per_weight": 8 * size / weights, "fallback_tensors": len(fallen)}
 

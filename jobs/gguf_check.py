@@ -30,7 +30,7 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
 
     settings = params.gguf
     records = read_jsonl(tasks)
-    records = records[::max(1, len(records) // settings.tasks)][:settings.tasks]
+    records = records[:: max(1, len(records) // settings.tasks)][: settings.tasks]
     if not records:
         raise JobError(f"{tasks}: has no tasks to check on")
     prompts = [chat_prompt(record["prompt"]) for record in records]
@@ -44,8 +44,10 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
 
         def pass_at_1(texts: list[str], truncated: list[bool]) -> float:
-            programs = [(record, extract(text, record["prompt"], record["entry_point"], "cot", cut))
-                        for record, text, cut in zip(records, texts, truncated, strict=True)]
+            programs = [
+                (record, extract(text, record["prompt"], record["entry_point"], "cot", cut))
+                for record, text, cut in zip(records, texts, truncated, strict=True)
+            ]
             verdicts = sandbox.run([(record, found.solution) for record, found in programs if found.flaw != "no_tags"])
             broken = [v.error for v in verdicts if v.status == "infrastructure_error"]
             if broken:
@@ -58,7 +60,9 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
             figures[kind] = compare(file, prompts, pairs, reference, room)
             generate = load(file, context=room)
             written = generate(prompts, Sampling(max_tokens=settings.max_tokens))
-            figures[kind]["pass@1"] = pass_at_1([c.text for c, in written], [c.finish == "length" for c, in written])
+            figures[kind]["pass@1"] = pass_at_1(
+                [c.text for (c,) in written], [c.finish == "length" for (c,) in written]
+            )
             log.info("%s: %s", kind, ", ".join(f"{name} {value:.4g}" for name, value in figures[kind].items()))
             within(kind, figures[kind], passed, settings.limits[kind])
     return figures
@@ -90,8 +94,9 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Cal
     logging.disable_progress_bar()
     require_safetensors(base, *adapters)
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True,
-                                                      trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     for adapter in adapters:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -103,8 +108,9 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Cal
 
     def answer(prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
         batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        written = model.generate(**batch, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos,
-                                 pad_token_id=tokenizer.pad_token_id)[:, batch["input_ids"].shape[1]:]
+        written = model.generate(
+            **batch, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
+        )[:, batch["input_ids"].shape[1] :]
         answers = []
         for row in written.tolist():
             end = row.index(eos) + 1 if eos in row else len(row)
@@ -119,8 +125,9 @@ def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Cal
     return tokenize, eos, answer, logits
 
 
-def compare(file: Path, prompts: list[str], pairs: list[tuple[list[int], list[int]]], reference: Logits,
-            room: int) -> dict[str, float]:
+def compare(
+    file: Path, prompts: list[str], pairs: list[tuple[list[int], list[int]]], reference: Logits, room: int
+) -> dict[str, float]:
     """kl: mean over the answers' tokens of KL(reference || file) in nats; top1: share of equal first choices."""
     import llama_cpp
     import numpy as np
@@ -132,19 +139,24 @@ def compare(file: Path, prompts: list[str], pairs: list[tuple[list[int], list[in
         for prompt, (prompt_ids, answer_ids) in zip(prompts, progress(pairs, label=file.name), strict=True):
             ids = model.tokenize(prompt.encode(), add_bos=bool(model._model.add_bos_token()), special=True)
             if ids != prompt_ids:
-                raise JobError(f"{file.name}: llama.cpp splits a prompt into other tokens than the tokenizer: "
-                               f"{ids[:20]} for {prompt_ids[:20]}")
+                raise JobError(
+                    f"{file.name}: llama.cpp splits a prompt into other tokens than the tokenizer: "
+                    f"{ids[:20]} for {prompt_ids[:20]}"
+                )
             tokens, first = prompt_ids + answer_ids[:-1], len(prompt_ids) - 1
             model.reset()
             model.eval(tokens)
-            expected, got = reference(tokens, first), model.scores[first:len(tokens)]
+            expected, got = reference(tokens, first), model.scores[first : len(tokens)]
             divergences.append(kl(expected, got))
             agreements.append(expected.argmax(-1) == got.argmax(-1))
     finally:
         model.close()
     all_kl = np.concatenate(divergences)
-    return {"kl": float(all_kl.mean()), "kl_p99": float(np.quantile(all_kl, 0.99)),
-            "top1": float(np.concatenate(agreements).mean())}
+    return {
+        "kl": float(all_kl.mean()),
+        "kl_p99": float(np.quantile(all_kl, 0.99)),
+        "top1": float(np.concatenate(agreements).mean()),
+    }
 
 
 def kl(expected: "np.ndarray", got: "np.ndarray") -> "np.ndarray":
@@ -157,7 +169,7 @@ def kl(expected: "np.ndarray", got: "np.ndarray") -> "np.ndarray":
 
     rows = []
     for start in range(0, len(expected), 32):  # a vocabulary of 150,000 in float64 is 1.2 MB a row
-        p, q = log_softmax(expected[start:start + 32]), log_softmax(got[start:start + 32])
+        p, q = log_softmax(expected[start : start + 32]), log_softmax(got[start : start + 32])
         rows.append((np.exp(p) * (p - q)).sum(-1))
     return np.concatenate(rows)
 
@@ -167,7 +179,7 @@ def check_template(file: Path, model) -> None:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     template = model.metadata.get("tokenizer.chat_template", "")
-    probe = "def f(x):\n    \"\"\"Say {{ 'x' }} <b>.\"\"\"\n"
+    probe = 'def f(x):\n    """Say {{ \'x\' }} <b>."""\n'
     formatter = Jinja2ChatFormatter(template, eos_token="<|endoftext|>", bos_token="")
     rendered = formatter(messages=messages(probe)).prompt  # type: ignore[arg-type]
     if rendered != chat_prompt(probe):

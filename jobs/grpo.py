@@ -29,12 +29,23 @@ if TYPE_CHECKING:
     from jobs.params import Grpo, Params
 
 CURVE = {
-    "reward": "reward", "reward_std": "reward_std", "rewards/format/mean": "format", "rewards/reasoning/mean": "reasoning",
-    "rewards/correctness/mean": "correctness", "all_tests_passed": "all_tests_passed",
-    "infrastructure_errors": "infrastructure_errors", "frac_reward_zero_std": "equal_groups", "kl": "kl",
-    "logp_difference": "logp_difference", "entropy": "entropy",
-    "completions/mean_length": "length", "completions/clipped_ratio": "truncated", "clip_ratio/region_mean": "clipped",
-    "loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "rewards/format/mean": "format",
+    "rewards/reasoning/mean": "reasoning",
+    "rewards/correctness/mean": "correctness",
+    "all_tests_passed": "all_tests_passed",
+    "infrastructure_errors": "infrastructure_errors",
+    "frac_reward_zero_std": "equal_groups",
+    "kl": "kl",
+    "logp_difference": "logp_difference",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "truncated",
+    "clip_ratio/region_mean": "clipped",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
 }
 
 
@@ -50,8 +61,9 @@ def command(params: "Params", **paths: Path) -> None:
     click.echo(json.dumps(run(params, **paths)))
 
 
-def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path,
-        completions: Path) -> dict:
+def run(
+    params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path, completions: Path
+) -> dict:
     from jobs import training
     from jobs.rewards import Scorer
     from jobs.sandbox import Sandbox
@@ -69,7 +81,9 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
         scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows})
         functions, weights = scorer.functions()
         tokenizer = training.load_tokenizer(base)
-        dataset = Dataset.from_list([{"prompt": schema.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows])
+        dataset = Dataset.from_list(
+            [{"prompt": schema.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
+        )
         if settings.engine == "unsloth":
             from jobs import unsloth_engine
 
@@ -77,17 +91,34 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
         else:
             model = training.load_model(base, params.sft.lora, adapter, params.seed)
         training.check_fits(model, tokenizer, base)
-        directory = checkpoint.folder("grpo", {"grpo": settings.model_dump(), "lora": params.sft.lora.model_dump(),
-                                               "seed": params.seed, "checkpoints": params.checkpoints.model_dump(),
-                                               "sandbox": params.sandbox.model_dump(exclude={"workers"})},
-                                      base, adapter, tasks, *checkpoint.code(
-                                          "grpo", "grpo_trainer", "rewards", "rollout", "sandbox", "schema", "training",
-                                          "unsloth_engine"))
+        directory = checkpoint.folder(
+            "grpo",
+            {
+                "grpo": settings.model_dump(),
+                "lora": params.sft.lora.model_dump(),
+                "seed": params.seed,
+                "checkpoints": params.checkpoints.model_dump(),
+                "sandbox": params.sandbox.model_dump(exclude={"workers"}),
+            },
+            base,
+            adapter,
+            tasks,
+            *checkpoint.code(
+                "grpo", "grpo_trainer", "rewards", "rollout", "sandbox", "schema", "training", "unsloth_engine"
+            ),
+        )
         from jobs.grpo_trainer import Trainer
 
         trainer = Trainer(
-            scorer=scorer, grpo=settings, directory=directory, model=model, processing_class=tokenizer,
-            reward_funcs=functions, train_dataset=dataset, args=configuration(params, weights, directory))
+            scorer=scorer,
+            grpo=settings,
+            directory=directory,
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=functions,
+            train_dataset=dataset,
+            args=configuration(params, weights, directory),
+        )
         if settings.engine == "transformers" and settings.rollout == "vllm":
             from jobs.rollout import Rollout
 
@@ -102,7 +133,9 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
     result = summary(history)
     write_metrics(metrics, result)
     checkpoint.provenance("grpo", seconds_by_phase=times)
-    log.info("grpo: reward %.3f -> %.3f; seconds by phase: %s", result["first"]["reward"], result["last"]["reward"], times)
+    log.info(
+        "grpo: reward %.3f -> %.3f; seconds by phase: %s", result["first"]["reward"], result["last"]["reward"], times
+    )
     return result
 
 
@@ -110,12 +143,16 @@ def check(settings: "Grpo", tasks: int, path: Path) -> None:
     """Batch shapes that TRL would refuse, or an engine change silently, are refused here with the keys to change."""
     completions = settings.batch_size * settings.gradient_accumulation
     if completions % settings.generations:
-        raise UsageError(f"grpo.batch_size x grpo.gradient_accumulation is {completions}, "
-                         f"not a multiple of grpo.generations ({settings.generations})")
+        raise UsageError(
+            f"grpo.batch_size x grpo.gradient_accumulation is {completions}, "
+            f"not a multiple of grpo.generations ({settings.generations})"
+        )
     if completions // settings.generations > tasks:
         raise UsageError(f"{path}: has {tasks} tasks, a step needs {completions // settings.generations}")
     if settings.importance_correction and settings.rollout == "vllm" and settings.top_p != 1:
-        raise UsageError("grpo.top_p must be 1 with grpo.importance_correction: a truncated distribution biases the ratio")
+        raise UsageError(
+            "grpo.top_p must be 1 with grpo.importance_correction: a truncated distribution biases the ratio"
+        )
     if settings.engine == "unsloth" and settings.rollout != "vllm":
         raise UsageError("grpo.rollout must be vllm with grpo.engine unsloth")
 
@@ -130,21 +167,44 @@ def configuration(params: "Params", weights: list[float], directory: Path):
     vllm = settings.engine == "unsloth"  # with transformers the job brings its own rollout
     return GRPOConfig(
         **training.arguments(settings, params.checkpoints, directory, params.seed),
-        max_steps=settings.steps, num_generations=settings.generations,
-        max_completion_length=settings.max_completion_length, temperature=settings.temperature, top_p=settings.top_p,
-        top_k=0, min_p=None, repetition_penalty=1.0, loss_type=settings.loss, beta=settings.beta,
-        epsilon=settings.clip_low, epsilon_high=settings.clip_high, num_iterations=1, delta=None,
-        scale_rewards=settings.scale_rewards, importance_sampling_level="token", reward_weights=weights,
-        multi_objective_aggregation="sum_then_normalize", mask_truncated_completions=settings.mask_truncated,
-        gradient_checkpointing=settings.gradient_checkpointing, shuffle_dataset=True, log_completions=False,
-        use_vllm=vllm, vllm_mode="colocate", vllm_importance_sampling_correction=settings.importance_correction,
-        disable_dropout=False, use_liger_kernel=False)
+        max_steps=settings.steps,
+        num_generations=settings.generations,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        loss_type=settings.loss,
+        beta=settings.beta,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        num_iterations=1,
+        delta=None,
+        scale_rewards=settings.scale_rewards,
+        importance_sampling_level="token",
+        reward_weights=weights,
+        multi_objective_aggregation="sum_then_normalize",
+        mask_truncated_completions=settings.mask_truncated,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        shuffle_dataset=True,
+        log_completions=False,
+        use_vllm=vllm,
+        vllm_mode="colocate",
+        vllm_importance_sampling_correction=settings.importance_correction,
+        disable_dropout=False,
+        use_liger_kernel=False,
+    )
 
 
 def summary(history: list[dict], window: int = 10) -> dict:
     """Means over the first and the last `window` steps."""
     names = ("reward", "format", "reasoning", "correctness", "all_tests_passed", "length", "equal_groups", "kl")
     both = {"first": history[:window], "last": history[-window:]}
-    return {"steps": history[-1]["step"],
-            **{part: {n: mean(r[n] for r in rows if n in r) for n in names if any(n in r for r in rows)}
-               for part, rows in both.items()}}
+    return {
+        "steps": history[-1]["step"],
+        **{
+            part: {n: mean(r[n] for r in rows if n in r) for n in names if any(n in r for r in rows)}
+            for part, rows in both.items()
+        },
+    }

@@ -93,7 +93,9 @@ class Trainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs: dict):
         loss = super()._compute_loss(model, inputs)
-        if self.trained_logps is not None and "sampling_per_token_logps" in inputs:  # the policy is still the one that sampled them
+        if (
+            self.trained_logps is not None and "sampling_per_token_logps" in inputs
+        ):  # the policy is still the one that sampled them
             mask = inputs["completion_mask"].bool()
             difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
             self._metrics["train"]["logp_difference"].append(difference.mean().item() if mask.any() else 0.0)
@@ -122,7 +124,9 @@ class Trainer(GRPOTrainer):
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)
             found = [i for i, live in enumerate(live_groups(extra, size)) if live]
-            output = exchanged(output, extra, list(zip(dead, found, strict=False)), size, self.processing_class.pad_token_id)
+            output = exchanged(
+                output, extra, list(zip(dead, found, strict=False)), size, self.processing_class.pad_token_id
+            )
         return output
 
     def without_equal_groups(self, output: dict) -> dict:
@@ -139,11 +143,18 @@ class Trainer(GRPOTrainer):
         if not every or (step != 1 and step % every):
             return
         logs, count = self._logs, self.args.generation_batch_size
-        columns = {"task_id": logs["extra"]["task_id"], "completion": logs["completion"],
-                   "status": logs["extra"]["status"], **logs["rewards"], "advantage": logs["advantages"]}
+        columns = {
+            "task_id": logs["extra"]["task_id"],
+            "completion": logs["completion"],
+            "status": logs["extra"]["status"],
+            **logs["rewards"],
+            "advantage": logs["advantages"],
+        }
         recent = {name: list(values)[-count:] for name, values in columns.items()}
-        write_jsonl(self.directory / f"completions-{step:06d}.jsonl",
-                    ({"step": step, **{n: rounded(v[i]) for n, v in recent.items()}} for i in range(count)))
+        write_jsonl(
+            self.directory / f"completions-{step:06d}.jsonl",
+            ({"step": step, **{n: rounded(v[i]) for n, v in recent.items()}} for i in range(count)),
+        )
 
     def logged_completions(self) -> list[dict]:
         return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
@@ -170,7 +181,7 @@ def exchanged(output: dict, extra: dict, pairs: list[tuple[int, int]], size: int
             value, other = (widened(t, width, fill, left=name.startswith("prompt")) for t in (value, other))
         value = value.clone()
         for i, j in pairs:
-            value[i * size:(i + 1) * size] = other[j * size:(j + 1) * size]
+            value[i * size : (i + 1) * size] = other[j * size : (j + 1) * size]
         result[name] = value
     return result
 

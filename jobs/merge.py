@@ -165,13 +165,11 @@ def measure(tensor: Tensor, block: slice, values, stored, update, storage: Stora
     error = change - update
     plain = encoded(values, storage.dtype)
     same = plain.view(f"u{plain.itemsize}") == stored.view(f"u{stored.itemsize}")
-    return Kept(dot(update, update), dot(change, update), dot(error, error),
-                int(np.count_nonzero(same)), values.size)
+    return Kept(dot(update, update), dot(change, update), dot(error, error), int(np.count_nonzero(same)), values.size)
 
 
 def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
-    return [(tensor, rows) for tensor in tensors
-            for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
+    return [(tensor, rows) for tensor in tensors for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
 
 
 def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
@@ -228,8 +226,9 @@ def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Stor
     for block, values, merged, update in summed(tensor, rows, updates, storage.dtype):
         stored = storage.store(tensor.name, block, merged)
         if not finite(stored):
-            raise JobError(f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is "
-                           f"{abs(merged).max():.6g}")
+            raise JobError(
+                f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is {abs(merged).max():.6g}"
+            )
         write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
         if update is not None:
             kept.add(measure(tensor, block, values, stored, update, storage))
@@ -245,8 +244,9 @@ def shortfall(retention: float, base: Path, updates: dict[str, list[Change]], st
             share = sum_of(retained(base, updates, other)).figures()["retention"]
             if share >= least:
                 passing.append(f"{other} ({share:.1%})")
-    return (f"{storage} keeps {retention:.1%} of the update, less than merge.min_retention = {least:.1%}; "
-            + (f"these would pass: {', '.join(passing)}" if passing else "no dtype or rounding would pass"))
+    return f"{storage} keeps {retention:.1%} of the update, less than merge.min_retention = {least:.1%}; " + (
+        f"these would pass: {', '.join(passing)}" if passing else "no dtype or rounding would pass"
+    )
 
 
 def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> dict[str, Kept]:
@@ -256,8 +256,11 @@ def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> 
         kept = Kept()
         for block, values, merged, update in summed(tensor, rows, updates[tensor.name], storage.dtype):
             stored = storage.store(tensor.name, block, merged)
-            kept.add(measure(tensor, block, values, stored, update, storage) if finite(stored)
-                     else Kept(uu=1.0, su=float("-inf")))
+            kept.add(
+                measure(tensor, block, values, stored, update, storage)
+                if finite(stored)
+                else Kept(uu=1.0, su=float("-inf"))
+            )
         return kept
 
     return pooled(work, units([t for t in tensors_of(base).values() if t.name in updates]), f"measure {storage}")

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from jobs.params import Params
 
 
-def run(params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, metrics: Path, card_path: Path,
-        dry_run: bool) -> dict:
+def run(
+    params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, metrics: Path, card_path: Path, dry_run: bool
+) -> dict:
     files = collect(merged, adapter, gguf)
     measured = {name: read_json(metrics / f"{name}.json") for name in (f"merge-{adapter.name}", "gguf", "compare")}
     text = card(params, repo, adapter.name, files, measured)
@@ -47,12 +48,18 @@ def run(params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, me
 def collect(merged: Path, adapter: Path, gguf: Path) -> dict[str, Path]:
     """Every file to push by its name in the repository. Errors: JobError for a folder that lacks what it is for."""
     files: dict[str, Path] = {}
-    for prefix, folder, needed in (("", merged, "config.json"), ("adapter/", adapter, "adapter_config.json"),
-                                   ("gguf/", gguf, "*.gguf")):
+    for prefix, folder, needed in (
+        ("", merged, "config.json"),
+        ("adapter/", adapter, "adapter_config.json"),
+        ("gguf/", gguf, "*.gguf"),
+    ):
         if not list(folder.glob(needed)):
             raise JobError(f"{folder}: has no {needed}")
-        files |= {prefix + path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
-                  if path.is_file() and path.name != "README.md" and not path.name.startswith(".")}
+        files |= {
+            prefix + path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "README.md" and not path.name.startswith(".")
+        }
     return files
 
 
@@ -60,50 +67,97 @@ def card(params: "Params", repo: str, name: str, files: dict[str, Path], measure
     """The model card as Markdown with the Hub's front matter."""
     merge, gguf, compare = measured[f"merge-{name}"], measured["gguf"], measured["compare"]
     base = params.base.repo or "a toy model trained from scratch"
-    front = ["---", f"license: {params.publish.license}", "library_name: transformers", "pipeline_tag: text-generation",
-             *([f"base_model: {params.base.repo}", "base_model_relation: finetune"] if params.base.repo else []),
-             "tags: [code, grpo, lora, gguf]", "---"]
+    front = [
+        "---",
+        f"license: {params.publish.license}",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        *([f"base_model: {params.base.repo}", "base_model_relation: finetune"] if params.base.repo else []),
+        "tags: [code, grpo, lora, gguf]",
+        "---",
+    ]
     sft, grpo = params.sft, params.grpo
     teacher = params.distill.recorded or params.distill.model
     files_of_gguf = [(Path(file).name, path) for file, path in files.items() if file.startswith("gguf/")]
-    return "\n".join([
-        *front, "", f"# {repo.partition('/')[2]}", "",
-        f"Writes Python functions: {base}" + (f" at revision `{params.base.revision}`" if params.base.repo else "")
-        + f", fine-tuned on {params.distill.examples} distilled examples at most (teacher: {teacher}), then trained "
-        "with GRPO, rewarded by running its programs against tests.",
-        "", "## Scores", "", *scores(compare), "",
-        "Mean pass@1 over samples, with intervals; a difference is called established if a paired test says so after "
-        "correction for the number of comparisons. One training run: another seed gives other weights.",
-        "", "## Use", "",
-        "Give it the plain text below; it answers `<START_WORKING_OUT>` reasoning `</END_WORKING_OUT>` `<SOLUTION>` "
-        "code `</SOLUTION>`. The chat template in the tokenizer and in the GGUF files renders the same.",
-        "", "```", chat_prompt("PROMPT").rstrip(), "```",
-        "", "It writes code that nobody has read: run it in a sandbox.",
-        "", "## Training", "", "| | SFT | GRPO |", "|---|---|---|",
-        *(f"| {label} | {getattr(sft, key)} | {getattr(grpo, key)} |" for label, key in (
-            ("learning rate", "learning_rate"), ("warm-up", "warmup_ratio"), ("weight decay", "weight_decay"),
-            ("optimizer", "optimizer"), ("batch size", "batch_size"), ("accumulation", "gradient_accumulation"))),
-        f"| length | {sft.epochs} epochs | {grpo.steps} steps of {grpo.generations} samples a prompt |",
-        "", f"LoRA of rank {sft.lora.rank}, alpha {sft.lora.alpha}, on {', '.join(sft.lora.targets)}. "
-        f"Loss {grpo.loss}, beta {grpo.beta}, temperature {grpo.temperature}, top-p {grpo.top_p}. Seed {params.seed}.",
-        "", "## Precision", "",
-        f"The adapter was added to the base once, in float32, and stored as {params.merge.dtype} "
-        f"({params.merge.rounding}): {merge['retention']:.2%} of the update survived, along its direction, with a "
-        f"relative error of {merge['relative_error']:.2%}. Load it in that dtype: casting it to another loses what "
-        "this kept.",
-        "", "| GGUF | size | mean KL to float32 | same first choice | pass@1 |", "|---|---|---|---|---|",
-        *(row_of(kind, figures, files_of_gguf) for kind, figures in gguf.items() if kind != "reference"),
-        f"| float32 by transformers | | | | {gguf['reference']['pass@1']:.1%} |",
-        "", f"On {gguf['reference']['tasks']} tasks, greedily.",
-        "", "## Licence", "", f"{params.publish.license}, as the base model's.", ""])
+    return "\n".join(
+        [
+            *front,
+            "",
+            f"# {repo.partition('/')[2]}",
+            "",
+            f"Writes Python functions: {base}"
+            + (f" at revision `{params.base.revision}`" if params.base.repo else "")
+            + f", fine-tuned on {params.distill.examples} distilled examples at most (teacher: {teacher}), then trained "
+            "with GRPO, rewarded by running its programs against tests.",
+            "",
+            "## Scores",
+            "",
+            *scores(compare),
+            "",
+            "Mean pass@1 over samples, with intervals; a difference is called established if a paired test says so after "
+            "correction for the number of comparisons. One training run: another seed gives other weights.",
+            "",
+            "## Use",
+            "",
+            "Give it the plain text below; it answers `<START_WORKING_OUT>` reasoning `</END_WORKING_OUT>` `<SOLUTION>` "
+            "code `</SOLUTION>`. The chat template in the tokenizer and in the GGUF files renders the same.",
+            "",
+            "```",
+            chat_prompt("PROMPT").rstrip(),
+            "```",
+            "",
+            "It writes code that nobody has read: run it in a sandbox.",
+            "",
+            "## Training",
+            "",
+            "| | SFT | GRPO |",
+            "|---|---|---|",
+            *(
+                f"| {label} | {getattr(sft, key)} | {getattr(grpo, key)} |"
+                for label, key in (
+                    ("learning rate", "learning_rate"),
+                    ("warm-up", "warmup_ratio"),
+                    ("weight decay", "weight_decay"),
+                    ("optimizer", "optimizer"),
+                    ("batch size", "batch_size"),
+                    ("accumulation", "gradient_accumulation"),
+                )
+            ),
+            f"| length | {sft.epochs} epochs | {grpo.steps} steps of {grpo.generations} samples a prompt |",
+            "",
+            f"LoRA of rank {sft.lora.rank}, alpha {sft.lora.alpha}, on {', '.join(sft.lora.targets)}. "
+            f"Loss {grpo.loss}, beta {grpo.beta}, temperature {grpo.temperature}, top-p {grpo.top_p}. Seed {params.seed}.",
+            "",
+            "## Precision",
+            "",
+            f"The adapter was added to the base once, in float32, and stored as {params.merge.dtype} "
+            f"({params.merge.rounding}): {merge['retention']:.2%} of the update survived, along its direction, with a "
+            f"relative error of {merge['relative_error']:.2%}. Load it in that dtype: casting it to another loses what "
+            "this kept.",
+            "",
+            "| GGUF | size | mean KL to float32 | same first choice | pass@1 |",
+            "|---|---|---|---|---|",
+            *(row_of(kind, figures, files_of_gguf) for kind, figures in gguf.items() if kind != "reference"),
+            f"| float32 by transformers | | | | {gguf['reference']['pass@1']:.1%} |",
+            "",
+            f"On {gguf['reference']['tasks']} tasks, greedily.",
+            "",
+            "## Licence",
+            "",
+            f"{params.publish.license}, as the base model's.",
+            "",
+        ]
+    )
 
 
 def row_of(kind: str, figures: dict, files: list[tuple[str, Path]]) -> str:
     name = next((name for name, _ in files if name.endswith(f"-{kind}.gguf")), None)
     if name is None:
         raise JobError(f"the metrics tell of a {kind} file, which the GGUF folder lacks")
-    return (f"| `{name}` | {figures['bytes'] / 1e9:.2f} GB | {figures['kl']:.2g} | {figures['top1']:.1%} "
-            f"| {figures['pass@1']:.1%} |")
+    return (
+        f"| `{name}` | {figures['bytes'] / 1e9:.2f} GB | {figures['kl']:.2g} | {figures['top1']:.1%} "
+        f"| {figures['pass@1']:.1%} |"
+    )
 
 
 def scores(compare: dict) -> list[str]:
@@ -119,8 +173,9 @@ def scores(compare: dict) -> list[str]:
                 elif "mean" in values:
                     said = "established" if values.get("established") else "not established"
                     pair = model.replace("-", " against ")
-                    differences.append(f"- {benchmark}, {mode}: {pair} {values['mean']:+.1%} ({interval(values)}), "
-                                       f"{said}")
+                    differences.append(
+                        f"- {benchmark}, {mode}: {pair} {values['mean']:+.1%} ({interval(values)}), {said}"
+                    )
     return [*lines, "", *differences]
 
 
@@ -153,8 +208,9 @@ def push(repo: str, files: dict[str, Path]) -> None:
 @reads("--gguf", "models/gguf", "The folder of GGUF files.")
 @reads("--metrics-dir", "metrics", "The stages' metrics.")
 @writes("--card", "reports/model-card.md", "The model card.")
-def command(params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, metrics_dir: Path, card: Path,
-            dry_run: bool) -> None:
+def command(
+    params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, metrics_dir: Path, card: Path, dry_run: bool
+) -> None:
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UsageError(f"--repo: {repo} is not OWNER/NAME")
     click.echo(json.dumps(run(params, repo, merged, adapter, gguf, metrics_dir, card, dry_run), indent=2))

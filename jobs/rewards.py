@@ -81,11 +81,17 @@ class Scorer:
         scores = [self.score(text, verdicts[text, task_id]) for text, task_id in pairs]
         broken = [s.verdict for s in scores if s.correctness is None]
         if broken:
-            log.warning("rewards: %d of %d answers left out, the sandbox failed: %s", len(broken), len(scores),
-                        broken[0].error if broken[0] else "")
+            log.warning(
+                "rewards: %d of %d answers left out, the sandbox failed: %s",
+                len(broken),
+                len(scores),
+                broken[0].error if broken[0] else "",
+            )
         if len(broken) > MOST_INFRASTRUCTURE_ERRORS * len(scores):
-            raise JobError(f"rewards: the sandbox failed for {len(broken)} of {len(scores)} answers; "
-                           f"the first says: {broken[0].error if broken[0] else ''}")
+            raise JobError(
+                f"rewards: the sandbox failed for {len(broken)} of {len(scores)} answers; "
+                f"the first says: {broken[0].error if broken[0] else ''}"
+            )
         self.scored = (pairs, scores)
         return scores
 
@@ -102,8 +108,9 @@ class Scorer:
                 if name == "correctness":
                     judged = [s for s in scores if s.correctness is not None]
                     if log_metric is not None and judged:
-                        log_metric("all_tests_passed",
-                                   sum(bool(s.verdict and s.verdict.passed) for s in judged) / len(judged))
+                        log_metric(
+                            "all_tests_passed", sum(bool(s.verdict and s.verdict.passed) for s in judged) / len(judged)
+                        )
                         log_metric("infrastructure_errors", float(len(scores) - len(judged)))
                     if log_extra is not None:
                         log_extra("task_id", list(task_id))

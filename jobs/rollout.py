@@ -26,11 +26,20 @@ class Rollout:
         self.folder = shared_folder(Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()))
         atexit.register(self.close)
         self.engine = LLM(
-            str(base), dtype="bfloat16", seed=params.seed, enable_lora=True, max_loras=1, max_lora_rank=params.sft.lora.rank,
+            str(base),
+            dtype="bfloat16",
+            seed=params.seed,
+            enable_lora=True,
+            max_loras=1,
+            max_lora_rank=params.sft.lora.rank,
             max_model_len=settings.max_prompt_length + settings.max_completion_length,
-            max_num_seqs=settings.batch_size * settings.gradient_accumulation, gpu_memory_utilization=settings.gpu_memory,
-            enable_prefix_caching=True, logprobs_mode="processed_logprobs", load_format="safetensors",
-            trust_remote_code=False)
+            max_num_seqs=settings.batch_size * settings.gradient_accumulation,
+            gpu_memory_utilization=settings.gpu_memory,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            load_format="safetensors",
+            trust_remote_code=False,
+        )
 
     def sync_weights(self) -> None:
         """Writes the adapter as it is now, under a number that vLLM has not seen."""
@@ -48,9 +57,17 @@ class Rollout:
         from vllm.lora.request import LoRARequest
 
         settings = self.settings
-        sampling = SamplingParams(n=num_generations, temperature=settings.temperature, top_p=settings.top_p, top_k=0,
-                                  min_p=0.0, repetition_penalty=1.0, max_tokens=settings.max_completion_length,
-                                  logprobs=0, detokenize=False)
+        sampling = SamplingParams(
+            n=num_generations,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            max_tokens=settings.max_completion_length,
+            logprobs=0,
+            detokenize=False,
+        )
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
         lora = LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
         with profiler:

@@ -21,8 +21,9 @@ Do not output anything outside these tags."""
 
 # The closing tag of the reasoning differs from its opening one: that is the published model's format.
 TAGS = ("<START_WORKING_OUT>", "</END_WORKING_OUT>", "<SOLUTION>", "</SOLUTION>")
-FORMAT = re.compile(r"\s*" + TAGS[0] + r"(.*?)" + TAGS[1] + r"\s*" + TAGS[2] + r"(.*?)" + TAGS[3] + r"\s*",
-                    re.DOTALL | re.IGNORECASE)
+FORMAT = re.compile(
+    r"\s*" + TAGS[0] + r"(.*?)" + TAGS[1] + r"\s*" + TAGS[2] + r"(.*?)" + TAGS[3] + r"\s*", re.DOTALL | re.IGNORECASE
+)
 SOLUTION = re.compile(TAGS[2] + r"(.*?)(?:" + TAGS[3] + r"|\Z)", re.DOTALL | re.IGNORECASE)
 
 # ChatML written out as plain text with the end-of-text token closing a turn: Qwen3 base models have untrained ChatML
@@ -77,6 +78,7 @@ def defines(code: str, entry_point: str) -> bool:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == entry_point for t in node.targets):
             return True
         if isinstance(node, (ast.Import, ast.ImportFrom)) and any(
-                (a.asname or a.name) == entry_point for a in node.names):
+            (a.asname or a.name) == entry_point for a in node.names
+        ):
             return True
     return False

@@ -96,8 +96,13 @@ def run(params: "Params", tasks: Path, samples: Path, out: Path) -> dict[str, An
         verdicts = [future.result() for future in progress(futures, label="scored")]
         seconds = time.monotonic() - start
     ids = [task["task_id"] for task, _ in submissions]
-    write_jsonl(out, ({"task_id": task_id, "passed": v.passed, **{name: getattr(v, name) for name in COLUMNS}}
-                      for task_id, v in zip(ids, verdicts, strict=True)))
+    write_jsonl(
+        out,
+        (
+            {"task_id": task_id, "passed": v.passed, **{name: getattr(v, name) for name in COLUMNS}}
+            for task_id, v in zip(ids, verdicts, strict=True)
+        ),
+    )
     return summary(ids, verdicts, len(known), seconds)
 
 

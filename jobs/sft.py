@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
     from jobs.params import Params
 
-CURVE = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
-         "mean_token_accuracy": "token_accuracy", "entropy": "entropy"}
+CURVE = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "mean_token_accuracy": "token_accuracy",
+    "entropy": "entropy",
+}
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
@@ -64,27 +69,49 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     else:
         model = training.load_model(base, settings.lora, None, params.seed)
     training.check_fits(model, tokenizer, base)
-    directory = checkpoint.folder("sft", {"sft": settings.model_dump(), "seed": params.seed,
-                                          "checkpoints": params.checkpoints.model_dump()}, base, examples,
-                                  *checkpoint.code("sft", "schema", "training", "unsloth_engine"))
+    directory = checkpoint.folder(
+        "sft",
+        {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
+        base,
+        examples,
+        *checkpoint.code("sft", "schema", "training", "unsloth_engine"),
+    )
     trainer = SFTTrainer(
-        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(encoded),
-        args=SFTConfig(**training.arguments(settings, params.checkpoints, directory, params.seed),
-                       num_train_epochs=settings.epochs, gradient_checkpointing=settings.gradient_checkpointing,
-                       max_length=settings.max_length, packing=False, padding_free=False, shuffle_dataset=False,
-                       completion_only_loss=True, assistant_only_loss=False, loss_type="nll",
-                       dataset_kwargs={"skip_prepare_dataset": True}))
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(encoded),
+        args=SFTConfig(
+            **training.arguments(settings, params.checkpoints, directory, params.seed),
+            num_train_epochs=settings.epochs,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            max_length=settings.max_length,
+            packing=False,
+            padding_free=False,
+            shuffle_dataset=False,
+            completion_only_loss=True,
+            assistant_only_loss=False,
+            loss_type="nll",
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+    )
     training.train(trainer, directory, params.checkpoints.keep)
     with replace_dir(out) as partial:
         training.save_adapter(trainer.model, partial)
         training.save_settings(trainer.args, partial / "trainer.json")
     history = training.write_curve(trainer.state.log_history, CURVE, curve)
-    result = {"examples": len(rows), "steps": trainer.state.global_step,
-              "response_tokens": sum(label != IGNORED for row in encoded for label in row["labels"]),
-              "first_loss": history[0]["loss"], "last_loss": history[-1]["loss"]}
+    result = {
+        "examples": len(rows),
+        "steps": trainer.state.global_step,
+        "response_tokens": sum(label != IGNORED for row in encoded for label in row["labels"]),
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
+    }
     write_metrics(metrics, result)
-    checkpoint.provenance("sft", tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
-                          train_seconds=trainer.state.log_history[-1].get("train_runtime"))
+    checkpoint.provenance(
+        "sft",
+        tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
+        train_seconds=trainer.state.log_history[-1].get("train_runtime"),
+    )
     log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
     return result
 

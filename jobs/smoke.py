@@ -55,8 +55,11 @@ def lay_out(out: Path) -> None:
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
     # dvc.lock and the folders' .gitignore files are DVC's, here as there.
-    names = {name for name in listed.split("\0") if name and Path(name).is_file()
-             and name != "dvc.lock" and not name.endswith("/.gitignore")} | {".dvc/.gitignore"}
+    names = {
+        name
+        for name in listed.split("\0")
+        if name and Path(name).is_file() and name != "dvc.lock" and not name.endswith("/.gitignore")
+    } | {".dvc/.gitignore"}
     params = merged(read_yaml(Path("params.yaml")), read_yaml(OVERLAY))
     check(params, f"params.yaml with {OVERLAY}")
     manifest = out / ".checkpoints" / "smoke.json"
@@ -78,13 +81,19 @@ def lay_out(out: Path) -> None:
 
 
 def same(source: Path, target: Path) -> bool:
-    return (target.is_file() and source.stat().st_mode == target.stat().st_mode
-            and source.read_bytes() == target.read_bytes())
+    return (
+        target.is_file()
+        and source.stat().st_mode == target.stat().st_mode
+        and source.read_bytes() == target.read_bytes()
+    )
 
 
 def reproduce(out: Path, targets: tuple[str, ...]) -> None:
-    environment = os.environ | {"RUNTIME": os.environ.get("RUNTIME", "local"), "TRAIN_IMAGE": "cpu",
-                                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "RUNTIME": os.environ.get("RUNTIME", "local"),
+        "TRAIN_IMAGE": "cpu",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     for unwanted in ("PYTHONPATH", "DVC_ROOT", "GIT_DIR", "GIT_WORK_TREE"):
         environment.pop(unwanted, None)
     run(sys.executable, "-m", "dvc", "repro", *targets, cwd=out, env=environment)
@@ -105,8 +114,12 @@ def report(out: Path, began: float) -> None:
     click.echo("\nseconds by stage (its last run):")
     for path in stages:
         facts = read_json(path)
-        click.echo(f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}")
-    click.echo(f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}")
+        click.echo(
+            f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}"
+        )
+    click.echo(
+        f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}"
+    )
     log.debug("laid out in %s", out)
 
 
@@ -119,11 +132,15 @@ def table(compared: dict) -> list[str]:
                 start = f"{benchmark:<12}{mode:<8}{name:<12}"
                 if "pass@1" in values:
                     one, ten = values["pass@1"], values.get("pass@10", {}).get("mean", float("nan"))
-                    lines.append(f"{start}{values['greedy']['mean']:7.3f}  {one['mean']:7.3f}   "
-                                 f"({one['low']:.3f} to {one['high']:.3f}) {ten:9.3f}")
+                    lines.append(
+                        f"{start}{values['greedy']['mean']:7.3f}  {one['mean']:7.3f}   "
+                        f"({one['low']:.3f} to {one['high']:.3f}) {ten:9.3f}"
+                    )
                 else:
                     said = "established" if values["established"] else "not established"
-                    lines.append(f"{start}{'':9}{values['mean']:+7.3f}   ({values['low']:+.3f} to {values['high']:+.3f})  {said}")
+                    lines.append(
+                        f"{start}{'':9}{values['mean']:+7.3f}   ({values['low']:+.3f} to {values['high']:+.3f})  {said}"
+                    )
     return lines
 
 

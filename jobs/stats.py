@@ -30,8 +30,9 @@ class Interval:
     high: float
 
 
-def bootstrap(values: Sequence[float], *, resamples: int, confidence: float, seed: int,
-              bounds: tuple[float, float] | None = None) -> Interval:
+def bootstrap(
+    values: Sequence[float], *, resamples: int, confidence: float, seed: int, bounds: tuple[float, float] | None = None
+) -> Interval:
     """The mean of `values`, one a task, with its percentile bootstrap interval over tasks.
 
     The quantiles lie further out than (1 - confidence) / 2, because resampling n tasks understates the variance by

@@ -121,9 +121,18 @@ def mbpp_rows(settings: Any, sources: Path) -> list[dict]:
 
 
 def humaneval_task(row: dict, version: str) -> dict:
-    return {"task_id": row["task_id"], "prompt": row["prompt"], "entry_point": row["entry_point"], "setup": "",
-            "tests": [], "check": row["test"], **inputs(row), "reference": row["prompt"] + row["canonical_solution"],
-            "source": f"HumanEval+ {version}", "license": "MIT, Apache-2.0"}
+    return {
+        "task_id": row["task_id"],
+        "prompt": row["prompt"],
+        "entry_point": row["entry_point"],
+        "setup": "",
+        "tests": [],
+        "check": row["test"],
+        **inputs(row),
+        "reference": row["prompt"] + row["canonical_solution"],
+        "source": f"HumanEval+ {version}",
+        "license": "MIT, Apache-2.0",
+    }
 
 
 def mbpp_plus_task(row: dict, version: str) -> dict:
@@ -131,10 +140,17 @@ def mbpp_plus_task(row: dict, version: str) -> dict:
     lines: dict[bool, list[str]] = {False: [], True: []}
     for node in ast.parse(row["assertion"]).body:
         lines[isinstance(node, ast.Assert)].append(ast.get_source_segment(row["assertion"], node) or "")
-    return {"task_id": row["task_id"], "prompt": row["prompt"], "entry_point": row["entry_point"],
-            "setup": "\n".join(lines[False]), "tests": lines[True], **inputs(row),
-            "reference": row["prompt"] + row["canonical_solution"],
-            "source": f"MBPP+ {version}", "license": "CC-BY-4.0, Apache-2.0"}
+    return {
+        "task_id": row["task_id"],
+        "prompt": row["prompt"],
+        "entry_point": row["entry_point"],
+        "setup": "\n".join(lines[False]),
+        "tests": lines[True],
+        **inputs(row),
+        "reference": row["prompt"] + row["canonical_solution"],
+        "source": f"MBPP+ {version}",
+        "license": "CC-BY-4.0, Apache-2.0",
+    }
 
 
 def inputs(row: dict) -> dict:
@@ -145,9 +161,16 @@ def mbpp_task(row: dict) -> dict:
     """The record of an MBPP row; its entry point is "" where the tests do not agree on one."""
     code = row["code"].replace("\r\n", "\n").rstrip() + "\n"
     tests = [test.replace("\r\n", "\n").strip() for test in row["test_list"]]
-    return {"task_id": f"Mbpp/{row['task_id']}", "prompt": f'"""\n{row["text"].strip()}\n{tests[0]}\n"""\n',
-            "entry_point": entry_point(code, tests), "setup": row["test_setup_code"].replace("\r\n", "\n"),
-            "tests": tests, "reference": code, "source": "MBPP", "license": "CC-BY-4.0"}
+    return {
+        "task_id": f"Mbpp/{row['task_id']}",
+        "prompt": f'"""\n{row["text"].strip()}\n{tests[0]}\n"""\n',
+        "entry_point": entry_point(code, tests),
+        "setup": row["test_setup_code"].replace("\r\n", "\n"),
+        "tests": tests,
+        "reference": code,
+        "source": "MBPP",
+        "license": "CC-BY-4.0",
+    }
 
 
 def entry_point(code: str, tests: list[str]) -> str:
@@ -156,8 +179,14 @@ def entry_point(code: str, tests: list[str]) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in regular expressions
             names = {node.name for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-            called = [[node.func.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)
-                       and isinstance(node.func, ast.Name) and node.func.id in names] for test in tests]
+            called = [
+                [
+                    node.func.id
+                    for node in ast.walk(ast.parse(test))
+                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+                ]
+                for test in tests
+            ]
     except SyntaxError:
         return ""
     common = [name for name in called[0] if all(name in others for others in called)] if called else []
@@ -174,10 +203,12 @@ def collect(settings: "Settings", seed: int, sources: Path) -> dict[str, list[di
     chosen = set(random.Random(f"heldout {seed}").sample(sorted(known), settings.heldout))
     plus_tasks = [mbpp_plus_task(row, settings.mbpp_plus.version) for row in plus]
     humaneval = evalplus_rows("HumanEvalPlus", settings.humaneval_plus, sources)
-    return {"distill": [task for task_id, task in mbpp.items() if task_id not in known],
-            "train": [task for task in plus_tasks if task["task_id"] not in chosen],
-            "mbpp": [task for task in plus_tasks if task["task_id"] in chosen],
-            "humaneval": [humaneval_task(row, settings.humaneval_plus.version) for row in humaneval]}
+    return {
+        "distill": [task for task_id, task in mbpp.items() if task_id not in known],
+        "train": [task for task in plus_tasks if task["task_id"] not in chosen],
+        "mbpp": [task for task in plus_tasks if task["task_id"] in chosen],
+        "humaneval": [humaneval_task(row, settings.humaneval_plus.version) for row in humaneval],
+    }
 
 
 def toy_tasks(settings: "Settings", seed: int) -> dict[str, list[dict]]:
@@ -206,8 +237,12 @@ def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict]
             kept.append(task)
         else:
             left_out.append(without(task, split, "reference", verdict.status))
-            log.warning("%s (%s) is left out: its reference solution does not pass (%s)", task["task_id"], split,
-                        verdict.error or verdict.status)
+            log.warning(
+                "%s (%s) is left out: its reference solution does not pass (%s)",
+                task["task_id"],
+                split,
+                verdict.error or verdict.status,
+            )
     return kept, left_out
 
 
@@ -219,12 +254,19 @@ def decontaminate(splits: dict[str, list[dict]], sizes: list[int]) -> tuple[dict
     from jobs.contamination import overlaps
 
     def fields(benchmark: bool) -> dict[str, list[str]]:
-        return {task["task_id"]: [task["prompt"], task["reference"]] for name, tasks in splits.items()
-                if (name in BENCHMARKS) == benchmark for task in tasks}
+        return {
+            task["task_id"]: [task["prompt"], task["reference"]]
+            for name, tasks in splits.items()
+            if (name in BENCHMARKS) == benchmark
+            for task in tasks
+        }
 
     origin = {task["task_id"]: name for name, tasks in splits.items() for task in tasks}
-    report = [{"task_id": found.text, "split": origin[found.text], "n": n, "benchmark": found.benchmark,
-               "ngram": found.ngram} for n in sizes for found in overlaps(fields(False), fields(True), n)]
+    report = [
+        {"task_id": found.text, "split": origin[found.text], "n": n, "benchmark": found.benchmark, "ngram": found.ngram}
+        for n in sizes
+        for found in overlaps(fields(False), fields(True), n)
+    ]
     dropped = {row["task_id"] for row in report}
     return {name: [task for task in tasks if task["task_id"] not in dropped] for name, tasks in splits.items()}, report
 
@@ -243,8 +285,9 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
     if not settings.toy:  # toy tasks are of one phrasing; their splits are disjoint by construction
         splits, overlap = decontaminate(splits, settings.ngrams)
     shared = {row["task_id"]: row for row in overlap}  # of several overlaps, one with the longest run
-    left_out = [without(row, row["split"], "contaminated", f"{row['n']} words of {row['benchmark']}")
-                for row in shared.values()]
+    left_out = [
+        without(row, row["split"], "contaminated", f"{row['n']} words of {row['benchmark']}") for row in shared.values()
+    ]
     for names in ([name for name in splits if name in BENCHMARKS], [name for name in splits if name not in BENCHMARKS]):
         # Each split under the limits it is used with: evalplus's for benchmarks, the training ones for the others.
         with Sandbox.from_params(params.sandbox, benchmark=names[0] in BENCHMARKS) as sandbox:
@@ -257,23 +300,41 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
                 write_jsonl(folder / f"{split}.jsonl", tasks)
         write_jsonl(folder / "left_out.jsonl", left_out)
         write_jsonl(folder / "contamination.jsonl", overlap)
-        write_jsonl(folder / "benchmarks.jsonl", () if settings.toy else (
-            {name: task[name] for name in ("task_id", "prompt", "reference")} for split in BENCHMARKS
-            for task in splits.get(split, ())))
+        write_jsonl(
+            folder / "benchmarks.jsonl",
+            ()
+            if settings.toy
+            else (
+                {name: task[name] for name in ("task_id", "prompt", "reference")}
+                for split in BENCHMARKS
+                for task in splits.get(split, ())
+            ),
+        )
     reasons = Counter(row["reason"] for row in left_out)
-    metrics = {"tasks": {split: len(tasks) for split, tasks in splits.items()},
-               "left_out": {reason: reasons[reason] for reason in REASONS},
-               "contaminated": {split: {str(n): len({row["task_id"] for row in overlap
-                                                     if (row["split"], row["n"]) == (split, n)})
-                                        for n in settings.ngrams} for split in ("distill", "train")}}
+    metrics = {
+        "tasks": {split: len(tasks) for split, tasks in splits.items()},
+        "left_out": {reason: reasons[reason] for reason in REASONS},
+        "contaminated": {
+            split: {
+                str(n): len({row["task_id"] for row in overlap if (row["split"], row["n"]) == (split, n)})
+                for n in settings.ngrams
+            }
+            for split in ("distill", "train")
+        },
+    }
     write_metrics(metrics_path, metrics)
     provenance("tasks")
     return metrics
 
 
 @job("tasks", "sandbox", "seed")
-@click.option("--sources", type=click.Path(path_type=Path), default="data/sources", show_default=True,
-              help="Folder of files that stand in for the downloads.")
+@click.option(
+    "--sources",
+    type=click.Path(path_type=Path),
+    default="data/sources",
+    show_default=True,
+    help="Folder of files that stand in for the downloads.",
+)
 @writes("--out", "data/tasks", "Folder of the splits.")
 @writes("--metrics", "metrics/tasks.json", "Metrics.")
 def command(params: "Params", sources: Path, out: Path, metrics: Path) -> None:

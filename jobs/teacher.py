@@ -34,11 +34,18 @@ THINK = "<think>", "</think>"
 
 def request(settings: "Distill", prompt: str, attempt: int) -> dict:
     """The request that asks for a task's `attempt`-th answer (from 0)."""
-    body: dict[str, Any] = {"model": settings.model, "messages": schema.messages(prompt),
-                            "max_tokens": settings.max_tokens, "temperature": settings.temperature,
-                            **settings.extra_body}
-    return {"url": settings.base_url.rstrip("/") + "/chat/completions", "attempt": attempt,
-            "body": {name: value for name, value in body.items() if value is not None}}
+    body: dict[str, Any] = {
+        "model": settings.model,
+        "messages": schema.messages(prompt),
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+        **settings.extra_body,
+    }
+    return {
+        "url": settings.base_url.rstrip("/") + "/chat/completions",
+        "attempt": attempt,
+        "body": {name: value for name, value in body.items() if value is not None},
+    }
 
 
 def request_key(request: dict) -> str:
@@ -53,11 +60,14 @@ def response(request: dict, content: str, thinking: str | None = None, finish: s
         message["reasoning_content"] = thinking
     tokens_in = sum(len(turn["content"]) for turn in request["body"]["messages"]) // 4 + 1
     tokens_out = (len(content) + len(thinking or "")) // 4 + 1
-    return {"id": f"recorded-{request_key(request)[:16]}", "object": "chat.completion", "created": 0,
-            "model": request["body"]["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"prompt_tokens": tokens_in, "completion_tokens": tokens_out,
-                      "total_tokens": tokens_in + tokens_out}}
+    return {
+        "id": f"recorded-{request_key(request)[:16]}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": request["body"]["model"],
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out},
+    }
 
 
 def record(request: dict, response: dict) -> dict:
@@ -137,7 +147,7 @@ def read(request: dict, response: dict) -> Reply:
     text = message.get("content") or ""
     thinking = message.get("reasoning_content") or message.get("reasoning") or ""
     if text.lstrip().startswith(THINK[0]) and THINK[1] in text:
-        thinking, _, text = text.lstrip()[len(THINK[0]):].partition(THINK[1])
+        thinking, _, text = text.lstrip()[len(THINK[0]) :].partition(THINK[1])
     return Reply(text, str(thinking).strip(), model, str(choice.get("finish_reason") or ""), *tokens)
 
 
@@ -149,8 +159,10 @@ def count(usage: dict, name: str, otherwise: int) -> int:
 def reservation(request: dict) -> tuple[int, int]:
     """The most tokens in and out that a request can cost: a token is a byte at least, and answers are bounded."""
     body = request["body"]
-    return (sum(len(turn["content"].encode()) for turn in body["messages"]),
-            max(count(body, name, 0) for name in ("max_tokens", "max_completion_tokens")))
+    return (
+        sum(len(turn["content"].encode()) for turn in body["messages"]),
+        max(count(body, name, 0) for name in ("max_tokens", "max_completion_tokens")),
+    )
 
 
 def completion(body: bytes) -> dict:
@@ -204,10 +216,12 @@ class Teacher:
         name = self.settings.api_key_env
         self.key = (os.environ.pop(name, "") if name else "").strip()
         if name and not self.key:
-            raise UsageError(f"distill.api_key_env: the environment variable {name} is not set, and not all responses "
-                             "are cached")
-        self.client = openai.AsyncOpenAI(api_key=self.key or "none", base_url=self.settings.base_url, max_retries=0,
-                                         timeout=self.settings.timeout)
+            raise UsageError(
+                f"distill.api_key_env: the environment variable {name} is not set, and not all responses are cached"
+            )
+        self.client = openai.AsyncOpenAI(
+            api_key=self.key or "none", base_url=self.settings.base_url, max_retries=0, timeout=self.settings.timeout
+        )
 
     async def ask(self, request: dict) -> dict:
         """The response to a request, after as many tries as params allow.
@@ -242,7 +256,7 @@ class Teacher:
         asked = error.wait if isinstance(error, Transient) else None
         if asked is not None and asked > self.settings.timeout:
             raise JobError(f"{self.settings.base_url}: asks to wait for {asked:.0f} s, longer than distill.timeout")
-        seconds = min(60.0, 2.0 ** failures / 2) * random.uniform(0.5, 1.0) if asked is None else asked
+        seconds = min(60.0, 2.0**failures / 2) * random.uniform(0.5, 1.0) if asked is None else asked
         log.info("%s; again in %.1f s", reason, seconds)
         if asked is not None:
             self.not_before = max(self.not_before, time.monotonic() + seconds)
@@ -255,8 +269,9 @@ class Teacher:
         create = self.client.chat.completions.with_streaming_response.create
         body = bytearray()
         try:
-            async with create(model=request["body"]["model"], messages=request["body"]["messages"],
-                              extra_body=rest) as stream:
+            async with create(
+                model=request["body"]["model"], messages=request["body"]["messages"], extra_body=rest
+            ) as stream:
                 try:
                     async for chunk in stream.iter_bytes():
                         body += chunk

@@ -17,8 +17,23 @@ from jobs.files import read_json
 if TYPE_CHECKING:
     import numpy as np
 
-WIDTH = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-         "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+WIDTH = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 BLOCK = 1 << 18  # elements: a block's few float32 arrays stay in the core's cache
 HEADER_LIMIT = 100_000_000  # the safetensors library's own
@@ -94,8 +109,10 @@ def header(path: Path) -> tuple[dict[str, str], list[Tensor]]:
             raise JobError(f"{path}: is not a safetensors file (a header of {length} bytes)")
         entries = json.loads(read_exactly(path, 8, length))
         metadata = entries.pop("__metadata__", {})
-        tensors = [Tensor(path, name, e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
-                   for name, e in entries.items()]
+        tensors = [
+            Tensor(path, name, e["dtype"], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+            for name, e in entries.items()
+        ]
         unknown = sorted({t.dtype for t in tensors} - set(WIDTH))
         if unknown:
             raise JobError(f"{path}: holds tensors of unknown type {', '.join(unknown)}")
@@ -245,7 +262,7 @@ def noise(key: int, rows: slice, columns: int) -> "np.ndarray":
     stream.advance(first // 16)  # a step of the counter is four uint64
     skip = first % 16
     drawn = stream.random_raw(-(-(skip + count) // 4)).view(np.uint16)
-    return drawn[skip:skip + count].reshape(rows.stop - rows.start, columns)
+    return drawn[skip : skip + count].reshape(rows.stop - rows.start, columns)
 
 
 def with_dtype(config: str, dtype: str) -> str:

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from jobs.params import Params
 
 VERBS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//", "reduce": "%", "flip": "^"}
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
-              "^": operator.xor}
+OPERATIONS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "^": operator.xor,
+}
 DIGITS = range(2, 10)
 LENGTH = 3
 ENTRY_POINT = "solve"
@@ -85,17 +91,25 @@ def tests_of(program: Program, rng: random.Random) -> list[str]:
 def task_of(program: Program, task_id: str, rng: random.Random) -> dict:
     """The task's record, in the format that all tasks have."""
     prompt = prompt_of(program)
-    return {"task_id": task_id, "prompt": prompt, "entry_point": ENTRY_POINT, "setup": "",
-            "tests": tests_of(program, rng), "reference": prompt + body_of(program),
-            "source": "toy", "license": "MIT"}
+    return {
+        "task_id": task_id,
+        "prompt": prompt,
+        "entry_point": ENTRY_POINT,
+        "setup": "",
+        "tests": tests_of(program, rng),
+        "reference": prompt + body_of(program),
+        "source": "toy",
+        "license": "MIT",
+    }
 
 
 def telling(program: Program) -> bool:
     """Whether tests can tell the program: its results differ, and leaving any step out changes most of them."""
     results = [outcome(program, x) for x in PROBES]
-    shorter = [[outcome(program[:i] + program[i + 1:], x) for x in PROBES] for i in range(LENGTH)]
+    shorter = [[outcome(program[:i] + program[i + 1 :], x) for x in PROBES] for i in range(LENGTH)]
     return len(set(results)) > LENGTH and all(
-        sum(a != b for a, b in zip(results, other, strict=True)) > len(PROBES) // 2 for other in shorter)
+        sum(a != b for a, b in zip(results, other, strict=True)) > len(PROBES) // 2 for other in shorter
+    )
 
 
 def programs(seed: int) -> Iterator[Program]:
@@ -120,8 +134,10 @@ def tasks(seed: int, counts: Mapping[str, int]) -> dict[str, list[dict]]:
     counts: how many tasks each split gets, such as {"distill": 130, "train": 200, "heldout": 100}.
     """
     rng = random.Random(f"toy tests {seed}")
-    return {split: [task_of(program, f"Toy/{split}/{i}", rng) for i, program in enumerate(drawn)]
-            for split, drawn in splits(seed, counts).items()}
+    return {
+        split: [task_of(program, f"Toy/{split}/{i}", rng) for i, program in enumerate(drawn)]
+        for split, drawn in splits(seed, counts).items()
+    }
 
 
 def corpus(seed: int, documents: int, wrong: float, reserved: set[Program]) -> Iterator[str]:

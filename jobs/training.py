@@ -75,8 +75,14 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     require_safetensors(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=training_dtype(), attn_implementation=ATTENTION,
-                                                     use_safetensors=True, trust_remote_code=False, device_map=device)
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=training_dtype(),
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            device_map=device,
+        )
     except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
         raise JobError(f"{base}: the model cannot be loaded ({one_line(error)})") from error
     torch.manual_seed(seed)
@@ -86,8 +92,17 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
             return PeftModel.from_pretrained(model, adapter, is_trainable=True)
         except Exception as error:
             raise JobError(f"{adapter}: the adapter cannot be loaded ({one_line(error)})") from error
-    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets),
-                                            lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.targets),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 def check_adapter(adapter: Path, lora: Lora) -> None:
@@ -99,8 +114,10 @@ def check_adapter(adapter: Path, lora: Lora) -> None:
     config = read_json(adapter / "adapter_config.json")
     found = (config.get("r"), config.get("lora_alpha"), sorted(config.get("target_modules") or []))
     if found != (lora.rank, lora.alpha, sorted(lora.targets)):
-        raise JobError(f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
-                       f"params' sft.lora says {(lora.rank, lora.alpha, sorted(lora.targets))}")
+        raise JobError(
+            f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
+            f"params' sft.lora says {(lora.rank, lora.alpha, sorted(lora.targets))}"
+        )
 
 
 def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
@@ -115,16 +132,33 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
 
     gpu = torch.cuda.is_available()
     return {
-        "output_dir": str(directory), "seed": seed, "data_seed": seed, "use_cpu": not gpu, "bf16": gpu, "fp16": False,
-        "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": settings.warmup_ratio,
-        "weight_decay": settings.weight_decay, "optim": settings.optimizer, "max_grad_norm": settings.max_grad_norm,
-        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+        "output_dir": str(directory),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not gpu,
+        "bf16": gpu,
+        "fp16": False,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "optim": settings.optimizer,
+        "max_grad_norm": settings.max_grad_norm,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation,
-        "logging_steps": 1, "logging_first_step": True, "report_to": "none", "disable_tqdm": True,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "report_to": "none",
+        "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
-        "save_strategy": "steps", "save_steps": checkpoints.every, "save_total_limit": None,  # see `watcher`
-        "dataloader_num_workers": 0, "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": checkpoints.every,
+        "save_total_limit": None,  # see `watcher`
+        "dataloader_num_workers": 0,
+        "remove_unused_columns": False,
     }
 
 
@@ -157,15 +191,17 @@ def train(trainer: "Trainer", directory: Path, keep: int) -> None:
         try:
             save(*arguments, **options)
         except Exception as error:  # a full disk surfaces as one of many types
-            raise JobError(f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written "
-                           f"({one_line(error)})") from error
+            raise JobError(
+                f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written ({one_line(error)})"
+            ) from error
 
     hooks._save_checkpoint = save_checkpoint
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     except torch.cuda.OutOfMemoryError as error:
-        raise JobError(f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing "
-                       f"({one_line(error)})") from error
+        raise JobError(
+            f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
+        ) from error
 
 
 def load_adapter(model, path: Path) -> None:
@@ -234,8 +270,11 @@ def save_adapter(model, out: Path) -> None:
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
     # PEFT keeps targets in a set, whose order changes with every process; the base is whatever it is merged into.
-    config |= {"target_modules": sorted(config["target_modules"]), "base_model_name_or_path": "models/base",
-               "inference_mode": True}
+    config |= {
+        "target_modules": sorted(config["target_modules"]),
+        "base_model_name_or_path": "models/base",
+        "inference_mode": True,
+    }
     write_json(out / "adapter_config.json", config)
 
 
@@ -247,8 +286,11 @@ def save_settings(args: "TrainingArguments", path: Path) -> None:
 
 def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:
     """Writes the trainer's log as a CSV: `step` and `columns` (log key -> column name). Returns its rows."""
-    rows = [{"step": entry["step"], **{name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}}
-            for entry in history if "loss" in entry]
+    rows = [
+        {"step": entry["step"], **{name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}}
+        for entry in history
+        if "loss" in entry
+    ]
     with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
         writer.writeheader()

@@ -21,15 +21,27 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
     require_safetensors(base)
     lora = params.sft.lora
     settings = params.grpo if rollout else params.sft
-    length = (params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length)
-    engine = {"fast_inference": True, "max_lora_rank": lora.rank,
-              "gpu_memory_utilization": params.grpo.gpu_memory} if rollout else {}
-    model, _ = FastLanguageModel.from_pretrained(str(base), max_seq_length=length, dtype=torch.bfloat16,
-                                                 load_in_4bit=False, trust_remote_code=False, **engine)
+    length = params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length
+    engine = (
+        {"fast_inference": True, "max_lora_rank": lora.rank, "gpu_memory_utilization": params.grpo.gpu_memory}
+        if rollout
+        else {}
+    )
+    model, _ = FastLanguageModel.from_pretrained(
+        str(base), max_seq_length=length, dtype=torch.bfloat16, load_in_4bit=False, trust_remote_code=False, **engine
+    )
     model = FastLanguageModel.get_peft_model(
-        model, r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, bias="none",
-        use_rslora=False, max_seq_length=length, random_state=params.seed,
-        use_gradient_checkpointing=settings.gradient_checkpointing)
+        model,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=False,
+        max_seq_length=length,
+        random_state=params.seed,
+        use_gradient_checkpointing=settings.gradient_checkpointing,
+    )
     if adapter is not None:
         check_adapter(adapter, lora)
         load_adapter(model, adapter)

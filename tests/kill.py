@@ -69,8 +69,14 @@ class Pipeline:
 
     def start(self, *words: str) -> subprocess.Popen:
         with open(self.folder / ".checkpoints" / "kill.log", "a") as log:
-            return subprocess.Popen([sys.executable, "-m", "dvc", "repro", *words], cwd=self.folder,
-                                    env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                [sys.executable, "-m", "dvc", "repro", *words],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def repro(self, *words: str) -> tuple[int, str]:
         log = self.folder / ".checkpoints" / "kill.log"
@@ -80,8 +86,14 @@ class Pipeline:
 
     def stages(self) -> list[str]:
         """All stages, matrices resolved, in the order of dvc.yaml, which is one in which they can run."""
-        listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=self.folder,
-                                env=self.environment, stdout=subprocess.PIPE, text=True, check=True)
+        listed = subprocess.run(
+            [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         return listed.stdout.split()
 
     def job(self, stage: str) -> str:
@@ -130,8 +142,14 @@ class Pipeline:
         found += [str(p) for p in self.folder.rglob("*.partial") if ".venv" not in p.parts]
         found += [f"unsealed: {p}" for p in self.folder.glob(".checkpoints/*/*/checkpoint-*")
                   if not (p / "MANIFEST.json").exists()]  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"], cwd=self.folder, env=self.environment,
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "status", "--quiet"],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if "lock" in done.stderr.lower():
             found.append(f"dvc: {done.stderr.strip()}")
         return found
@@ -199,8 +217,11 @@ def attacked(run: Pipeline, stage: str, kills: int, rng: random.Random) -> list[
         found += run.left_over() + sorted(shared_memory() - memory)
         start = f"from {Path(resumed[-1]).name}" if resumed else "from the start"
         took = time.monotonic() - began
-        print(f"{stage:24}{number.name if hit else 'over':9}{moment:6.1f} s, again in {took:5.1f} s  {start:24}"
-              f"{'; '.join(found) or 'equal'}", flush=True)
+        print(
+            f"{stage:24}{number.name if hit else 'over':9}{moment:6.1f} s, again in {took:5.1f} s  {start:24}"
+            f"{'; '.join(found) or 'equal'}",
+            flush=True,
+        )
         wrong += [f"{stage}, kill {kill + 1} by {number.name}: {text}" for text in found]
     if not hits:
         wrong.append(f"{stage}: the job was never hit")

@@ -10,8 +10,21 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # Ways that pass when the request is repeated, and ways that do not.
-TRANSIENT = ("429", "429_date", "500", "503", "stall", "drip", "cut", "cut_chunked", "reset", "invalid_json",
-             "no_choices", "surrogate", "router_error")
+TRANSIENT = (
+    "429",
+    "429_date",
+    "500",
+    "503",
+    "stall",
+    "drip",
+    "cut",
+    "cut_chunked",
+    "reset",
+    "invalid_json",
+    "no_choices",
+    "surrogate",
+    "router_error",
+)
 FINAL = ("huge", "gzip_bomb", "other_model", "truncated", "empty", "no_usage", "think", "reasoning", "right", "400")
 
 
@@ -98,16 +111,25 @@ class TeacherServer:
         if way in TRANSIENT and turn > behaviour.times:
             way = "right"
         message = {"role": "assistant", "content": behaviour.answer}
-        whole = {"id": f"chatcmpl-{zlib.crc32(prompt.encode())}", "object": "chat.completion", "created": 1700000000,
-                 "model": body["model"], "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                 "usage": {"prompt_tokens": 100, "completion_tokens": 200, "total_tokens": 300}}
+        whole = {
+            "id": f"chatcmpl-{zlib.crc32(prompt.encode())}",
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 200, "total_tokens": 300},
+        }
         if behaviour.thinking:
             message["reasoning_content"] = behaviour.thinking
         if way == "429":
             return reply(http, 429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})
         if way == "429_date":
-            return reply(http, 429, {"error": {"message": "slow down"}},
-                         {"Retry-After": formatdate(time.time() + 1.5, usegmt=True)})
+            return reply(
+                http,
+                429,
+                {"error": {"message": "slow down"}},
+                {"Retry-After": formatdate(time.time() + 1.5, usegmt=True)},
+            )
         if way in ("500", "503"):
             return reply(http, int(way), {"error": {"message": "it broke"}})
         if way == "400":
@@ -135,11 +157,11 @@ class TeacherServer:
             if way == "cut":
                 http.send_header("Content-Length", str(len(data)))
                 http.end_headers()
-                http.wfile.write(data[:len(data) // 2])
+                http.wfile.write(data[: len(data) // 2])
             else:
                 http.send_header("Transfer-Encoding", "chunked")
                 http.end_headers()
-                http.wfile.write(b"%x\r\n%s\r\n" % (len(data) // 2, data[:len(data) // 2]))
+                http.wfile.write(b"%x\r\n%s\r\n" % (len(data) // 2, data[: len(data) // 2]))
             http.close_connection = True
             return None
         if way == "invalid_json":
@@ -172,8 +194,9 @@ class TeacherServer:
         return reply(http, 200, whole)
 
 
-def reply(http: BaseHTTPRequestHandler, status: int, value: dict | bytes,
-          headers: dict[str, str] | None = None) -> None:
+def reply(
+    http: BaseHTTPRequestHandler, status: int, value: dict | bytes, headers: dict[str, str] | None = None
+) -> None:
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     http.send_response(status)
     http.send_header("Content-Type", "application/json")

@@ -25,8 +25,13 @@ def smoke():
 
 
 def dvc(*words, cwd=SMOKE):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "RUNTIME": "local"}
-    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RUNTIME": "local",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -55,8 +60,10 @@ def test_it_learns(smoke):
 
 
 def test_splits_share_no_task(smoke):
-    prompts = {name: {row["prompt"] for row in read_jsonl(SMOKE / f"data/tasks/{name}.jsonl")}
-               for name in ("distill", "train", "toy")}
+    prompts = {
+        name: {row["prompt"] for row in read_jsonl(SMOKE / f"data/tasks/{name}.jsonl")}
+        for name in ("distill", "train", "toy")
+    }
     assert not prompts["distill"] & prompts["train"] and not prompts["toy"] & (prompts["distill"] | prompts["train"])
     examples = {row["prompt"] for row in read_jsonl(SMOKE / "data/distill/examples.jsonl")}
     assert len(examples) == 100 and examples <= prompts["distill"]
@@ -93,13 +100,16 @@ def test_one_training_param_reruns_from_there_on_only(smoke):
         assert f"Running stage '{stage}'" not in planned, stage
 
 
-@pytest.mark.parametrize("words", [("metrics", "show"), ("metrics", "diff"), ("dag",), ("plots", "show"), ("status",)],
-                         ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("metrics", "show"), ("metrics", "diff"), ("dag",), ("plots", "show"), ("status",)], ids=" ".join
+)
 def test_dvcs_commands_work(smoke, words):
     dvc(*words)
 
 
-@pytest.mark.parametrize("words", [("dag",), ("metrics", "show"), ("repro", "--dry", "--single-item", "base")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("dag",), ("metrics", "show"), ("repro", "--dry", "--single-item", "base")], ids=" ".join
+)
 def test_dvcs_commands_work_in_the_repository(words):
     dvc(*words, cwd=ROOT)
 

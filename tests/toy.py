@@ -23,30 +23,54 @@ def make_tokenizer(dir: Path, vocab: int = 512) -> None:
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["<|endoftext|>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(dir)
 
 
-def make_model(dir: Path, seed: int = 0, tie: bool = True, hidden: int = 256, layers: int = 2, vocab: int = 512,
-               dtype: str = "float32", shard: str = "5GB") -> Path:
+def make_model(
+    dir: Path,
+    seed: int = 0,
+    tie: bool = True,
+    hidden: int = 256,
+    layers: int = 2,
+    vocab: int = 512,
+    dtype: str = "float32",
+    shard: str = "5GB",
+) -> Path:
     """Writes a random Qwen3 model (head_dim 64, weights ~N(0, 0.02)) with its tokenizer and returns `dir`."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     make_tokenizer(dir, vocab)
-    config = Qwen3Config(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, head_dim=64,
-                         num_attention_heads=max(1, hidden // 64), num_key_value_heads=max(1, hidden // 128),
-                         vocab_size=vocab, tie_word_embeddings=tie, max_position_embeddings=2048,
-                         bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = Qwen3Config(
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        head_dim=64,
+        num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 128),
+        vocab_size=vocab,
+        tie_word_embeddings=tie,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)

@@ -44,8 +44,10 @@ def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
 
     tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
     if len(tokens) + sampling.max_tokens > model.n_ctx():
-        raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
-                         f"of {model.n_ctx()}: {prompt[:60]!r}")
+        raise UsageError(
+            f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
+            f"of {model.n_ctx()}: {prompt[:60]!r}"
+        )
     model.reset()  # a sample does not depend on what the last one left in the cache
     model.set_seed(sample_seed(sampling.seed, prompt, sample) % 2**32)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

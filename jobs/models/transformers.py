@@ -31,8 +31,13 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True,
-                                                          trust_remote_code=False, attn_implementation=attention())
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention(),
+        )
         if adapter is not None:
             from peft import PeftModel
 
@@ -51,13 +56,15 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         for prompt, tokens in zip(prompts, ids, strict=True):
             if not tokens or len(tokens) + sampling.max_tokens > room:
-                raise UsageError(f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the "
-                                 f"model's {room} positions: {prompt[:60]!r}")
+                raise UsageError(
+                    f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the "
+                    f"model's {room} positions: {prompt[:60]!r}"
+                )
         rows = sorted(((p, s) for p in range(len(prompts)) for s in range(sampling.n)), key=lambda r: len(ids[r[0]]))
         answers: list[list[Completion]] = [[None] * sampling.n for _ in prompts]  # type: ignore[list-item]
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
-                batch = rows[start:start + batch_size]
+                batch = rows[start : start + batch_size]
                 seeds = [sample_seed(sampling.seed, prompts[p], s) for p, s in batch]
                 decoded = decode(model, tokenizer, ends, [(ids[p], p) for p, _ in batch], seeds, sampling)
                 for (p, s), completion in zip(batch, decoded, strict=True):
@@ -67,8 +74,9 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     return generate
 
 
-def decode(model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], seeds: list[int],
-           sampling: Sampling) -> list[Completion]:
+def decode(
+    model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], seeds: list[int], sampling: Sampling
+) -> list[Completion]:
     """One batch from prompts to completions, in order. `rows`: a prompt's token ids and its number."""
     import numpy as np
     import torch
@@ -79,13 +87,19 @@ def decode(model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], 
     tokens = torch.zeros(len(distinct), width, dtype=torch.long)
     mask = torch.zeros(len(distinct), width, dtype=torch.long)
     for i, (_, ids) in enumerate(distinct):
-        tokens[i, width - len(ids):] = torch.tensor(ids)
-        mask[i, width - len(ids):] = 1
+        tokens[i, width - len(ids) :] = torch.tensor(ids)
+        mask[i, width - len(ids) :] = 1
     tokens, mask = tokens.to(device), mask.to(device)
     cache = growing_cache(model.config, width + sampling.max_tokens)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                   use_cache=True, logits_to_keep=1).logits[:, -1]
+    logits = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
     place = {number: i for i, (number, _) in enumerate(distinct)}
     alive = torch.tensor([place[number] for _, number in rows], device=device)
     logits, position = logits[alive], positions[alive, -1]
@@ -93,8 +107,13 @@ def decode(model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], 
     mask = torch.cat([mask[alive], mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
 
     greedy = sampling.temperature == 0
-    noise: Any = None if greedy else torch.from_numpy(np.stack(
-        [np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])).to(device)
+    noise: Any = (
+        None
+        if greedy
+        else torch.from_numpy(np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])).to(
+            device
+        )
+    )
     numbers = list(range(len(rows)))  # which of `rows` each row of the batch is
     written: list[list[int]] = [[] for _ in rows]
     pending: list[torch.Tensor] = []
@@ -122,8 +141,13 @@ def decode(model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], 
                 chosen, position, mask = chosen[left], position[left], mask[left]
                 noise = noise if noise is None else noise[left]
                 cache.reorder_cache(left)
-        logits = model(input_ids=chosen[:, None], attention_mask=mask[:, :width + step + 1],
-                       position_ids=position[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(
+            input_ids=chosen[:, None],
+            attention_mask=mask[:, : width + step + 1],
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
     return [done[number] for number in range(len(rows))]
 
 
@@ -182,11 +206,13 @@ def growing_cache(config, length: int):
         def update(self, key_states, value_states, *args, **kwargs):
             if not self.is_initialized:
                 self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-                self.store = [states.new_empty(*states.shape[:2], length, states.shape[3])
-                              for states in (key_states, value_states)]
+                self.store = [
+                    states.new_empty(*states.shape[:2], length, states.shape[3])
+                    for states in (key_states, value_states)
+                ]
             end = self.used + key_states.shape[2]
-            self.store[0][:, :, self.used:end] = key_states
-            self.store[1][:, :, self.used:end] = value_states
+            self.store[0][:, :, self.used : end] = key_states
+            self.store[1][:, :, self.used : end] = value_states
             self.used = end
             self.keys, self.values = (tensor[:, :, :end] for tensor in self.store)
             return self.keys, self.values

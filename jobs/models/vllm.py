@@ -14,8 +14,14 @@ from jobs.models import Completion, Generate, Sampling, sample_seed
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
 
 
-def load(path: Path, *, adapter: Path | None = None, dtype: str = "bfloat16", batch_invariant: bool = False,
-         gpu_memory: float = 0.9) -> Generate:
+def load(
+    path: Path,
+    *,
+    adapter: Path | None = None,
+    dtype: str = "bfloat16",
+    batch_invariant: bool = False,
+    gpu_memory: float = 0.9,
+) -> Generate:
     """The model in folder `path`, with the PEFT adapter in `adapter` left unmerged, as `generate(prompts, sampling)`.
 
     batch_invariant: kernels whose results do not depend on the batch; slower, and greedy decoding becomes a property of
@@ -39,8 +45,15 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "bfloat16", ba
         options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
         lora = LoRARequest(adapter.name, 1, str(adapter.resolve()))
     try:
-        engine = LLM(str(path), dtype=dtype, gpu_memory_utilization=gpu_memory, seed=0, load_format="safetensors",
-                     trust_remote_code=False, **options)
+        engine = LLM(
+            str(path),
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory,
+            seed=0,
+            load_format="safetensors",
+            trust_remote_code=False,
+            **options,
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
     tokenizer = engine.get_tokenizer()
@@ -50,16 +63,28 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "bfloat16", ba
         for prompt in prompts:  # the engine would shorten the completion in silence
             length = len(tokenizer.encode(prompt))
             if length + sampling.max_tokens > room:
-                raise UsageError(f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "
-                                 f"model's {room} positions: {prompt[:60]!r}")
+                raise UsageError(
+                    f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "
+                    f"model's {room} positions: {prompt[:60]!r}"
+                )
         rows = [(prompt, i) for prompt in prompts for i in range(sampling.n)]
-        requests = [SamplingParams(
-            n=1, temperature=sampling.temperature, top_p=sampling.top_p if sampling.temperature else 1.0, top_k=0,
-            min_p=0.0, repetition_penalty=1.0, max_tokens=sampling.max_tokens, stop=list(sampling.stop) or None,
-            seed=sample_seed(sampling.seed, prompt, i) if sampling.temperature else None) for prompt, i in rows]
+        requests = [
+            SamplingParams(
+                n=1,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p if sampling.temperature else 1.0,
+                top_k=0,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                seed=sample_seed(sampling.seed, prompt, i) if sampling.temperature else None,
+            )
+            for prompt, i in rows
+        ]
         outputs = engine.generate([prompt for prompt, _ in rows], requests, lora_request=lora, use_tqdm=True)
         flat = [completion(output.outputs[0]) for output in outputs]
-        return [flat[start:start + sampling.n] for start in range(0, len(flat), sampling.n)]
+        return [flat[start : start + sampling.n] for start in range(0, len(flat), sampling.n)]
 
     return generate
 

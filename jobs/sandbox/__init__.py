@@ -295,7 +295,7 @@ class JudgeProcess:
         assert self.process.stdin is not None
         view = memoryview(data)
         while view:
-            view = view[os.write(self.process.stdin.fileno(), view):]
+            view = view[os.write(self.process.stdin.fileno(), view) :]
 
     def read_line(self, seconds: float) -> bytes:
         assert self.process is not None

@@ -69,8 +69,16 @@ class Server:
         command = [sys.executable, "-S", "-B", "-s", "-P", "-W", "ignore", "-X", "utf8", "-c", code, config["root"],
                    json.dumps(config)]  # fmt: skip
         shell = ["/bin/sh", "-c", f'exec "$@" 3<&{descriptor} {descriptor}<&-', "sh"] if descriptor != 3 else []
-        self.process = subprocess.Popen(shell + command, stdin=null, stdout=null, stderr=null, env=environment,
-                                        cwd=config["scratch"], pass_fds=[descriptor], start_new_session=True)
+        self.process = subprocess.Popen(
+            shell + command,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            env=environment,
+            cwd=config["scratch"],
+            pass_fds=[descriptor],
+            start_new_session=True,
+        )
         theirs.close()
         self.control = ours
         ours.settimeout(60)
@@ -186,7 +194,7 @@ class Child:
         view = memoryview(frame)
         while view:
             try:
-                view = view[os.write(self.descriptor, view):]
+                view = view[os.write(self.descriptor, view) :]
             except BlockingIOError:
                 self.wait(select.POLLOUT, deadline)
             except OSError:

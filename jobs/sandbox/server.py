@@ -207,7 +207,7 @@ def read_exactly(size: int) -> bytes:
 def send(message: Any) -> None:
     frame = dumps(message)
     while frame:
-        frame = frame[os.write(SOCKET, frame):]
+        frame = frame[os.write(SOCKET, frame) :]
 
 
 def raised(error: BaseException) -> list:

@@ -23,17 +23,27 @@ def main() -> None:
     model, adapter = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     began = time.perf_counter()
     options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32} if adapter else {}
-    engine = LLM(model, dtype="bfloat16", seed=0, max_model_len=1024, max_num_seqs=SEQUENCES,
-                 gpu_memory_utilization=0.3, **options)
+    engine = LLM(
+        model,
+        dtype="bfloat16",
+        seed=0,
+        max_model_len=1024,
+        max_num_seqs=SEQUENCES,
+        gpu_memory_utilization=0.3,
+        **options,
+    )
     result = {"engine_start_seconds": round(time.perf_counter() - began, 1)}
     prompts = [TokensPrompt(prompt_token_ids=list(range(1000 + i, 1120 + i))) for i in range(SEQUENCES)]
     lora = LoRARequest("adapter", 1, str(Path(adapter).resolve())) if adapter else None
     plain = {"temperature": 0.9, "top_p": 0.95, "top_k": 0, "detokenize": False, "logprobs": 0}
     variants = {
-        "as GRPO samples": (plain, lora), "without the adapter": (plain, None), "top_p 1": (plain | {"top_p": 1.0}, lora),
-        "no logprobs": (plain | {"logprobs": None}, lora), "with text": (plain | {"detokenize": True}, lora),
-        "a seed a request": (plain | {"seed": 1}, lora), "top_p 1, no logprobs, no adapter":
-            (plain | {"top_p": 1.0, "logprobs": None}, None),
+        "as GRPO samples": (plain, lora),
+        "without the adapter": (plain, None),
+        "top_p 1": (plain | {"top_p": 1.0}, lora),
+        "no logprobs": (plain | {"logprobs": None}, lora),
+        "with text": (plain | {"detokenize": True}, lora),
+        "a seed a request": (plain | {"seed": 1}, lora),
+        "top_p 1, no logprobs, no adapter": (plain | {"top_p": 1.0, "logprobs": None}, None),
         "greedy": ({"temperature": 0.0, "detokenize": False}, None),
     }
 
@@ -58,8 +68,13 @@ def profile(work) -> dict:
         work()
     events = sorted(profiler.key_averages(), key=lambda e: e.self_device_time_total, reverse=True)
     total = sum(e.self_device_time_total for e in events) / 1000 / TOKENS
-    return {"gpu_ms_a_step": round(total, 2), "kernels": {
-        e.key[:60]: [round(e.self_device_time_total / 1000 / TOKENS, 3), round(e.count / TOKENS, 1)] for e in events[:14]}}
+    return {
+        "gpu_ms_a_step": round(total, 2),
+        "kernels": {
+            e.key[:60]: [round(e.self_device_time_total / 1000 / TOKENS, 3), round(e.count / TOKENS, 1)]
+            for e in events[:14]
+        },
+    }
 
 
 if __name__ == "__main__":

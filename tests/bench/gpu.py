@@ -32,15 +32,55 @@ SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 CASES = {
     "sft-transformers": ["sft", *SFT, "--set", "sft.engine=transformers", "--out", "{work}/sft"],
     "sft-unsloth": ["sft", *SFT, "--set", "sft.engine=unsloth", "--out", "{work}/sft"],
-    "sft-unsloth-full": ["sft", *SFT, "--set", "sft.engine=unsloth", "--set", "sft.batch_size=16", "--out", "{out}/sft"],
+    "sft-unsloth-full": [
+        "sft",
+        *SFT,
+        "--set",
+        "sft.engine=unsloth",
+        "--set",
+        "sft.batch_size=16",
+        "--out",
+        "{out}/sft",
+    ],
     "grpo-transformers": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=transformers"],
     "grpo-unsloth": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=unsloth"],
-    "evaluate-cold": ["evaluate", "--model", "{model}", "--mode", "cot", "--benchmark", "humaneval",
-                      "--benchmarks-dir", "{tasks}", "--set", "evaluate.sampled.n=1"],
-    "evaluate-warm": ["evaluate", "--model", "{model}", "--mode", "cot", "--benchmark", "humaneval",
-                      "--benchmarks-dir", "{tasks}", "--set", "evaluate.sampled.n=1"],
-    "merge": ["merge", "--base", "{model}", "--adapter", "{work}/sft", "--out", "{out}/merged", "--set",
-              "merge.min_retention=0.0"],
+    "evaluate-cold": [
+        "evaluate",
+        "--model",
+        "{model}",
+        "--mode",
+        "cot",
+        "--benchmark",
+        "humaneval",
+        "--benchmarks-dir",
+        "{tasks}",
+        "--set",
+        "evaluate.sampled.n=1",
+    ],
+    "evaluate-warm": [
+        "evaluate",
+        "--model",
+        "{model}",
+        "--mode",
+        "cot",
+        "--benchmark",
+        "humaneval",
+        "--benchmarks-dir",
+        "{tasks}",
+        "--set",
+        "evaluate.sampled.n=1",
+    ],
+    "merge": [
+        "merge",
+        "--base",
+        "{model}",
+        "--adapter",
+        "{work}/sft",
+        "--out",
+        "{out}/merged",
+        "--set",
+        "merge.min_retention=0.0",
+    ],
 }
 
 
@@ -75,10 +115,22 @@ def make_model(tokenizer: Path, out: Path) -> None:
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
-                         num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-                         max_position_embeddings=32768, rope_theta=1000000, eos_token_id=151643, pad_token_id=151643,
-                         bos_token_id=None, dtype=torch.bfloat16)
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+        max_position_embeddings=32768,
+        rope_theta=1000000,
+        eos_token_id=151643,
+        pad_token_id=151643,
+        bos_token_id=None,
+        dtype=torch.bfloat16,
+    )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
@@ -98,8 +150,11 @@ def make_examples(tasks: Path, out: Path) -> None:
 
     rows = [json.loads(line) for line in tasks.read_text().splitlines()][:100]
     reasoning = "The input is walked once, and what each element adds to the result is kept. " * 10
-    out.write_text("".join(json.dumps({"prompt": r["prompt"], "answer": schema.render(reasoning, r["reference"])}) + "\n"
-                           for r in rows))
+    out.write_text(
+        "".join(
+            json.dumps({"prompt": r["prompt"], "answer": schema.render(reasoning, r["reference"])}) + "\n" for r in rows
+        )
+    )
 
 
 class Memory(threading.Thread):
@@ -122,8 +177,15 @@ def job(words: list[str], folder: Path, log: Path) -> dict:
     memory.start()
     began = time.perf_counter()
     with open(log, "w") as file:
-        subprocess.run([sys.executable, "-m", "jobs", *words], cwd=folder, stdout=file, stderr=subprocess.STDOUT,
-                       check=True, timeout=400, env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"})
+        subprocess.run(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=folder,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=400,
+            env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"},
+        )
     memory.stopped.set()
     return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
 
@@ -184,19 +246,49 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     folder = options.work / "toy"
     folder.mkdir(parents=True, exist_ok=True)
     params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
-    params = merged(params, {
-        "sft": {"engine": "unsloth", "optimizer": "adamw_8bit"},
-        "grpo": {"engine": "unsloth", "rollout": "vllm", "optimizer": "adamw_8bit", "gpu_memory": 0.3,
-                 "steps": 40},
-        "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.3},
-        "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")}})
+    params = merged(
+        params,
+        {
+            "sft": {"engine": "unsloth", "optimizer": "adamw_8bit"},
+            "grpo": {"engine": "unsloth", "rollout": "vllm", "optimizer": "adamw_8bit", "gpu_memory": 0.3, "steps": 40},
+            "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.3},
+            "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
+        },
+    )
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    for words in (*([] if (folder / "models/base").exists() else [["base"]]), ["tasks"], ["distill"], ["sft"], ["grpo"],
-                  ["merge", "--adapter", "models/grpo", "--out", "models/grpo-merged"],
-                  ["merge", "--adapter", "models/sft", "--out", "models/sft-merged", "--metrics", "metrics/merge-sft.json",
-                   "--plot", "plots/merge-sft.csv"],
-                  *(["evaluate", "--model", f"models/{m}", "--mode", "cot", "--out", f"data/evaluations/{m}-cot",
-                     "--metrics", f"metrics/{m}.json"] for m in ("sft-merged", "grpo-merged"))):
+    for words in (
+        *([] if (folder / "models/base").exists() else [["base"]]),
+        ["tasks"],
+        ["distill"],
+        ["sft"],
+        ["grpo"],
+        ["merge", "--adapter", "models/grpo", "--out", "models/grpo-merged"],
+        [
+            "merge",
+            "--adapter",
+            "models/sft",
+            "--out",
+            "models/sft-merged",
+            "--metrics",
+            "metrics/merge-sft.json",
+            "--plot",
+            "plots/merge-sft.csv",
+        ],
+        *(
+            [
+                "evaluate",
+                "--model",
+                f"models/{m}",
+                "--mode",
+                "cot",
+                "--out",
+                f"data/evaluations/{m}-cot",
+                "--metrics",
+                f"metrics/{m}.json",
+            ]
+            for m in ("sft-merged", "grpo-merged")
+        ),
+    ):
         job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
     result: dict = {m: json.loads((folder / f"metrics/{m}.json").read_text()) for m in ("sft-merged", "grpo-merged")}
     curve = rows(folder / "plots/grpo.csv")
@@ -209,8 +301,13 @@ def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
     """tests/bench/decode.py: what a decode step of the rollout consists of."""
     log = options.out / "decode.log"
     with open(log, "w") as file:
-        subprocess.run([sys.executable, str(REPO / "tests/bench/decode.py"), str(model), str(options.work / "sft")],
-                       stdout=file, stderr=subprocess.STDOUT, check=True, timeout=400)
+        subprocess.run(
+            [sys.executable, str(REPO / "tests/bench/decode.py"), str(model), str(options.work / "sft")],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=400,
+        )
     found = [json.loads(line.split("DECODE ", 1)[1]) for line in log.read_text().splitlines() if "DECODE {" in line]
     return {k: v for part in found for k, v in part.items()}
 

@@ -69,11 +69,21 @@ def make(folder: Path, gib: float) -> tuple[Path, Path]:
     base, adapter = folder / "base", folder / "adapter"
     adapter.mkdir(parents=True)
     make_tokenizer(base)
-    linear = {"self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN), "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-              "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN), "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-              "mlp.gate_proj": (FEED, HIDDEN), "mlp.up_proj": (FEED, HIDDEN), "mlp.down_proj": (HIDDEN, FEED)}
-    vectors = {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_norm": (HEAD_DIM,),
-               "self_attn.k_norm": (HEAD_DIM,)}
+    linear = {
+        "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
+        "mlp.gate_proj": (FEED, HIDDEN),
+        "mlp.up_proj": (FEED, HIDDEN),
+        "mlp.down_proj": (HIDDEN, FEED),
+    }
+    vectors = {
+        "input_layernorm": (HIDDEN,),
+        "post_attention_layernorm": (HIDDEN,),
+        "self_attn.q_norm": (HEAD_DIM,),
+        "self_attn.k_norm": (HEAD_DIM,),
+    }
     layers = round(gib * 2**30 / 2 / sum(a * b for a, b in linear.values()))
     shapes = {"model.embed_tokens.weight": (512, HIDDEN), "model.norm.weight": (HIDDEN,)}
     lora = {}
@@ -85,16 +95,43 @@ def make(folder: Path, gib: float) -> tuple[Path, Path]:
                 lora |= {f"{key}.lora_A.weight": (RANK, shape[1]), f"{key}.lora_B.weight": (shape[0], RANK)}
     write_safetensors(base / "model.safetensors", shapes, "BF16", 0.02)
     write_safetensors(adapter / "adapter_model.safetensors", lora, "F32", 6e-3)
-    (base / "config.json").write_text(json.dumps({
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": FEED,
-        "num_hidden_layers": layers, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM, "vocab_size": 512, "tie_word_embeddings": True,
-        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000, "hidden_act": "silu", "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0,
-        "dtype": "bfloat16"}))
-    (adapter / "adapter_config.json").write_text(json.dumps({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 16, "bias": "none",
-        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "base_model_name_or_path": str(base)}))
+    (base / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["Qwen3ForCausalLM"],
+                "model_type": "qwen3",
+                "hidden_size": HIDDEN,
+                "intermediate_size": FEED,
+                "num_hidden_layers": layers,
+                "num_attention_heads": HEADS,
+                "num_key_value_heads": KV_HEADS,
+                "head_dim": HEAD_DIM,
+                "vocab_size": 512,
+                "tie_word_embeddings": True,
+                "max_position_embeddings": 32768,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 1000000,
+                "hidden_act": "silu",
+                "attention_bias": False,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                "dtype": "bfloat16",
+            }
+        )
+    )
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "r": RANK,
+                "lora_alpha": 16,
+                "bias": "none",
+                "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+                "base_model_name_or_path": str(base),
+            }
+        )
+    )
     return base, adapter
 
 
@@ -112,15 +149,18 @@ def timed(label: str, command: list, folder: Path) -> None:
     os.sync()
     cold(folder)
     start = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               cwd=folder)
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
+    )
     errors = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     if status:
         sys.exit(f"{label}: {errors.decode()[-2000:]}")
-    print(f"{label:42} {wall:7.1f} s   cpu {used.ru_utime + used.ru_stime:6.1f} s   {used.ru_maxrss / 1024:8.0f} MiB",
-          flush=True)
+    print(
+        f"{label:42} {wall:7.1f} s   cpu {used.ru_utime + used.ru_stime:6.1f} s   {used.ru_maxrss / 1024:8.0f} MiB",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -134,25 +174,62 @@ def main() -> None:
         # In a process of its own: a child's peak memory counts what its parent held when it was forked.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             base, adapter = pool.apply(make, (folder, options.gib))
-        merge = [sys.executable, "-m", "jobs", "merge", "--params", ROOT / "params.yaml", "--base", base, "--adapter",
-                 adapter, "--metrics", folder / "m.json", "--plot", folder / "p.csv", "--out", folder / "merged"]
+        merge = [
+            sys.executable,
+            "-m",
+            "jobs",
+            "merge",
+            "--params",
+            ROOT / "params.yaml",
+            "--base",
+            base,
+            "--adapter",
+            adapter,
+            "--metrics",
+            folder / "m.json",
+            "--plot",
+            folder / "p.csv",
+            "--out",
+            folder / "merged",
+        ]
         os.environ["PYTHONPATH"] = str(ROOT)
-        print(f"{(base / 'model.safetensors').stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load "
-              f"{os.getloadavg()[0]:.1f}", flush=True)
+        print(
+            f"{(base / 'model.safetensors').stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load "
+            f"{os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
         timed("cp", ["cp", base / "model.safetensors", folder / "copy"], folder)
         timed("cp and sync", ["sh", "-c", f"cp {base}/model.safetensors {folder}/copy && sync {folder}/copy"], folder)
         (folder / "copy").unlink()
         for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
-            timed(f"jobs merge, {dtype} {rounding}", [*merge, "--set", f"merge.dtype={dtype}", "--set",
-                                                      f"merge.rounding={rounding}"], folder)
+            timed(
+                f"jobs merge, {dtype} {rounding}",
+                [*merge, "--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"],
+                folder,
+            )
         if not options.no_peft:
-            timed("peft merge_and_unload, bfloat16", [sys.executable, "-c", PEFT, base, adapter, folder / "peft"],
-                  folder)
-        timed("base + adapter to F16 GGUF", [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT],
-              folder)
+            timed(
+                "peft merge_and_unload, bfloat16", [sys.executable, "-c", PEFT, base, adapter, folder / "peft"], folder
+            )
+        timed(
+            "base + adapter to F16 GGUF", [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT], folder
+        )
         if options.converter:
-            timed("llama.cpp's converter, F16", [sys.executable, "-c", CONVERTER, options.converter, base, "--outtype",
-                                                 "f16", "--outfile", folder / "y.gguf"], folder)
+            timed(
+                "llama.cpp's converter, F16",
+                [
+                    sys.executable,
+                    "-c",
+                    CONVERTER,
+                    options.converter,
+                    base,
+                    "--outtype",
+                    "f16",
+                    "--outfile",
+                    folder / "y.gguf",
+                ],
+                folder,
+            )
 
 
 if __name__ == "__main__":

@@ -52,8 +52,12 @@ def kept(model: Path, base: Path, whole: Path) -> dict[str, float]:
     names = [name for name in starts if ends[name].values().tobytes() != starts[name].values().tobytes()]
     w, t, m = weights(base, names), weights(whole, names), weights(model, names)
     u, s = (np.concatenate([(x[name] - w[name]).ravel() for name in names]) for x in (t, m))
-    return {"retention": u @ s / (u @ u), "relative error": np.linalg.norm(s - u) / np.linalg.norm(u),
-            "unchanged": float((s == 0).mean()), "rms": float(np.sqrt((u ** 2).mean()))}
+    return {
+        "retention": u @ s / (u @ u),
+        "relative error": np.linalg.norm(s - u) / np.linalg.norm(u),
+        "unchanged": float((s == 0).mean()),
+        "rms": float(np.sqrt((u**2).mean())),
+    }
 
 
 def pass_at_1(model: Path, tasks: list[dict], max_tokens: int) -> float:
@@ -62,8 +66,10 @@ def pass_at_1(model: Path, tasks: list[dict], max_tokens: int) -> float:
 
     generate = transformers.load(model, dtype="float32")
     answers = generate([chat_prompt(task["prompt"]) for task in tasks], Sampling(max_tokens=max_tokens))
-    programs = [extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution
-                for t, (a,) in zip(tasks, answers, strict=True)]
+    programs = [
+        extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution
+        for t, (a,) in zip(tasks, answers, strict=True)
+    ]
     with Sandbox(timeout=10.0) as sandbox:
         return sum(v.passed for v in sandbox.run(list(zip(tasks, programs, strict=True)))) / len(tasks)
 
@@ -77,14 +83,21 @@ def scaled(adapter: Path, out: Path, factor: float) -> Path:
 
 
 def row(name: str, figures: dict[str, float], own: float | None = None, passed: float | None = None) -> None:
-    cells = [name, *(f"{figures[key]:.2%}" for key in ("retention", "relative error", "unchanged")),
-             "" if own is None else f"{own:.2%}", "" if passed is None else f"{passed:.1%}"]
+    cells = [
+        name,
+        *(f"{figures[key]:.2%}" for key in ("retention", "relative error", "unchanged")),
+        "" if own is None else f"{own:.2%}",
+        "" if passed is None else f"{passed:.1%}",
+    ]
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def heading(title: str) -> None:
-    print(f"\n{title}\n\n| stored as | kept | relative error | unmoved | GRPO's own part kept | pass@1 |\n"
-          "|---|---|---|---|---|---|", flush=True)
+    print(
+        f"\n{title}\n\n| stored as | kept | relative error | unmoved | GRPO's own part kept | pass@1 |\n"
+        "|---|---|---|---|---|---|",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -104,7 +117,7 @@ def main() -> None:
         for label, model in (("weights ~N(0, 0.02)", random), ("the toy model", base)):
             for rms in (2e-3, 2e-4, 2e-5):
                 # An element of B @ A with entries ~N(0, s) has the RMS s^2 sqrt(rank); alpha / rank is 2.
-                adapter = make_adapter(model, folder / f"{label}-{rms:g}", rank=32, scale=(rms / 2 / 32 ** 0.5) ** 0.5)
+                adapter = make_adapter(model, folder / f"{label}-{rms:g}", rank=32, scale=(rms / 2 / 32**0.5) ** 0.5)
                 whole = stored(model, [adapter], Storage("F32"), folder / "whole")
                 heading(f"Random update of {label}, RMS {kept(whole, model, whole)['rms']:.1e}")
                 for storage in STORAGES:
@@ -118,16 +131,24 @@ def main() -> None:
         row("SFT alone, float32", kept(whole_sft, base, whole), 0.0, pass_at_1(whole_sft, tasks, options.max_tokens))
         for storage in STORAGES:
             model = stored(base, [grpo], storage, folder / "x")
-            row(str(storage), kept(model, base, whole), kept(model, whole_sft, whole)["retention"],
-                pass_at_1(model, tasks, options.max_tokens))
+            row(
+                str(storage),
+                kept(model, base, whole),
+                kept(model, whole_sft, whole)["retention"],
+                pass_at_1(model, tasks, options.max_tokens),
+            )
         # GRPO's own update is what its adapter has more than SFT's: the sum of one and of minus the other.
         minus = scaled(sft, folder / "minus", -1.0)
         for storage in (Storage("BF16"), Storage("F16"), Storage("BF16", True, 3407)):
             cast = stored(base, [sft], storage, folder / "cast")
             model = stored(cast, [grpo, minus], storage, folder / "x")
             own = kept(model, cast, stored(cast, [grpo, minus], Storage("F32"), folder / "own"))
-            row(f"SFT as {storage}, GRPO onto it", kept(model, base, whole), own["retention"],
-                pass_at_1(model, tasks, options.max_tokens))
+            row(
+                f"SFT as {storage}, GRPO onto it",
+                kept(model, base, whole),
+                own["retention"],
+                pass_at_1(model, tasks, options.max_tokens),
+            )
 
         # The same with GRPO's own part as small as the reference's: moved to RMS 2e-5 along its own direction.
         factor = 2e-5 / rms[1]

@@ -12,9 +12,23 @@ from jobs.params import check, merged, read_yaml
 
 ROOT = Path(__file__).parents[2]
 REAL = read_yaml(ROOT / "params.yaml")
-TINY = merged(merged(REAL, read_yaml(ROOT / "data/smoke/params.yaml")), {
-    "base": {"toy": {"hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 1, "kv_heads": 1, "documents": 60,
-                     "steps": 12, "batch_size": 4}}})
+TINY = merged(
+    merged(REAL, read_yaml(ROOT / "data/smoke/params.yaml")),
+    {
+        "base": {
+            "toy": {
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "layers": 1,
+                "heads": 1,
+                "kv_heads": 1,
+                "documents": 60,
+                "steps": 12,
+                "batch_size": 4,
+            }
+        }
+    },
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +85,15 @@ class Hub:
         return str(path)
 
 
-FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model-00001-of-00001.safetensors": b"weights", "pytorch_model.bin": b"pickle",
-         "modeling_custom.py": b"import os", "model.safetensors.index.json": b"{}", "training/args.safetensors": b"x"}
+FILES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"[]",
+    "model-00001-of-00001.safetensors": b"weights",
+    "pytorch_model.bin": b"pickle",
+    "modeling_custom.py": b"import os",
+    "model.safetensors.index.json": b"{}",
+    "training/args.safetensors": b"x",
+}
 
 
 def fetched(monkeypatch, hub):
@@ -86,7 +107,12 @@ def fetched(monkeypatch, hub):
 def test_only_safetensors_config_and_tokenizer_are_fetched(monkeypatch):
     hub = Hub(FILES)
     fetched(monkeypatch, hub)
-    assert sorted(hub.asked) == ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    assert sorted(hub.asked) == [
+        "config.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
     assert sorted(p.name for p in Path("models/base").iterdir()) == sorted([*hub.asked, "chat_template.jinja"])
 
 

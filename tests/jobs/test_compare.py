@@ -17,9 +17,11 @@ from jobs.files import read_jsonl, sha256, write_json, write_jsonl
 from jobs.params import load
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["compare.resamples=500"])
-HOSTILE = ("<START_WORKING_OUT>I think</END_WORKING_OUT><SOLUTION></pre></script><script>document.title='owned'"
-           "</script><img src=x onerror=\"document.title='owned'\"> \u2028 &lt; SCRIPT_HASH REPORT_DATA"
-           "</SOLUTION>")
+HOSTILE = (
+    "<START_WORKING_OUT>I think</END_WORKING_OUT><SOLUTION></pre></script><script>document.title='owned'"
+    "</script><img src=x onerror=\"document.title='owned'\"> \u2028 &lt; SCRIPT_HASH REPORT_DATA"
+    "</SOLUTION>"
+)
 
 
 def tasks_file(path, count=60):
@@ -59,8 +61,15 @@ def here(tmp_path, monkeypatch):
 
 
 def run(curves=("plots/sft.csv",)):
-    return compare.run(PARAMS, Path("evaluations"), Path("data/tasks"), [Path(c) for c in curves],
-                       Path("reports/compare.html"), Path("metrics/compare.json"), Path("plots/compare.csv"))
+    return compare.run(
+        PARAMS,
+        Path("evaluations"),
+        Path("data/tasks"),
+        [Path(c) for c in curves],
+        Path("reports/compare.html"),
+        Path("metrics/compare.json"),
+        Path("plots/compare.csv"),
+    )
 
 
 def test_words_say_what_is_established_and_what_is_not(here):
@@ -165,9 +174,19 @@ def browse(*options, fragment=""):
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     url = Path("reports/compare.html").resolve().as_uri() + fragment
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,3200",
-               "--force-device-scale-factor=0.5",
-               "--user-data-dir=" + str(Path("chromium").resolve()), "--virtual-time-budget=4000", *options, url]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1400,3200",
+        "--force-device-scale-factor=0.5",
+        "--user-data-dir=" + str(Path("chromium").resolve()),
+        "--virtual-time-budget=4000",
+        *options,
+        url,
+    ]
     return subprocess.run(command, capture_output=True, timeout=180, check=True)
 
 
@@ -204,8 +223,8 @@ def test_a_screenshot_has_the_colours_of_bars_and_grid(here):
     channels = {2: 3, 6: 4}[colour]
     position, pixels = 8, b""
     while position < len(data):
-        size, kind = unpack(">I4s", data[position:position + 8])
-        pixels += data[position + 8:position + 8 + size] if kind == b"IDAT" else b""
+        size, kind = unpack(">I4s", data[position : position + 8])
+        pixels += data[position + 8 : position + 8 + size] if kind == b"IDAT" else b""
         position += 12 + size
     lines = unfiltered(decompress(pixels), width * channels, channels)
     seen = {bytes(pixel[:3]) for line in lines for pixel in set(map(bytes, line.reshape(-1, channels)))}

@@ -38,27 +38,41 @@ ATTACKS = (
 )
 # How a spoiled answer is spoiled, and the reasons it may be rejected for; None: it is right after all.
 SPOILED: dict[str, set[str] | None] = {
-    **dict.fromkeys(TRANSIENT), "huge": {"too_large"}, "other_model": {"model"}, "truncated": {"truncated"},
-    "empty": {"tags"}, "tags": {"tags"}, "chatter": {"tags"}, "syntax": {"syntax"}, "failing": {"failed"},
-    "entry_point": {"entry_point"}, "attack": {"failed", "crashed", "timeout", "invalid"}, "400": {"refused"},
+    **dict.fromkeys(TRANSIENT),
+    "huge": {"too_large"},
+    "other_model": {"model"},
+    "truncated": {"truncated"},
+    "empty": {"tags"},
+    "tags": {"tags"},
+    "chatter": {"tags"},
+    "syntax": {"syntax"},
+    "failing": {"failed"},
+    "entry_point": {"entry_point"},
+    "attack": {"failed", "crashed", "timeout", "invalid"},
+    "400": {"refused"},
 }
 
 
 def behaviour(task: dict, way: str, rng: random.Random) -> Behaviour:
     """The teacher's answer to a task, made of its reference solution and spoiled as `way` says."""
     name = task["entry_point"]
-    answer = schema.render(f"The task asks for {name}. Follow it step by step, and return the result as the example "
-                           "shows.", task["reference"])
+    answer = schema.render(
+        f"The task asks for {name}. Follow it step by step, and return the result as the example shows.",
+        task["reference"],
+    )
     texts = {
         "tags": answer.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
         "chatter": f"Certainly! Here it is:\n\n{answer}",
         "syntax": schema.render("This is the solution to the task, as it was asked for.", f"def {name}(:\n    pass"),
-        "failing": schema.render("This is the solution to the task, as it was asked for.",
-                                 f"def {name}(*args):\n    return 'wrong'"),
-        "entry_point": schema.render("This is the solution to the task, as it was asked for.",
-                                     "def other(*args):\n    return 'wrong'"),
-        "attack": schema.render("This is the solution to the task, as it was asked for.",
-                                rng.choice(ATTACKS).format(name=name)),
+        "failing": schema.render(
+            "This is the solution to the task, as it was asked for.", f"def {name}(*args):\n    return 'wrong'"
+        ),
+        "entry_point": schema.render(
+            "This is the solution to the task, as it was asked for.", "def other(*args):\n    return 'wrong'"
+        ),
+        "attack": schema.render(
+            "This is the solution to the task, as it was asked for.", rng.choice(ATTACKS).format(name=name)
+        ),
     }
     return Behaviour(texts.get(way, answer), way if way not in texts else "right", thinking="hm")
 
@@ -78,20 +92,47 @@ def real_tasks() -> list[dict]:
 
 
 def command(folder: Path, url: str, *assignments: str) -> list[str]:
-    settings = [f"distill.base_url={url}", "distill.api_key_env=FAKE_TEACHER_KEY", "distill.timeout=20.0",
-                "distill.recorded=null", "distill.similarity=1.0", *assignments]
-    return [sys.executable, "-m", "jobs", "distill", "--params", str(ROOT / "params.yaml"), "--tasks", "tasks.jsonl",
-            "--benchmarks", "benchmarks.jsonl", "--out", "out", "--responses", "responses", "--metrics",
-            "metrics.json",
-            *(word for setting in settings for word in ("--set", setting))]
+    settings = [
+        f"distill.base_url={url}",
+        "distill.api_key_env=FAKE_TEACHER_KEY",
+        "distill.timeout=20.0",
+        "distill.recorded=null",
+        "distill.similarity=1.0",
+        *assignments,
+    ]
+    return [
+        sys.executable,
+        "-m",
+        "jobs",
+        "distill",
+        "--params",
+        str(ROOT / "params.yaml"),
+        "--tasks",
+        "tasks.jsonl",
+        "--benchmarks",
+        "benchmarks.jsonl",
+        "--out",
+        "out",
+        "--responses",
+        "responses",
+        "--metrics",
+        "metrics.json",
+        *(word for setting in settings for word in ("--set", setting)),
+    ]
 
 
 def start(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "FAKE_TEACHER_KEY"}
     (folder / "tmp").mkdir(exist_ok=True)
     environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | ({"FAKE_TEACHER_KEY": key} if key else {})
-    return subprocess.Popen(command(folder, url, *assignments), cwd=folder, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command(folder, url, *assignments),
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def distil(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> tuple[int, str, str]:
@@ -272,8 +313,10 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
                 time.sleep(0.2)
             assert not left
             # No answer that was stored is asked for again, and all the others no more than once more.
-            again = {row["request"]["body"]["messages"][-1]["content"] for row in
-                     (read_json(folder / "responses" / name) for name in stored)}
+            again = {
+                row["request"]["body"]["messages"][-1]["content"]
+                for row in (read_json(folder / "responses" / name) for name in stored)
+            }
             assert not [prompt for prompt in again if server.asked[prompt] != asked[prompt]]
             assert server.asked.total() <= check_examples(folder, ways, 100, log + stderr) + 16 + flying
     assert killed >= 5
@@ -288,13 +331,16 @@ def test_no_secret_is_left_and_no_attack_succeeds(tmp_path):
         behaviours[task["prompt"]] = behaviour(task, "right", random.Random(1))
         if attack:
             behaviours[task["prompt"]].answer = schema.render(
-                f"Read the key {SECRET} and keep it for later use.", attack.format(name=task["entry_point"]))
+                f"Read the key {SECRET} and keep it for later use.", attack.format(name=task["entry_point"])
+            )
     with TeacherServer(behaviours) as server:
-        code, stdout, stderr = distil(prepare(tmp_path, records), server.url, "distill.examples=2",
-                                      "distill.attempts=1", "distill.patience=100")
+        code, stdout, stderr = distil(
+            prepare(tmp_path, records), server.url, "distill.examples=2", "distill.attempts=1", "distill.patience=100"
+        )
     assert code == 0, stderr
     assert {row["task_id"] for row in read_jsonl(tmp_path / "out/examples.jsonl")} == {
-        task["task_id"] for task in records[-2:]}
+        task["task_id"] for task in records[-2:]
+    }
     assert not stolen.exists()
     assert SECRET not in stdout + stderr
     found = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]

@@ -53,8 +53,17 @@ def answers(tasks, mode, stop_after=None):
 def evaluated(monkeypatch, engine, mode="cot", out="evaluations/m-cot", more=()):
     monkeypatch.setattr(evaluate, "load_engine", lambda *arguments: engine)
     params = load(PARAMS, [*SET, *more])
-    return evaluate.run(params, Path("models/m"), None, None, mode, ["toy"], Path("data/tasks"), Path(out),
-                        Path("metrics/evaluate-m.json"))
+    return evaluate.run(
+        params,
+        Path("models/m"),
+        None,
+        None,
+        mode,
+        ["toy"],
+        Path("data/tasks"),
+        Path(out),
+        Path("metrics/evaluate-m.json"),
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "cot"])
@@ -175,7 +184,7 @@ def test_stop_strings_fit_the_prompts():
     mbpp = {"prompt": '"""\nWrite f.\nassert f() == 1\n"""\n', "entry_point": "f"}
     assert evaluate.stop_strings([mbpp], "plain") == evaluate.STOP_PROGRAM
     assert evaluate.stop_strings([TASK], "cot") == ()
-    assert not any(stop in '\n\ndef f():\n    return 1\n' for stop in evaluate.STOP_PROGRAM)
+    assert not any(stop in "\n\ndef f():\n    return 1\n" for stop in evaluate.STOP_PROGRAM)
 
 
 def test_engines_by_kind_of_model(monkeypatch):

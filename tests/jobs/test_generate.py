@@ -74,9 +74,25 @@ def test_what_cannot_be_is_refused(models, tmp_path):
 
 
 def cli(*arguments, stdin=""):
-    return subprocess.run([sys.executable, "-m", "jobs", "generate", "--params", str(ROOT / "params.yaml"), "--set",
-                           "evaluate.max_tokens=8", *map(str, arguments)], input=stdin, capture_output=True, text=True,
-                          timeout=120, cwd=ROOT, env=os.environ)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "generate",
+            "--params",
+            str(ROOT / "params.yaml"),
+            "--set",
+            "evaluate.max_tokens=8",
+            *map(str, arguments),
+        ],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env=os.environ,
+    )
 
 
 def test_scripts_get_one_object_and_people_get_text(models):

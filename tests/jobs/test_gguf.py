@@ -30,9 +30,17 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 ROOT = Path(__file__).parents[2]
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-TASKS = [{"task_id": f"Toy/{i}", "prompt": f"def f{i}(a):\n    \"\"\"Add {i}.\"\"\"\n", "entry_point": f"f{i}",
-          "setup": "", "tests": [f"assert f{i}(1) == {i + 1}"],
-          "reference": f"def f{i}(a):\n    return a + {i}\n"} for i in range(3)]
+TASKS = [
+    {
+        "task_id": f"Toy/{i}",
+        "prompt": f'def f{i}(a):\n    """Add {i}."""\n',
+        "entry_point": f"f{i}",
+        "setup": "",
+        "tests": [f"assert f{i}(1) == {i + 1}"],
+        "reference": f"def f{i}(a):\n    return a + {i}\n",
+    }
+    for i in range(3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +48,12 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = make_model(folder / "base", dtype="bfloat16")
     write_jsonl(folder / "tasks.jsonl", TASKS)
-    return {"base": base, "untied": make_model(folder / "untied", tie=False), "tasks": folder / "tasks.jsonl",
-            "grpo": make_adapter(base, folder / "grpo", scale=3e-2)}
+    return {
+        "base": base,
+        "untied": make_model(folder / "untied", tie=False),
+        "tasks": folder / "tasks.jsonl",
+        "grpo": make_adapter(base, folder / "grpo", scale=3e-2),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +63,17 @@ def here(tmp_path, monkeypatch):
 
 def params(*types, **limits):
     limit = {"kl": 0.05, "top1": 0.5, "drop": 1.0} | limits
-    return load(ROOT / "params.yaml", [f"gguf.types={json.dumps(types)}", "gguf.max_tokens=24", "gguf.tasks=3",
-                                       f"gguf.limits={json.dumps(dict.fromkeys(types, limit))}",
-                                       "sandbox.require=[]", "sandbox.workers=1"])
+    return load(
+        ROOT / "params.yaml",
+        [
+            f"gguf.types={json.dumps(types)}",
+            "gguf.max_tokens=24",
+            "gguf.tasks=3",
+            f"gguf.limits={json.dumps(dict.fromkeys(types, limit))}",
+            "sandbox.require=[]",
+            "sandbox.workers=1",
+        ],
+    )
 
 
 def run(models, settings, base="base", adapters=("grpo",)):
@@ -76,28 +96,57 @@ def converter():
     if not (cache / SDIST).exists():
         cache.mkdir(parents=True, exist_ok=True)
         try:
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-binary", ":all:", "--no-deps", "-d",
-                            cache, "llama-cpp-python==0.3.36"], check=True, capture_output=True, timeout=240)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "-q",
+                    "--no-binary",
+                    ":all:",
+                    "--no-deps",
+                    "-d",
+                    cache,
+                    "llama-cpp-python==0.3.36",
+                ],
+                check=True,
+                capture_output=True,
+                timeout=240,
+            )
         except (subprocess.SubprocessError, OSError) as error:
             pytest.skip(f"the llama-cpp-python 0.3.36 source archive could not be downloaded ({error})")
     assert hashlib.sha256((cache / SDIST).read_bytes()).hexdigest() == SDIST_SHA256
     root = cache / "llama_cpp_python-0.3.36/vendor/llama.cpp"
     if not (root / "done").exists():
         with tarfile.open(cache / SDIST) as archive:
-            archive.extractall(cache, filter="data", members=[
-                m for m in archive if m.name.startswith("llama_cpp_python-0.3.36/vendor/llama.cpp/")
-                and m.name.split("/")[3] in ("conversion", "convert_hf_to_gguf.py", "gguf-py")])
+            archive.extractall(
+                cache,
+                filter="data",
+                members=[
+                    m
+                    for m in archive
+                    if m.name.startswith("llama_cpp_python-0.3.36/vendor/llama.cpp/")
+                    and m.name.split("/")[3] in ("conversion", "convert_hf_to_gguf.py", "gguf-py")
+                ],
+            )
         (root / "done").touch()
     # The converter knows tokenizers by a hash of what they make of a text, and ours is not among them.
-    script = ("import sys; sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]\n"
-              "import convert_hf_to_gguf as converter\n"
-              "from conversion.base import TextModel\n"
-              "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'qwen2'\n"
-              "converter.main()\n")
+    script = (
+        "import sys; sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]\n"
+        "import convert_hf_to_gguf as converter\n"
+        "from conversion.base import TextModel\n"
+        "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'qwen2'\n"
+        "converter.main()\n"
+    )
 
     def convert(model, kind, out):
-        done = subprocess.run([sys.executable, "-c", script, root, root / "gguf-py", model, "--outtype", kind.lower(),
-                               "--outfile", out], capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            [sys.executable, "-c", script, root, root / "gguf-py", model, "--outtype", kind.lower(), "--outfile", out],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return out
 
@@ -115,8 +164,9 @@ def test_every_tensor_is_the_converters_byte_for_byte(models, converter, base, k
         assert a[name].tensor_type == b[name].tensor_type
         assert list(a[name].shape) == list(b[name].shape)
         assert a[name].data.tobytes() == b[name].data.tobytes(), name
-    mine, other = ({key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
-                   for path in (ours, theirs))
+    mine, other = (
+        {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()} for path in (ours, theirs)
+    )
     different = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
     assert different <= {"general.name", "tokenizer.ggml.add_bos_token", "GGUF.kv_count"}
 
@@ -130,13 +180,18 @@ def test_adapters_are_added_as_the_merge_adds_them(models, kind, tmp_path):
     merged = load_file(tmp_path / "merged/model.safetensors")
     found = read(tmp_path / "direct.gguf")
     for layer in range(2):
-        for ours, theirs in (("attn_q", "self_attn.q_proj"), ("attn_output", "self_attn.o_proj"),
-                             ("ffn_up", "mlp.up_proj")):
+        for ours, theirs in (
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_up", "mlp.up_proj"),
+        ):
             expected = merged[f"model.layers.{layer}.{theirs}.weight"].view(torch.uint8).numpy().tobytes()
             assert found[f"blk.{layer}.{ours}.weight"].data.tobytes() == expected
     untrained = load_file(models["base"] / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    assert not torch.equal(untrained.to(merged["model.layers.0.self_attn.q_proj.weight"].dtype),
-                           merged["model.layers.0.self_attn.q_proj.weight"])
+    assert not torch.equal(
+        untrained.to(merged["model.layers.0.self_attn.q_proj.weight"].dtype),
+        merged["model.layers.0.self_attn.q_proj.weight"],
+    )
 
 
 def test_the_whole_job_writes_checks_and_repeats_itself_byte_for_byte(models, monkeypatch, tmp_path):
@@ -243,13 +298,16 @@ def test_rows_without_a_token_are_padding_and_no_token_is_lost(models, tmp_path)
     assert unused == list(range(max(vocabulary.values()) + 1, 512))
 
 
-@pytest.mark.parametrize(("changed", "says"), [
-    ({"model_type": "llama"}, "llama model"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}}, "rotary"),
-    ({"use_sliding_window": True}, "sliding"),
-    ({"attention_bias": True}, "biases"),
-    ({"hidden_act": "gelu"}, "activation"),
-])
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model_type": "llama"}, "llama model"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}}, "rotary"),
+        ({"use_sliding_window": True}, "sliding"),
+        ({"attention_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "activation"),
+    ],
+)
 def test_a_model_that_llama_cpps_qwen3_is_not_is_refused(models, tmp_path, changed, says):
     base = shutil.copytree(models["base"], tmp_path / "base")
     config = json.loads((base / "config.json").read_text()) | changed
@@ -259,8 +317,10 @@ def test_a_model_that_llama_cpps_qwen3_is_not_is_refused(models, tmp_path, chang
 
 
 def test_an_unknown_tensor_and_a_weight_too_large_are_refused_by_name(models, tmp_path):
-    for name, value, says in (("model.layers.0.extra.weight", 1.0, "is no tensor"),
-                              ("model.layers.0.mlp.up_proj.weight", 1e5, "does not fit float16")):
+    for name, value, says in (
+        ("model.layers.0.extra.weight", 1.0, "is no tensor"),
+        ("model.layers.0.mlp.up_proj.weight", 1e5, "does not fit float16"),
+    ):
         base = shutil.copytree(models["base"], tmp_path / says.replace(" ", "_"))
         held = load_file(base / "model.safetensors")
         held[name] = torch.full((512, 256), value, dtype=torch.bfloat16)
@@ -280,10 +340,23 @@ def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models):
 
 
 def test_a_killed_job_leaves_nothing_that_looks_whole(models, tmp_path):
-    command = [sys.executable, "-m", "jobs", "gguf", "--params", str(ROOT / "params.yaml"), "--base",
-               str(models["base"]), "--adapter", str(models["grpo"]), "--tasks", str(models["tasks"])]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                               stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "gguf",
+        "--params",
+        str(ROOT / "params.yaml"),
+        "--base",
+        str(models["base"]),
+        "--adapter",
+        str(models["grpo"]),
+        "--tasks",
+        str(models["tasks"]),
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("models/.gguf.partial/*.gguf")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -307,7 +380,7 @@ def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
     assert len({c.text for c in first[0]}) > 1
     assert all(c.tokens == 12 or c.finish == "stop" for samples in first for c in samples)
     stop = expected[0][0].text[3:6]
-    (cut,), = generate(prompts[:1], Sampling(max_tokens=20, stop=(stop,)))
+    ((cut,),) = generate(prompts[:1], Sampling(max_tokens=20, stop=(stop,)))
     assert cut.text == expected[0][0].text.split(stop)[0]
     assert cut.finish == "stop"
     with pytest.raises(UsageError, match="do not fit the context"):
@@ -325,7 +398,10 @@ def test_kl_is_kl():
     logits = np.random.default_rng(0).normal(size=(70, 50)).astype(np.float32) * 3
     assert kl(logits, logits).max() < 1e-12
     other = logits + np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
-    expected = torch.nn.functional.kl_div(torch.log_softmax(torch.tensor(other).double(), -1),
-                                          torch.log_softmax(torch.tensor(logits).double(), -1), reduction="none",
-                                          log_target=True).sum(-1)
+    expected = torch.nn.functional.kl_div(
+        torch.log_softmax(torch.tensor(other).double(), -1),
+        torch.log_softmax(torch.tensor(logits).double(), -1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
     np.testing.assert_allclose(kl(logits, other), expected.numpy(), rtol=1e-9)

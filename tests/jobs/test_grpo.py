@@ -15,9 +15,21 @@ from jobs.params import load
 from tests import toy as models
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["grpo.engine=transformers", "grpo.rollout=transformers", "grpo.optimizer=adamw_torch", "grpo.steps=4",
-         "grpo.generations=4", "grpo.batch_size=8", "grpo.gradient_accumulation=1", "grpo.max_completion_length=24",
-         "grpo.learning_rate=0.01", "grpo.log_completions_every=2", "checkpoints.every=2", "sft.lora.rank=8", "sft.lora.alpha=16"]
+SMALL = [
+    "grpo.engine=transformers",
+    "grpo.rollout=transformers",
+    "grpo.optimizer=adamw_torch",
+    "grpo.steps=4",
+    "grpo.generations=4",
+    "grpo.batch_size=8",
+    "grpo.gradient_accumulation=1",
+    "grpo.max_completion_length=24",
+    "grpo.learning_rate=0.01",
+    "grpo.log_completions_every=2",
+    "checkpoints.every=2",
+    "sft.lora.rank=8",
+    "sft.lora.alpha=16",
+]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -33,10 +45,28 @@ def world(tmp_path_factory):
 def grpo(world, out, *settings, check=True):
     out.mkdir(exist_ok=True)
     words = [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
-    return subprocess.run([sys.executable, "-m", "jobs", "grpo", "--params", str(ROOT / "params.yaml"), *words, "--base",
-                           str(world / "models/base"), "--adapter", str(world / "models/sft"), "--tasks",
-                           str(world / "data/tasks/train.jsonl")],
-                          cwd=out, env=ENVIRONMENT, capture_output=True, text=True, check=check)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "grpo",
+            "--params",
+            str(ROOT / "params.yaml"),
+            *words,
+            "--base",
+            str(world / "models/base"),
+            "--adapter",
+            str(world / "models/sft"),
+            "--tasks",
+            str(world / "data/tasks/train.jsonl"),
+        ],
+        cwd=out,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=check,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +82,25 @@ OUTS = ("models/grpo", "plots/grpo.csv", "metrics/grpo.json", "data/grpo/complet
 def test_the_files_are_written_and_the_settings_used_are_the_params(done):
     used = json.loads((done / "models/grpo/trainer.json").read_text())
     params = load(ROOT / "params.yaml", SMALL).grpo
-    expected = {"loss_type": params.loss, "beta": params.beta, "epsilon": params.clip_low, "epsilon_high": params.clip_high,
-                "scale_rewards": params.scale_rewards, "temperature": params.temperature, "top_p": params.top_p,
-                "num_generations": 4, "max_steps": 4, "max_completion_length": 24, "learning_rate": 0.01, "top_k": 0,
-                "num_iterations": 1, "mask_truncated_completions": params.mask_truncated, "weight_decay": params.weight_decay,
-                "vllm_importance_sampling_correction": params.importance_correction, "reward_weights": [0.1, 0.2, 1.0]}
+    expected = {
+        "loss_type": params.loss,
+        "beta": params.beta,
+        "epsilon": params.clip_low,
+        "epsilon_high": params.clip_high,
+        "scale_rewards": params.scale_rewards,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "num_generations": 4,
+        "max_steps": 4,
+        "max_completion_length": 24,
+        "learning_rate": 0.01,
+        "top_k": 0,
+        "num_iterations": 1,
+        "mask_truncated_completions": params.mask_truncated,
+        "weight_decay": params.weight_decay,
+        "vllm_importance_sampling_correction": params.importance_correction,
+        "reward_weights": [0.1, 0.2, 1.0],
+    }
     assert {k: used[k] for k in expected} == expected
     rows = read_jsonl(done / "data/grpo/completions.jsonl")
     assert [row["step"] for row in rows] == [1] * 8 + [2] * 8 + [4] * 8
@@ -103,12 +147,20 @@ def test_exchanged_groups_carry_every_tensor_along():
 
     from jobs.grpo_trainer import exchanged, live_groups
 
-    output = {"prompt_ids": torch.tensor([[1, 1]] * 4), "completion_ids": torch.tensor([[5, 6, 7]] * 4),
-              "completion_mask": torch.ones(4, 3, dtype=torch.long), "advantages": torch.tensor([0.0, 0, 1, -1]),
-              "num_items_in_batch": torch.tensor(12)}
-    extra = {"prompt_ids": torch.tensor([[2, 2, 2]] * 2), "completion_ids": torch.tensor([[8], [9]]),
-             "completion_mask": torch.ones(2, 1, dtype=torch.long), "advantages": torch.tensor([0.5, -0.5]),
-             "num_items_in_batch": torch.tensor(2)}
+    output = {
+        "prompt_ids": torch.tensor([[1, 1]] * 4),
+        "completion_ids": torch.tensor([[5, 6, 7]] * 4),
+        "completion_mask": torch.ones(4, 3, dtype=torch.long),
+        "advantages": torch.tensor([0.0, 0, 1, -1]),
+        "num_items_in_batch": torch.tensor(12),
+    }
+    extra = {
+        "prompt_ids": torch.tensor([[2, 2, 2]] * 2),
+        "completion_ids": torch.tensor([[8], [9]]),
+        "completion_mask": torch.ones(2, 1, dtype=torch.long),
+        "advantages": torch.tensor([0.5, -0.5]),
+        "num_items_in_batch": torch.tensor(2),
+    }
     assert live_groups(output, 2).tolist() == [False, True]
     result = exchanged(output, extra, [(0, 0)], 2, pad_token_id=0)
     assert result["prompt_ids"].tolist() == [[2, 2, 2], [2, 2, 2], [0, 1, 1], [0, 1, 1]]
@@ -118,12 +170,18 @@ def test_exchanged_groups_carry_every_tensor_along():
     assert output["advantages"].tolist() == [0, 0, 1, -1], "the original is left alone"
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    (["grpo.batch_size=10"], r"grpo.batch_size x grpo.gradient_accumulation is 10, not a multiple of grpo.generations \(4\)"),
-    (["grpo.batch_size=64"], "has 6 tasks, a step needs 16"),
-    (["grpo.rollout=vllm", "grpo.importance_correction=true"], "grpo.top_p must be 1"),
-    (["grpo.engine=unsloth"], "grpo.rollout must be vllm"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["grpo.batch_size=10"],
+            r"grpo.batch_size x grpo.gradient_accumulation is 10, not a multiple of grpo.generations \(4\)",
+        ),
+        (["grpo.batch_size=64"], "has 6 tasks, a step needs 16"),
+        (["grpo.rollout=vllm", "grpo.importance_correction=true"], "grpo.top_p must be 1"),
+        (["grpo.engine=unsloth"], "grpo.rollout must be vllm"),
+    ],
+)
 def test_shapes_that_an_engine_would_change_in_silence_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):
         check(load(ROOT / "params.yaml", [*SMALL, *settings]).grpo, 6, Path("train.jsonl"))

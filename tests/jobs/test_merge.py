@@ -100,11 +100,14 @@ def test_retention_is_what_it_says(base, small, tmp_path):
     assert 0.3 < result["retention"] < 0.8, "bfloat16 is known to lose about half of so small an update"
 
 
-@pytest.mark.parametrize(("values", "least"), [
-    ({"dtype": "float16"}, 0.998),
-    ({"dtype": "bfloat16", "rounding": "stochastic"}, 0.97),
-    ({"dtype": "float32"}, 0.999999),
-])
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        ({"dtype": "float16"}, 0.998),
+        ({"dtype": "bfloat16", "rounding": "stochastic"}, 0.97),
+        ({"dtype": "float32"}, 0.999999),
+    ],
+)
 def test_other_storage_keeps_a_small_update(base, small, tmp_path, values, least):
     assert least <= run(base, [small], **values)["retention"] < 1.03
 
@@ -206,15 +209,38 @@ def big_base(folder, mib=128):
 
 
 def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
-    script = ("import sys\nfrom jobs.__main__ import main\nmain(sys.argv[1:], standalone_mode=False)\n"
-              "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
+    script = (
+        "import sys\nfrom jobs.__main__ import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
     peaks = []
     for mib in (32, 256):
         base = big_base(tmp_path / str(mib), mib)
-        done = subprocess.run([sys.executable, "-c", script, "merge", "--params", str(ROOT / "params.yaml"), "--base",
-                               str(base), "--adapter", str(adapter), "--out", "out", "--metrics", "m.json", "--plot",
-                               "p.csv"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                              capture_output=True, timeout=200)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                script,
+                "merge",
+                "--params",
+                str(ROOT / "params.yaml"),
+                "--base",
+                str(base),
+                "--adapter",
+                str(adapter),
+                "--out",
+                "out",
+                "--metrics",
+                "m.json",
+                "--plot",
+                "p.csv",
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            text=True,
+            capture_output=True,
+            timeout=200,
+        )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert peaks[1] < 128
@@ -224,11 +250,28 @@ def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(adapter, tmp_path, how):
     base = big_base(tmp_path)
-    command = [sys.executable, "-m", "jobs", "merge", "--params", str(ROOT / "params.yaml"), "--base", str(base),
-               "--adapter", str(adapter), "--out", "out", "--metrics", "m.json", "--plot", "p.csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "merge",
+        "--params",
+        str(ROOT / "params.yaml"),
+        "--base",
+        str(base),
+        "--adapter",
+        str(adapter),
+        "--out",
+        "out",
+        "--metrics",
+        "m.json",
+        "--plot",
+        "p.csv",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     partial = tmp_path / ".out.partial/model.safetensors"
     deadline = time.monotonic() + 60
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -243,15 +286,23 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(a
     assert not (tmp_path / ".out.partial").exists()
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), [
-    (["--adapter", "nowhere"], 2, "nowhere"),
-    ([], 2, "--adapter"),
-    (["--adapter", ".", "--set", "merge.dtype=int8"], 2, "merge.dtype"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--adapter", "nowhere"], 2, "nowhere"),
+        ([], 2, "--adapter"),
+        (["--adapter", ".", "--set", "merge.dtype=int8"], 2, "merge.dtype"),
+    ],
+)
 def test_bad_usage_is_one_clear_line(base, tmp_path, arguments, code, says):
-    done = subprocess.run([sys.executable, "-m", "jobs", "merge", "--params", str(ROOT / "params.yaml"), "--base",
-                           str(base), *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "merge", "--params", str(ROOT / "params.yaml"), "--base", str(base), *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr

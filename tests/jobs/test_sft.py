@@ -12,8 +12,20 @@ from jobs.files import sha256, write_jsonl
 from tests import toy as models
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--set", "sft.engine=transformers", "--set", "sft.optimizer=adamw_torch", "--set", "sft.epochs=2",
-         "--set", "sft.learning_rate=0.01", "--set", "checkpoints.every=2", "--set", "checkpoints.keep=2"]
+SMALL = [
+    "--set",
+    "sft.engine=transformers",
+    "--set",
+    "sft.optimizer=adamw_torch",
+    "--set",
+    "sft.epochs=2",
+    "--set",
+    "sft.learning_rate=0.01",
+    "--set",
+    "checkpoints.every=2",
+    "--set",
+    "checkpoints.keep=2",
+]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -21,16 +33,37 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     models.make_model(folder / "models/base")
-    rows = [{"prompt": f"def f{i}(x):\n", "answer": schema.render(f"add {i}", f"def f{i}(x): return x + {i}")} for i in range(8)]
+    rows = [
+        {"prompt": f"def f{i}(x):\n", "answer": schema.render(f"add {i}", f"def f{i}(x): return x + {i}")}
+        for i in range(8)
+    ]
     write_jsonl(folder / "examples.jsonl", rows)
     return folder
 
 
 def sft(world, out, *arguments, check=True):
     out.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, "-m", "jobs", "sft", "--params", str(ROOT / "params.yaml"), *SMALL, "--base",
-                           str(world / "models/base"), "--examples", str(world / "examples.jsonl"), *arguments],
-                          cwd=out, env=ENVIRONMENT, capture_output=True, text=True, check=check)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "sft",
+            "--params",
+            str(ROOT / "params.yaml"),
+            *SMALL,
+            "--base",
+            str(world / "models/base"),
+            "--examples",
+            str(world / "examples.jsonl"),
+            *arguments,
+        ],
+        cwd=out,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=check,
+    )
 
 
 def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
@@ -41,16 +74,32 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
     for name in ("models/sft", "plots/sft.csv", "metrics/sft.json"):
         assert sha256(first / name) == sha256(second / name), name
     config = json.loads((first / "models/sft/adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (32, 16, ["k_proj", "o_proj", "q_proj", "v_proj"])
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (
+        32,
+        16,
+        ["k_proj", "o_proj", "q_proj", "v_proj"],
+    )
 
 
 def test_the_settings_used_are_the_params(world, tmp_path):
     """What the trainer resolved is compared with params, since engines change defaults in silence."""
     sft(world, tmp_path)
     used = json.loads((tmp_path / "models/sft/trainer.json").read_text())
-    expected = {"learning_rate": 0.01, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "weight_decay": 0.01,
-                "num_train_epochs": 2, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "max_grad_norm": 1.0,
-                "optim": "adamw_torch", "seed": 3407, "completion_only_loss": True, "packing": False, "max_length": 2048}
+    expected = {
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "weight_decay": 0.01,
+        "num_train_epochs": 2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "seed": 3407,
+        "completion_only_loss": True,
+        "packing": False,
+        "max_length": 2048,
+    }
     assert {k: used[k] for k in expected} == expected
     assert str(tmp_path) not in json.dumps(used)
 

@@ -21,10 +21,29 @@ PARAMS = load(ROOT / "params.yaml", ["tasks.toy=null"])
 
 def collect(folder: Path, *assignments: str, sources: Path = DATA) -> subprocess.CompletedProcess:
     words = [word for assignment in assignments for word in ("--set", assignment)]
-    return subprocess.run([sys.executable, "-m", "jobs", "tasks", "--params", str(ROOT / "params.yaml"), "--sources",
-                           str(sources), "--out", "tasks", "--metrics", "metrics.json", *words], cwd=folder,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
-                          check=False)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "tasks",
+            "--params",
+            str(ROOT / "params.yaml"),
+            "--sources",
+            str(sources),
+            "--out",
+            "tasks",
+            "--metrics",
+            "metrics.json",
+            *words,
+        ],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
@@ -38,7 +57,13 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
     assert digests[0] == digests[1]
     folder = tmp_path / "one/tasks"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "benchmarks.jsonl", "contamination.jsonl", "distill.jsonl", "left_out.jsonl", "toy.jsonl", "train.jsonl"]
+        "benchmarks.jsonl",
+        "contamination.jsonl",
+        "distill.jsonl",
+        "left_out.jsonl",
+        "toy.jsonl",
+        "train.jsonl",
+    ]
     counts = {name: len(read_jsonl(folder / f"{name}.jsonl")) for name in ("distill", "train", "toy", "left_out")}
     assert counts == {"distill": 8, "train": 6, "toy": 5, "left_out": 0}
 
@@ -56,21 +81,43 @@ def test_bad_params_and_missing_sources_end_in_one_line(tmp_path):
 
 
 def test_a_task_whose_reference_fails_is_left_out_and_listed():
-    good = {"task_id": "T/1", "prompt": "", "entry_point": "f", "setup": "", "tests": ["assert f(2) == 4"],
-            "reference": "def f(x): return x * x", "source": "here", "license": "MIT"}
-    bad = [good | {"task_id": "T/2", "reference": "def f(x): return x"},
-           good | {"task_id": "T/3", "reference": "def f(x):\n    while True: pass"},
-           good | {"task_id": "T/4", "reference": "import os\nos._exit(0)"},
-           good | {"task_id": "T/5", "base_input": [[1]], "plus_input": [], "atol": 0, "contract": "",
-                   "reference": "def f(x): raise MemoryError"},
-           good | {"task_id": "T/6", "entry_point": ""},
-           good | {"task_id": "T/7", "setup": "from os import path"}]
+    good = {
+        "task_id": "T/1",
+        "prompt": "",
+        "entry_point": "f",
+        "setup": "",
+        "tests": ["assert f(2) == 4"],
+        "reference": "def f(x): return x * x",
+        "source": "here",
+        "license": "MIT",
+    }
+    bad = [
+        good | {"task_id": "T/2", "reference": "def f(x): return x"},
+        good | {"task_id": "T/3", "reference": "def f(x):\n    while True: pass"},
+        good | {"task_id": "T/4", "reference": "import os\nos._exit(0)"},
+        good
+        | {
+            "task_id": "T/5",
+            "base_input": [[1]],
+            "plus_input": [],
+            "atol": 0,
+            "contract": "",
+            "reference": "def f(x): raise MemoryError",
+        },
+        good | {"task_id": "T/6", "entry_point": ""},
+        good | {"task_id": "T/7", "setup": "from os import path"},
+    ]
     with Sandbox(workers=1, timeout=1.0) as sandbox:
         kept, left_out = tasks.check("distill", [good, *bad], sandbox)
     assert kept == [good]
     assert {row["task_id"]: row["reason"] for row in left_out} == {
-        "T/2": "reference", "T/3": "reference", "T/4": "reference", "T/5": "reference", "T/6": "entry_point",
-        "T/7": "setup"}
+        "T/2": "reference",
+        "T/3": "reference",
+        "T/4": "reference",
+        "T/5": "reference",
+        "T/6": "entry_point",
+        "T/7": "setup",
+    }
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark files in ../shared/data")

@@ -77,10 +77,15 @@ def test_an_output_that_cannot_be_written_is_named():
         pass
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    (b'{"a": 1}\n{"a": ', "line 2 is not valid JSON"), (b'{"a": 1}\nnonsense\n{"a": 2}\n', "line 2 is not valid JSON"),
-    (b"[1]\n", "line 1 is not a JSON object"), (b'{"a": "\xff"}\n', "line 1"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"a": 1}\n{"a": ', "line 2 is not valid JSON"),
+        (b'{"a": 1}\nnonsense\n{"a": 2}\n', "line 2 is not valid JSON"),
+        (b"[1]\n", "line 1 is not a JSON object"),
+        (b'{"a": "\xff"}\n', "line 1"),
+    ],
+)
 def test_a_broken_line_is_named_by_number(text, said):
     Path("rows.jsonl").write_bytes(text)
     with pytest.raises(JobError, match=f"rows.jsonl: {said}"):

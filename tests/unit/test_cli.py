@@ -14,12 +14,19 @@ HEAVY = ("torch", "transformers", "trl", "peft", "numpy", "datasets", "evalplus"
 @pytest.mark.parametrize("job", ["", *JOBS])
 def test_help_names_the_job_and_imports_nothing_heavy(job):
     """--help must be instant; what makes it slow is an import at the top of a file."""
-    code = ("import sys, runpy; sys.argv = ['jobs', *sys.argv[1:]]\n"
-            "try: runpy.run_module('jobs', run_name='__main__')\n"
-            "except SystemExit as stop: assert not stop.code, stop.code\n"
-            f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code, *([job] if job else []), "--help"], cwd=ROOT, capture_output=True,
-                          text=True, check=True)
+    code = (
+        "import sys, runpy; sys.argv = ['jobs', *sys.argv[1:]]\n"
+        "try: runpy.run_module('jobs', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *([job] if job else []), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "HEAVY []" in done.stdout
     assert not job or f"jobs {job}" in done.stdout
 
@@ -31,8 +38,14 @@ def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, tmp
     (tmp_path / "data/distill/examples.jsonl").touch()
     (tmp_path / "data/tasks/train.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = subprocess.run([sys.executable, "-m", "jobs", job, "--dry-run", "--params", str(ROOT / "params.yaml")],
-                          cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", job, "--dry-run", "--params", str(ROOT / "params.yaml")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"models/{job}" in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -47,9 +60,11 @@ def test_sigterm_ends_with_143():
     """A stopped container gets SIGTERM; what a job holds is then released as on Ctrl-C."""
     import signal
 
-    code = "import runpy, sys, threading, time; import jobs.params, jobs.sft\n" \
-           "jobs.params.load = lambda *a: (print('ready', flush=True), time.sleep(60))\n" \
-           "sys.argv = ['jobs', 'sft']; runpy.run_module('jobs', run_name='__main__')"
+    code = (
+        "import runpy, sys, threading, time; import jobs.params, jobs.sft\n"
+        "jobs.params.load = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+        "sys.argv = ['jobs', 'sft']; runpy.run_module('jobs', run_name='__main__')"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)

@@ -59,8 +59,9 @@ def rows(name):
 @pytest.mark.parametrize("n", [8, 13])
 def test_planted_copies_of_the_real_benchmarks_are_found(n):
     humaneval = {row["task_id"]: [row["prompt"], row["canonical_solution"]] for row in rows("HumanEvalPlus.jsonl.gz")}
-    planted = {f"copy of {task}": [f"An exercise.\n{prompt.upper()}\n# The end"]
-               for task, (prompt, _) in humaneval.items()}
+    planted = {
+        f"copy of {task}": [f"An exercise.\n{prompt.upper()}\n# The end"] for task, (prompt, _) in humaneval.items()
+    }
     found = {(overlap.text, overlap.benchmark) for overlap in overlaps(planted, humaneval, n)}
     assert {(f"copy of {task}", task) for task in humaneval} <= found
 

@@ -24,8 +24,16 @@ def with_settings(**changes):
 
 
 def task(i: int, prompt: str = "") -> dict:
-    return {"task_id": f"T/{i}", "prompt": prompt or f"task number {i}", "entry_point": f"f{i}", "setup": "",
-            "tests": [], "reference": "", "source": "here", "license": "MIT"}
+    return {
+        "task_id": f"T/{i}",
+        "prompt": prompt or f"task number {i}",
+        "entry_point": f"f{i}",
+        "setup": "",
+        "tests": [],
+        "reference": "",
+        "source": "here",
+        "license": "MIT",
+    }
 
 
 def code(i: int, salt: str = "") -> str:
@@ -43,37 +51,49 @@ def examined(text: str, settings=None, **changes) -> tuple[str, str]:
 RIGHT = schema.render(REASONING, code(1))
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    (RIGHT, ""),
-    (RIGHT.lower(), ""),
-    (RIGHT + "\nI hope this helps.", "tags"),
-    ("Sure! " + RIGHT, "tags"),
-    (RIGHT.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), "tags"),
-    (RIGHT + RIGHT, "tags"),
-    ("", "tags"),
-    (schema.render("Short.", code(1)), "length"),
-    (schema.render("x" * 4001, code(1)), "length"),
-    (schema.render(REASONING, "f1=id"), "length"),
-    (schema.render(REASONING, code(1) + "#" * 4000), "length"),
-    (schema.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
-    (schema.render(REASONING, "def f1(:\n    return 1"), "syntax"),
-    (schema.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
-    (schema.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
-    (schema.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
-    (schema.render(REASONING, code(2)), "entry_point"),
-    (schema.render(REASONING, "class A:\n    def f1(self):\n        return 1"), "entry_point"),
-    (schema.render(REASONING, "if True:\n    pass\n    f1()"), "entry_point"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (RIGHT, ""),
+        (RIGHT.lower(), ""),
+        (RIGHT + "\nI hope this helps.", "tags"),
+        ("Sure! " + RIGHT, "tags"),
+        (RIGHT.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), "tags"),
+        (RIGHT + RIGHT, "tags"),
+        ("", "tags"),
+        (schema.render("Short.", code(1)), "length"),
+        (schema.render("x" * 4001, code(1)), "length"),
+        (schema.render(REASONING, "f1=id"), "length"),
+        (schema.render(REASONING, code(1) + "#" * 4000), "length"),
+        (schema.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
+        (schema.render(REASONING, "def f1(:\n    return 1"), "syntax"),
+        (schema.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
+        (schema.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
+        (schema.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
+        (schema.render(REASONING, code(2)), "entry_point"),
+        (schema.render(REASONING, "class A:\n    def f1(self):\n        return 1"), "entry_point"),
+        (schema.render(REASONING, "if True:\n    pass\n    f1()"), "entry_point"),
+    ],
+)
 def test_reasons_seen_without_running(text, reason):
     assert examined(text)[0] == reason
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
-    ({"finish": "length"}, "truncated"), ({"finish": "content_filter"}, "truncated"), ({"finish": ""}, "truncated"),
-    ({"model": "gpt-0-mini"}, "model"), ({"model": ""}, "model"), ({"model": "deepseek-reasoner2"}, "model"),
-    ({"model": "deepseek-reasoner-2026-01-31"}, ""), ({"error": "too_large"}, "too_large"),
-    ({"error": "malformed"}, "malformed"), ({"error": "refused"}, "refused"),
-])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"finish": "length"}, "truncated"),
+        ({"finish": "content_filter"}, "truncated"),
+        ({"finish": ""}, "truncated"),
+        ({"model": "gpt-0-mini"}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": "deepseek-reasoner2"}, "model"),
+        ({"model": "deepseek-reasoner-2026-01-31"}, ""),
+        ({"error": "too_large"}, "too_large"),
+        ({"error": "malformed"}, "malformed"),
+        ({"error": "refused"}, "refused"),
+    ],
+)
 def test_reasons_in_the_response(changes, reason):
     assert examined(RIGHT, **changes)[0] == reason
 
@@ -85,13 +105,16 @@ def test_every_reason_is_counted():
         distill.REASONS["infrastructure_error"]  # that one ends the job
 
 
-@pytest.mark.parametrize(("change", "duplicate"), [
-    (lambda text: text, True),
-    (lambda text: text.replace("f1", "another_name"), True),
-    (lambda text: text + "\n    # end", True),
-    (lambda text: text.replace("  ", "    "), True),
-    (lambda text: "def f1():\n    return sum([3, 5]) * len('abc') + max(7, 9)", False),
-])
+@pytest.mark.parametrize(
+    ("change", "duplicate"),
+    [
+        (lambda text: text, True),
+        (lambda text: text.replace("f1", "another_name"), True),
+        (lambda text: text + "\n    # end", True),
+        (lambda text: text.replace("  ", "    "), True),
+        (lambda text: "def f1():\n    return sum([3, 5]) * len('abc') + max(7, 9)", False),
+    ],
+)
 def test_near_duplicates(change, duplicate):
     collection = distill.Collection(0.9, distill.Benchmarks(13))
     for i in (1, 2):
@@ -105,14 +128,24 @@ def test_near_duplicates(change, duplicate):
 
 
 def test_an_answer_that_repeats_a_benchmark(tmp_path):
-    (tmp_path / "benchmarks.jsonl").write_text(json.dumps(
-        {"task_id": "HumanEval/0", "reference": "def g(a):\n    return sorted(a)[0]",
-         "prompt": "Check if in given list of numbers, are any two numbers closer to each other"}) + "\n")
+    (tmp_path / "benchmarks.jsonl").write_text(
+        json.dumps(
+            {
+                "task_id": "HumanEval/0",
+                "reference": "def g(a):\n    return sorted(a)[0]",
+                "prompt": "Check if in given list of numbers, are any two numbers closer to each other",
+            }
+        )
+        + "\n"
+    )
     benchmarks = distill.Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
     repeats = "Now: check if, in GIVEN list of numbers, are any two numbers closer to each one?"
-    for reasoning, program, reason in ((repeats, code(1), "contaminated"), (REASONING, code(1), ""),
-                                       (REASONING, f'def f1():\n    """{repeats}"""', "contaminated"),
-                                       (" ".join(repeats.split()[5:]), code(1), "")):
+    for reasoning, program, reason in (
+        (repeats, code(1), "contaminated"),
+        (REASONING, code(1), ""),
+        (REASONING, f'def f1():\n    """{repeats}"""', "contaminated"),
+        (" ".join(repeats.split()[5:]), code(1), ""),
+    ):
         collection = distill.Collection(0.9, benchmarks)
         candidate = distill.Candidate(task(1), 0, {})
         candidate.answer = schema.Answer(reasoning, program)
@@ -166,8 +199,9 @@ class NoResponses:
 def collected(what: dict, tasks: list[dict], settings, seed: int):
     asked = FakeTeacher(what, random.Random(seed))
     try:
-        collection = asyncio.run(distill.collect(tasks, settings, distill.Benchmarks(13), NoResponses(), asked,
-                                                 FakeSandbox()))
+        collection = asyncio.run(
+            distill.collect(tasks, settings, distill.Benchmarks(13), NoResponses(), asked, FakeSandbox())
+        )
         return asked, collection, ""
     except JobError as error:
         return asked, None, str(error)
@@ -178,10 +212,18 @@ def collected(what: dict, tasks: list[dict], settings, seed: int):
 def test_the_shortest_beginning_of_the_sequence_whatever_the_order(data):
     many, attempts = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 3))
     wanted = data.draw(st.integers(1, many))
-    what = {(i, a): data.draw(st.sampled_from(["right", "right", "tags", "failed"]))
-            for a in range(attempts) for i in range(many)}
-    chosen = with_settings(examples=wanted, attempts=attempts, concurrency=data.draw(st.integers(1, 8)),
-                           patience=data.draw(st.sampled_from([3, 1000])), similarity=1.0)
+    what = {
+        (i, a): data.draw(st.sampled_from(["right", "right", "tags", "failed"]))
+        for a in range(attempts)
+        for i in range(many)
+    }
+    chosen = with_settings(
+        examples=wanted,
+        attempts=attempts,
+        concurrency=data.draw(st.integers(1, 8)),
+        patience=data.draw(st.sampled_from([3, 1000])),
+        similarity=1.0,
+    )
     # The plain loop, one request after the other.
     accepted, sequence, in_a_row = [], [], 0
     for place in ((i, a) for a in range(attempts) for i in range(many)):
@@ -217,8 +259,10 @@ def test_the_budgets_are_never_exceeded(concurrency):
     assert len(asked.asked) == 20
     assert "the budget ended before there were 50 examples; 20 examples from 20 answers" in error
 
-    cost = sum(teacher.read(r, teacher.response(r, schema.render(REASONING, code(1)))).tokens_out for r in
-               [teacher.request(few, "task number 1", 0)])
+    cost = sum(
+        teacher.read(r, teacher.response(r, schema.render(REASONING, code(1)))).tokens_out
+        for r in [teacher.request(few, "task number 1", 0)]
+    )
     tight = with_settings(examples=50, attempts=1, concurrency=concurrency, max_tokens=500, max_total_tokens=6000)
     asked, collection, error = collected(what, tasks, tight, 1)
     assert collection is None
@@ -236,13 +280,18 @@ def test_a_failing_sandbox_ends_the_job():
     chosen = with_settings(examples=3, concurrency=2)
     asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
     with pytest.raises(JobError, match="the sandbox failed on T/0: out of memory"):
-        asyncio.run(distill.collect([task(i) for i in range(5)], chosen, distill.Benchmarks(13), NoResponses(), asked,
-                                    Broken()))
+        asyncio.run(
+            distill.collect([task(i) for i in range(5)], chosen, distill.Benchmarks(13), NoResponses(), asked, Broken())
+        )
 
 
 def test_the_card_is_made_of_the_numbers():
-    asked, collection, _ = collected({(i, 0): "right" if i % 2 else "tags" for i in range(10)},
-                                     [task(i) for i in range(10)], with_settings(examples=4, attempts=1), 1)
+    asked, collection, _ = collected(
+        {(i, 0): "right" if i % 2 else "tags" for i in range(10)},
+        [task(i) for i in range(10)],
+        with_settings(examples=4, attempts=1),
+        1,
+    )
     chosen = with_settings(examples=4)
     metrics = distill.metrics_of(collection, chosen)
     assert metrics["requests"] == len(asked.asked) == 8

@@ -100,8 +100,12 @@ PIECES = ["<SOLUTION>", "</SOLUTION>", "</END_WORKING_OUT>", "```", "```python\n
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(max_size=300) | st.lists(st.sampled_from(PIECES), max_size=25).map("".join),
-       st.sampled_from(["plain", "cot"]), st.booleans(), st.sampled_from([PROMPT, MBPP, "", "Not Python: ("]))
+@given(
+    st.text(max_size=300) | st.lists(st.sampled_from(PIECES), max_size=25).map("".join),
+    st.sampled_from(["plain", "cot"]),
+    st.booleans(),
+    st.sampled_from([PROMPT, MBPP, "", "Not Python: ("]),
+)
 def test_no_text_breaks_it(text, mode, truncated, prompt):
     extraction = extract(text, prompt, "area", mode, truncated)
     assert extraction == extract(text, prompt, "area", mode, truncated)

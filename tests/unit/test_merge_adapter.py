@@ -21,8 +21,11 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
-    return {"tied": make_model(folder / "tied"), "untied": make_model(folder / "untied", tie=False),
-            "bf16": make_model(folder / "bf16", dtype="bfloat16")}
+    return {
+        "tied": make_model(folder / "tied"),
+        "untied": make_model(folder / "untied", tie=False),
+        "bf16": make_model(folder / "bf16", dtype="bfloat16"),
+    }
 
 
 def ours(base, adapters, dtype, out, tied=None):
@@ -55,8 +58,11 @@ OPTIONS = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "mlp": {"target_modules": MLP, "rank": 32},
-    "patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 3, r"layers.1.self_attn.v_proj": 5},
-                 "alpha_pattern": {"layers.0.self_attn.k_proj": 40, r".*v_proj": 7}},
+    "patterns": {
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 3, r"layers.1.self_attn.v_proj": 5},
+        "alpha_pattern": {"layers.0.self_attn.k_proj": 40, r".*v_proj": 7},
+    },
     "pattern_names_the_whole_path": {"rank_pattern": {"^model.layers.0.self_attn.q_proj": 2}},
     "gaussian": {"init_lora_weights": "gaussian"},
     "some_layers": {"layers_to_transform": [1]},
@@ -93,8 +99,9 @@ def test_in_float32_equal_to_peft_up_to_the_order_of_its_sums(tmp_path, bases):
 
 def test_several_adapters_are_one_sum_in_float32(tmp_path, bases):
     """PEFT merges one after the other; in float32 that is the same sum, up to the last bit of its products."""
-    adapters = [make_adapter(bases["bf16"], tmp_path / str(seed), seed=seed, scale=2e-3, rank=4 + seed)
-                for seed in range(3)]
+    adapters = [
+        make_adapter(bases["bf16"], tmp_path / str(seed), seed=seed, scale=2e-3, rank=4 + seed) for seed in range(3)
+    ]
     expected = pefts(bases["bf16"], adapters)
     for key, tensor in ours(bases["bf16"], adapters, "F32", tmp_path / "out").items():
         torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2.0**-26)
@@ -105,16 +112,22 @@ def test_several_adapters_are_one_sum_in_float32(tmp_path, bases):
         (one_by_one / "config.json").write_bytes((bases["bf16"] / "config.json").read_bytes())
     at_once = ours(bases["bf16"], adapters, "BF16", tmp_path / "at_once")
     cast = load_file(one_by_one / "model.safetensors")
-    error = {name: sum(float((t[key].float() - expected[key]).square().sum()) for key in t)
-             for name, t in (("at once", at_once), ("cast between", cast))}
+    error = {
+        name: sum(float((t[key].float() - expected[key]).square().sum()) for key in t)
+        for name, t in (("at once", at_once), ("cast between", cast))
+    }
     assert error["at once"] < 0.9 * error["cast between"]
 
 
-@pytest.mark.parametrize("options", [
-    {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
-    {"modules_to_save": ["lm_head"]},
-    {"modules_to_save": ["embed_tokens", "lm_head", "norm"]},
-], ids=["lora_on_embeddings", "saved_head", "saved_embeddings_and_norm"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ],
+    ids=["lora_on_embeddings", "saved_head", "saved_embeddings_and_norm"],
+)
 def test_embeddings_and_saved_modules_as_peft_does(tmp_path, bases, options):
     adapter = make_adapter(bases["untied"], tmp_path / "adapter", **options)
     expected = pefts(bases["untied"], [adapter])
@@ -155,22 +168,25 @@ def edited(adapter, **changed):
     return adapter
 
 
-@pytest.mark.parametrize(("changed", "says"), [
-    ({"use_dora": True}, "use_dora"),
-    ({"peft_type": "LOHA"}, "LOHA"),
-    ({"init_lora_weights": "pissa"}, "pissa"),
-    ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
-    ({"init_lora_weights": "olora"}, "olora"),
-    ({"init_lora_weights": "loftq"}, "loftq"),
-    ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-    ({"lora_bias": True}, "lora_bias"),
-    ({"layer_replication": [[0, 2]]}, "layer_replication"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    ({"target_parameters": ["x"]}, "target_parameters"),
-    ({"alora_invocation_tokens": [1]}, "alora"),
-    ({"a_key_of_next_year": 3}, "a_key_of_next_year"),
-    ({"r": 16}, "rank 8"),
-])
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
+        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [1]}, "alora"),
+        ({"a_key_of_next_year": 3}, "a_key_of_next_year"),
+        ({"r": 16}, "rank 8"),
+    ],
+)
 def test_what_the_sum_does_not_obey_is_refused_by_name(tmp_path, bases, changed, says):
     adapter = edited(make_adapter(bases["tied"], tmp_path / "adapter"), **changed)
     with pytest.raises(JobError, match=says):
@@ -185,10 +201,14 @@ def test_a_real_dora_adapter_is_refused(tmp_path, bases):
         changes(edited(adapter, use_dora=False), tensors_of(bases["tied"]), tied=True)
 
 
-@pytest.mark.parametrize("options", [
-    {"target_modules": ["embed_tokens"]},
-    {"modules_to_save": ["embed_tokens"]},
-], ids=["lora", "saved"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["lora", "saved"],
+)
 def test_one_half_of_a_tied_pair_is_refused(tmp_path, bases, options):
     adapter = make_adapter(bases["tied"], tmp_path / "adapter", **options)
     file = adapter / "adapter_model.safetensors"
@@ -198,13 +218,16 @@ def test_one_half_of_a_tied_pair_is_refused(tmp_path, bases, options):
         changes(adapter, tensors_of(bases["tied"]), tied=True)
 
 
-@pytest.mark.parametrize(("name", "shape", "says"), [
-    ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", (8, 256), "no B beside"),
-    ("base_model.model.model.layers.0.mlp.extra.weight", (2, 2), "does not have"),
-    ("base_model.model.model.norm.weight", (3,), "shape"),
-    ("model.norm.weight", (256,), "not a tensor of a PEFT adapter"),
-    ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", (256,), "not supported"),
-])
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", (8, 256), "no B beside"),
+        ("base_model.model.model.layers.0.mlp.extra.weight", (2, 2), "does not have"),
+        ("base_model.model.model.norm.weight", (3,), "shape"),
+        ("model.norm.weight", (256,), "not a tensor of a PEFT adapter"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", (256,), "not supported"),
+    ],
+)
 def test_a_tensor_that_fits_nothing_is_refused(tmp_path, bases, name, shape, says):
     adapter = make_adapter(bases["tied"], tmp_path / "adapter")
     file = adapter / "adapter_model.safetensors"

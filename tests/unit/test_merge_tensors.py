@@ -24,19 +24,22 @@ def entry(start, end, dtype="F32", shape=None):
     return {"dtype": dtype, "shape": shape or [(end - start) // 4], "data_offsets": [start, end]}
 
 
-@pytest.mark.parametrize(("entries", "data", "length", "says"), [
-    (b"", b"", 1 << 60, "not a safetensors file"),
-    (b"{", b"", None, "broken"),
-    (b"[1]", b"", None, "broken"),
-    ({"a": {"dtype": "F32", "shape": [1]}}, b"abcd", None, "broken"),
-    ({"a": {"dtype": "F32", "shape": 7, "data_offsets": [0, 4]}}, b"abcd", None, "broken"),
-    ({"a": entry(0, 4, "Q4")}, b"abcd", None, "unknown type"),
-    ({"a": entry(0, 8)}, b"abcd", None, "bytes long"),
-    ({"a": entry(0, 4)}, b"abcdefgh", None, "bytes long"),
-    ({"a": entry(0, 8), "b": entry(4, 12)}, b"x" * 12, None, "starts at byte"),
-    ({"a": entry(0, 4), "b": entry(8, 12)}, b"x" * 12, None, "starts at byte"),
-    ({"a": entry(0, 4, shape=[2])}, b"x" * 4, None, "bytes long"),
-])
+@pytest.mark.parametrize(
+    ("entries", "data", "length", "says"),
+    [
+        (b"", b"", 1 << 60, "not a safetensors file"),
+        (b"{", b"", None, "broken"),
+        (b"[1]", b"", None, "broken"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, b"abcd", None, "broken"),
+        ({"a": {"dtype": "F32", "shape": 7, "data_offsets": [0, 4]}}, b"abcd", None, "broken"),
+        ({"a": entry(0, 4, "Q4")}, b"abcd", None, "unknown type"),
+        ({"a": entry(0, 8)}, b"abcd", None, "bytes long"),
+        ({"a": entry(0, 4)}, b"abcdefgh", None, "bytes long"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, b"x" * 12, None, "starts at byte"),
+        ({"a": entry(0, 4), "b": entry(8, 12)}, b"x" * 12, None, "starts at byte"),
+        ({"a": entry(0, 4, shape=[2])}, b"x" * 4, None, "bytes long"),
+    ],
+)
 def test_a_broken_file_is_refused_by_name(tmp_path, entries, data, length, says):
     path = write(tmp_path / "model.safetensors", entries, data, length)
     with pytest.raises(JobError, match=says) as caught:
@@ -75,8 +78,28 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tmp_path):
 
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
-EDGES = np.array([0.0, -0.0, 1e-45, -1e-40, 2.0**-24, 2.0**-25, 3 * 2.0**-25, 2.0**-14, 6.1e-5, 65504, 65519.99,
-                  1 + 2.0**-8, 1 + 2.0**-9, 1 + 3 * 2.0**-9, -3.3895e38, 1.0039062, 1.0039063], np.float32)
+EDGES = np.array(
+    [
+        0.0,
+        -0.0,
+        1e-45,
+        -1e-40,
+        2.0**-24,
+        2.0**-25,
+        3 * 2.0**-25,
+        2.0**-14,
+        6.1e-5,
+        65504,
+        65519.99,
+        1 + 2.0**-8,
+        1 + 2.0**-9,
+        1 + 3 * 2.0**-9,
+        -3.3895e38,
+        1.0039062,
+        1.0039063,
+    ],
+    np.float32,
+)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

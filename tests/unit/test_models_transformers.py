@@ -37,7 +37,7 @@ def test_greedy_decoding_equals_transformers_own(model):
     answers = engine.load(model)(PROMPTS, Sampling(max_tokens=25))
     for prompt, [answer] in zip(PROMPTS, answers, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")
-        out = net.generate(**ids, max_new_tokens=25, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1]:]
+        out = net.generate(**ids, max_new_tokens=25, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
         assert answer.text == tokenizer.decode(out, skip_special_tokens=True)
         assert answer.tokens == len(out)
         assert answer.finish == ("stop" if int(out[-1]) == tokenizer.eos_token_id else "length")

@@ -39,7 +39,9 @@ def removed(values, path):
 PATHS = [p for p in leaves(VALUES) if "limits" not in p and "extra_body" not in p]
 
 
-@pytest.mark.parametrize("overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("data/*/params.yaml"))])
+@pytest.mark.parametrize(
+    "overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("data/*/params.yaml"))]
+)
 def test_every_params_file_of_the_repository_loads(overlay):
     values = merged(VALUES, read_yaml(ROOT / overlay)) if overlay else VALUES
     assert check(values, "params.yaml").seed == 3407
@@ -51,7 +53,12 @@ def test_the_real_run_is_the_published_one():
     assert g.batch_size * g.gradient_accumulation // g.generations == 4
     assert (g.steps, g.generations, g.temperature, g.top_p) == (188, 16, 0.9, 0.95)
     assert (g.learning_rate, g.warmup_ratio, g.weight_decay, g.optimizer) == (5e-6, 0.1, 0.1, "adamw_8bit")
-    assert (g.rewards.format, g.rewards.reasoning, g.rewards.reasoning_characters, g.rewards.correctness) == (0.1, 0.2, 500, 1)
+    assert (g.rewards.format, g.rewards.reasoning, g.rewards.reasoning_characters, g.rewards.correctness) == (
+        0.1,
+        0.2,
+        500,
+        1,
+    )
     s = params.sft
     assert (s.learning_rate, s.batch_size, s.epochs, s.lora.rank, s.lora.alpha) == (2e-4, 2, 3, 32, 16)
     assert params.base.revision == "906bfd4b4dc7f14ee4320094d8b41684abff8539"
@@ -73,9 +80,20 @@ def test_an_unknown_key_is_named(section):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(PATHS), st.one_of(
-    st.none(), st.booleans(), st.integers(-10**30, 10**30), st.floats(), st.text(max_size=30), st.binary(max_size=8),
-    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2), st.dates()))
+@given(
+    st.sampled_from(PATHS),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**30), 10**30),
+        st.floats(),
+        st.text(max_size=30),
+        st.binary(max_size=8),
+        st.lists(st.integers(), max_size=3),
+        st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+        st.dates(),
+    ),
+)
 def test_any_value_anywhere_is_taken_or_refused_by_name(path, value):
     try:
         params = check(replaced(VALUES, path, value), "p.yaml")
@@ -94,11 +112,19 @@ def test_any_bytes_are_a_file_or_a_usage_error(tmp_path_factory, data):
         load(path)
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    (b"\xff\xfe\x00", "not UTF-8"), (b"seed: [", "not valid YAML"), (b"- 1", "not a mapping"), (b"", "not a mapping"),
-    (b"a: &a [*a]", "Extra inputs"), (b"!!python/object:os.system {}", "not valid YAML"), (b"[" * 20000, "not valid YAML"),
-    (b"seed: 2020-99-99x\n? [a]\n: b", "YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"seed: [", "not valid YAML"),
+        (b"- 1", "not a mapping"),
+        (b"", "not a mapping"),
+        (b"a: &a [*a]", "Extra inputs"),
+        (b"!!python/object:os.system {}", "not valid YAML"),
+        (b"[" * 20000, "not valid YAML"),
+        (b"seed: 2020-99-99x\n? [a]\n: b", "YAML"),
+    ],
+)
 def test_broken_files(tmp_path, text, said):
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
@@ -120,13 +146,21 @@ def test_a_revision_that_is_not_40_hex_digits_is_refused(revision):
 
 def test_set_overrides_one_key_and_is_checked():
     assert load(ROOT / "params.yaml", ["grpo.learning_rate=1.0e-5", "base.toy=null"]).grpo.learning_rate == 1e-5
-    for assignment, said in (("grpo.nonsense=1", r"grpo\.nonsense"), ("nonsense.x=1", "no section"), ("seed", "not of the form"),
-                             ("grpo.steps=0", r"grpo\.steps"), ("seed=[", "not a YAML value"), ("grpo.steps=ten", r"grpo\.steps")):
+    for assignment, said in (
+        ("grpo.nonsense=1", r"grpo\.nonsense"),
+        ("nonsense.x=1", "no section"),
+        ("seed", "not of the form"),
+        ("grpo.steps=0", r"grpo\.steps"),
+        ("seed=[", "not a YAML value"),
+        ("grpo.steps=ten", r"grpo\.steps"),
+    ):
         with pytest.raises(UsageError, match=said):
             load(ROOT / "params.yaml", [assignment])
 
 
-@pytest.mark.parametrize("arguments", [["--set", "grpo.steps=0"], ["--params", "absent.yaml"], ["--base", "absent"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--set", "grpo.steps=0"], ["--params", "absent.yaml"], ["--base", "absent"], ["--nonsense"]]
+)
 def test_a_job_ends_with_code_2_and_no_traceback(arguments):
     done = subprocess.run([sys.executable, "-m", "jobs", "sft", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -135,8 +169,13 @@ def test_a_job_ends_with_code_2_and_no_traceback(arguments):
 
 
 def test_print_params_shows_the_sections_the_job_reads():
-    done = subprocess.run([sys.executable, "-m", "jobs", "sft", "--print-params", "--set", "seed=7"], cwd=ROOT,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "sft", "--print-params", "--set", "seed=7"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     shown = yaml.safe_load(done.stdout)
     assert shown["seed"] == 7
     assert "sft" in shown and "grpo" not in shown

@@ -80,8 +80,11 @@ def test_every_params_key_exists(stage):
 def test_paths_in_the_command_are_dependencies_or_outputs(stage):
     """A path that a command names but DVC does not know would change unseen."""
     parts = definition(stage)
-    known = [next(iter(p)) if isinstance(p, dict) else p
-             for kind in ("deps", "outs", "metrics", "plots") for p in parts.get(kind, [])]
+    known = [
+        next(iter(p)) if isinstance(p, dict) else p
+        for kind in ("deps", "outs", "metrics", "plots")
+        for p in parts.get(kind, [])
+    ]
     for word in command(stage).split():
         if "/" in word and not word.startswith(("docker/", "--")):
             assert any(word == k or k.startswith(word + "/") or word.startswith(k + "/") for k in known), word

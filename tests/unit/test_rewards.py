@@ -13,8 +13,15 @@ GOOD = schema.render("12345", "def f(): pass")
 
 
 def verdict(status="failed", passed=1, total=4):
-    return Verdict(status=status, tests_passed=passed, tests_total=total, base_passed=None, plus_passed=None, error="why",
-                   seconds=0.0)
+    return Verdict(
+        status=status,
+        tests_passed=passed,
+        tests_total=total,
+        base_passed=None,
+        plus_passed=None,
+        error="why",
+        seconds=0.0,
+    )
 
 
 class Sandbox:
@@ -42,10 +49,17 @@ def test_format_and_reasoning():
     assert reasoning_of("x" * 99, 10) == 0, "length without the format earns nothing"
 
 
-@pytest.mark.parametrize(("status", "passed", "total", "fraction", "strict"), [
-    ("passed", 4, 4, 1.0, 1.0), ("failed", 1, 4, 0.25, 0.0), ("timeout", 3, 4, 0.75, 0.0), ("crashed", 0, 4, 0.0, 0.0),
-    ("invalid", 0, 0, 0.0, 0.0), ("infrastructure_error", 0, 4, None, None),
-])
+@pytest.mark.parametrize(
+    ("status", "passed", "total", "fraction", "strict"),
+    [
+        ("passed", 4, 4, 1.0, 1.0),
+        ("failed", 1, 4, 0.25, 0.0),
+        ("timeout", 3, 4, 0.75, 0.0),
+        ("crashed", 0, 4, 0.0, 0.0),
+        ("invalid", 0, 0, 0.0, 0.0),
+        ("infrastructure_error", 0, 4, None, None),
+    ],
+)
 def test_correctness(status, passed, total, fraction, strict):
     v = verdict(status, passed, total)
     assert correctness_of(v, False) == fraction

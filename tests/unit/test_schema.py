@@ -11,13 +11,25 @@ def test_a_good_answer_is_parsed_and_stripped():
     assert schema.parse(schema.render("a", "b")) == schema.Answer("a", "b")
 
 
-@pytest.mark.parametrize("bad", [
-    "", "def f(): pass", "x" + GOOD, GOOD + "x", GOOD + GOOD, GOOD.replace("</SOLUTION>", ""),
-    GOOD.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), GOOD.replace("<SOLUTION>", "<SOLUTION><SOLUTION>"),
-    GOOD.replace("think", "think <SOLUTION> no </SOLUTION>"), GOOD.replace("think", "</END_WORKING_OUT>"),
-    GOOD.replace("\n<SOLUTION>", "\nand so\n<SOLUTION>"), GOOD.replace("<SOLUTION>", "< SOLUTION>"),
-    "\n".join(reversed(GOOD.split("\n"))), GOOD[:-1],
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "def f(): pass",
+        "x" + GOOD,
+        GOOD + "x",
+        GOOD + GOOD,
+        GOOD.replace("</SOLUTION>", ""),
+        GOOD.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
+        GOOD.replace("<SOLUTION>", "<SOLUTION><SOLUTION>"),
+        GOOD.replace("think", "think <SOLUTION> no </SOLUTION>"),
+        GOOD.replace("think", "</END_WORKING_OUT>"),
+        GOOD.replace("\n<SOLUTION>", "\nand so\n<SOLUTION>"),
+        GOOD.replace("<SOLUTION>", "< SOLUTION>"),
+        "\n".join(reversed(GOOD.split("\n"))),
+        GOOD[:-1],
+    ],
+)
 def test_anything_else_is_refused(bad):
     assert schema.parse(bad) is None
 
@@ -37,10 +49,20 @@ def test_every_tag_is_in_the_system_prompt_once():
         assert schema.SYSTEM_PROMPT.count(tag) == 1
 
 
-@pytest.mark.parametrize(("code", "found"), [
-    ("def f(): pass", True), ("async def f(): pass", True), ("class f: pass", True), ("f = lambda: 0", True),
-    ("from m import f", True), ("import x as f", True), ("def g():\n    def f(): pass", False), ("f()", False), ("", False),
-])
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f(): pass", True),
+        ("async def f(): pass", True),
+        ("class f: pass", True),
+        ("f = lambda: 0", True),
+        ("from m import f", True),
+        ("import x as f", True),
+        ("def g():\n    def f(): pass", False),
+        ("f()", False),
+        ("", False),
+    ],
+)
 def test_defines(code, found):
     assert schema.defines(code, "f") is found
 

@@ -32,7 +32,11 @@ def splits(**changes) -> dict[str, list[dict]]:
 def test_every_source_has_the_same_format_and_no_task_is_in_two_splits():
     records = splits()
     assert {name: len(rows) for name, rows in records.items()} == {
-        "distill": 596, "train": 300, "mbpp": 78, "humaneval": 164}
+        "distill": 596,
+        "train": 300,
+        "mbpp": 78,
+        "humaneval": 164,
+    }
     seen = Counter(task["task_id"] for rows in records.values() for task in rows)
     assert set(seen.values()) == {1}
     for name, rows in records.items():
@@ -100,18 +104,21 @@ def test_overlaps_are_dropped_from_training_and_never_from_benchmarks():
     assert len([task_id for task_id in dropped if task_id.startswith("Mbpp/")]) < 200
 
 
-@pytest.mark.parametrize(("code", "tests", "name"), [
-    ("def f(x): return x", ["assert f(1) == 1"], "f"),
-    ("def g(x): return x\ndef f(x): return g(x)", ["assert f(1) == g(1)", "assert f(2) == 2"], "f"),
-    ("def g(x): return x\ndef f(x): return x", ["assert f(g(1)) == 1", "assert f(g(2)) == 2"], "f"),
-    ("def f(x): return x", ["assert set(f([1])) == {1}", "assert math.isclose(f(1.0), 1.0)"], "f"),
-    ("class Pair:\n  pass\ndef f(x): return x", ["assert f([Pair()]) == 1"], "f"),
-    ("def f(x): return x", ["assert g(1) == 1"], ""),
-    ("def f(x): return x\ndef g(x): return x", ["assert f(1) == 1", "assert g(1) == 1"], ""),
-    ("def f(x: return x", ["assert f(1) == 1"], ""),
-    ("def f(x): return x", ["assert f(1 == 1"], ""),
-    ("def f(x): return x", [], ""),
-])
+@pytest.mark.parametrize(
+    ("code", "tests", "name"),
+    [
+        ("def f(x): return x", ["assert f(1) == 1"], "f"),
+        ("def g(x): return x\ndef f(x): return g(x)", ["assert f(1) == g(1)", "assert f(2) == 2"], "f"),
+        ("def g(x): return x\ndef f(x): return x", ["assert f(g(1)) == 1", "assert f(g(2)) == 2"], "f"),
+        ("def f(x): return x", ["assert set(f([1])) == {1}", "assert math.isclose(f(1.0), 1.0)"], "f"),
+        ("class Pair:\n  pass\ndef f(x): return x", ["assert f([Pair()]) == 1"], "f"),
+        ("def f(x): return x", ["assert g(1) == 1"], ""),
+        ("def f(x): return x\ndef g(x): return x", ["assert f(1) == 1", "assert g(1) == 1"], ""),
+        ("def f(x: return x", ["assert f(1) == 1"], ""),
+        ("def f(x): return x", ["assert f(1 == 1"], ""),
+        ("def f(x): return x", [], ""),
+    ],
+)
 def test_entry_points(code, tests, name):
     assert tasks.entry_point(code, tests) == name
 
@@ -126,8 +133,10 @@ def write(path: Path, text: str) -> None:
 @needs_data
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_changed_file_is_refused_by_its_hash(tmp_path, suffix):
-    for name, load_rows in (("MbppPlus", lambda: tasks.evalplus_rows("MbppPlus", PARAMS.tasks.mbpp_plus, tmp_path)),
-                            ("mbpp", lambda: tasks.mbpp_rows(PARAMS.tasks.mbpp, tmp_path))):
+    for name, load_rows in (
+        ("MbppPlus", lambda: tasks.evalplus_rows("MbppPlus", PARAMS.tasks.mbpp_plus, tmp_path)),
+        ("mbpp", lambda: tasks.mbpp_rows(PARAMS.tasks.mbpp, tmp_path)),
+    ):
         text = gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()).decode()
         path = tmp_path / f"{name}.jsonl{suffix}"
         write(path, text)
@@ -150,12 +159,21 @@ def test_evalplus_override_paths_stand_in_for_the_download(tmp_path):
         path = tmp_path / f"{name}.jsonl"
         path.write_bytes(gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()))
         environment[variable] = str(path)
-    program = ("from pathlib import Path\nfrom jobs import tasks\nfrom jobs.params import load\n"
-               f"p = load(Path({str(ROOT / 'params.yaml')!r})).tasks\nnowhere = Path('nowhere')\n"
-               "print(len(tasks.evalplus_rows('HumanEvalPlus', p.humaneval_plus, nowhere)),"
-               " len(tasks.evalplus_rows('MbppPlus', p.mbpp_plus, nowhere)))")
-    done = subprocess.run([sys.executable, "-c", program], env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120, check=False)
+    program = (
+        "from pathlib import Path\nfrom jobs import tasks\nfrom jobs.params import load\n"
+        f"p = load(Path({str(ROOT / 'params.yaml')!r})).tasks\nnowhere = Path('nowhere')\n"
+        "print(len(tasks.evalplus_rows('HumanEvalPlus', p.humaneval_plus, nowhere)),"
+        " len(tasks.evalplus_rows('MbppPlus', p.mbpp_plus, nowhere)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout == "164 378\n", done.stderr
 
 
@@ -163,8 +181,11 @@ def test_a_download_that_fails_says_so_in_one_line(tmp_path, monkeypatch):
     from evalplus.data import humaneval, utils
 
     monkeypatch.setattr(humaneval, "HUMANEVAL_OVERRIDE_PATH", None)
-    monkeypatch.setattr(utils, "get_dataset_metadata", lambda name, version, mini:
-                        ("http://127.0.0.1:9/x.jsonl.gz", str(tmp_path / "cached.jsonl")))
+    monkeypatch.setattr(
+        utils,
+        "get_dataset_metadata",
+        lambda name, version, mini: ("http://127.0.0.1:9/x.jsonl.gz", str(tmp_path / "cached.jsonl")),
+    )
     with pytest.raises(JobError, match=r"http://127\.0\.0\.1:9/x\.jsonl\.gz: cannot be fetched"):
         tasks.evalplus_rows("HumanEvalPlus", PARAMS.tasks.humaneval_plus, tmp_path)
     assert not (tmp_path / "cached.jsonl").exists()
@@ -176,8 +197,12 @@ def test_the_hub_s_rows_are_those_of_the_published_file(tmp_path, monkeypatch):
     from datasets import Dataset, Features, List, Value
 
     text, texts = Value("string"), List(Value("string"))
-    features = Features({name: Value("int32") if name == "task_id" else texts if name.endswith("list") else text
-                         for name in tasks.MBPP_FIELDS})
+    features = Features(
+        {
+            name: Value("int32") if name == "task_id" else texts if name.endswith("list") else text
+            for name in tasks.MBPP_FIELDS
+        }
+    )
     rows = tasks.mbpp_rows(PARAMS.tasks.mbpp, DATA)
     folder = tmp_path / PARAMS.tasks.mbpp.repo
     (folder / "full").mkdir(parents=True)

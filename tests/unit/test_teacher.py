@@ -23,12 +23,21 @@ SECRET = "sk-very-secret-0123456789"
 
 
 def distill(url: str = "http://127.0.0.1:9/v1", *assignments: str):
-    return load(PARAMS, [f"distill.base_url={url}", "distill.api_key_env=FAKE_TEACHER_KEY", "distill.timeout=2.0",
-                         "distill.retries=3", *assignments]).distill
+    return load(
+        PARAMS,
+        [
+            f"distill.base_url={url}",
+            "distill.api_key_env=FAKE_TEACHER_KEY",
+            "distill.timeout=2.0",
+            "distill.retries=3",
+            *assignments,
+        ],
+    ).distill
 
 
 def ask(settings, *prompts: str, key: str | None = SECRET) -> list[dict]:
     """The responses to prompts asked one after the other by one client."""
+
     async def work() -> list[dict]:
         client = teacher.Teacher(settings)
         try:
@@ -134,9 +143,11 @@ def test_the_key_is_sent_and_seen_nowhere_else(caplog, monkeypatch):
 
 def refuse_with_key(refusal):
     """An endpoint whose error message repeats the key, as some do."""
+
     def echoing(self, request, error):
         error.message += f" (you sent {SECRET})"
         return refusal(self, request, error)
+
     return echoing
 
 
@@ -161,12 +172,19 @@ def test_an_endpoint_without_a_key():
 
 def test_the_body_is_what_the_request_says():
     with TeacherServer({"add": Behaviour(ANSWER)}) as server:
-        settings = distill(server.url, "distill.extra_body={seed: 1, max_tokens: null, max_completion_tokens: 7}",
-                           "distill.temperature=null")
+        settings = distill(
+            server.url,
+            "distill.extra_body={seed: 1, max_tokens: null, max_completion_tokens: 7}",
+            "distill.temperature=null",
+        )
         ask(settings, "add")
         assert server.bodies == [teacher.request(settings, "add", 0)["body"]]
-        assert server.bodies[0] == {"model": "deepseek-reasoner", "messages": schema.messages("add"), "seed": 1,
-                                    "max_completion_tokens": 7}
+        assert server.bodies[0] == {
+            "model": "deepseek-reasoner",
+            "messages": schema.messages("add"),
+            "seed": 1,
+            "max_completion_tokens": 7,
+        }
 
 
 @pytest.mark.parametrize("key", ["model", "messages", "stream", "n"])
@@ -195,9 +213,13 @@ def test_unknown_usage_costs_the_most():
 
 def test_attempts_prompts_models_and_endpoints_have_keys_of_their_own():
     one, other = distill(), distill("http://127.0.0.1:9/v2")
-    keys = [teacher.request_key(teacher.request(one, "add", 0)), teacher.request_key(teacher.request(one, "add", 1)),
-            teacher.request_key(teacher.request(one, "sub", 0)), teacher.request_key(teacher.request(other, "add", 0)),
-            teacher.request_key(teacher.request(distill("http://127.0.0.1:9/v1", "distill.model=x"), "add", 0))]
+    keys = [
+        teacher.request_key(teacher.request(one, "add", 0)),
+        teacher.request_key(teacher.request(one, "add", 1)),
+        teacher.request_key(teacher.request(one, "sub", 0)),
+        teacher.request_key(teacher.request(other, "add", 0)),
+        teacher.request_key(teacher.request(distill("http://127.0.0.1:9/v1", "distill.model=x"), "add", 0)),
+    ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == teacher.request_key(json.loads(json.dumps(teacher.request(distill(), "add", 0))))
 
@@ -232,8 +254,10 @@ def test_recorded_responses_are_checked_by_line(tmp_path):
         teacher.Responses(tmp_path / "responses", recorded)
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), (None, None), ("soon", None),
-                                                ("", None), ("nan", None), ("inf", None)])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), (None, None), ("soon", None), ("", None), ("nan", None), ("inf", None)],
+)
 def test_retry_after(value, seconds):
     assert teacher.retry_after(value) == seconds
 
@@ -243,9 +267,29 @@ def test_retry_after_as_a_date():
     assert teacher.retry_after(formatdate(time.time() - 30, usegmt=True)) == 0.0
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner)
-                    | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "error", "model",
-                                                       "finish_reason", "prompt_tokens", "reasoning", "type"]), inner))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "choices",
+                    "message",
+                    "content",
+                    "usage",
+                    "error",
+                    "model",
+                    "finish_reason",
+                    "prompt_tokens",
+                    "reasoning",
+                    "type",
+                ]
+            ),
+            inner,
+        )
+    ),
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -261,8 +305,19 @@ def test_any_body_is_read_or_refused(value):
     assert reply.tokens_in >= 0
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100000, b'{"choices": null}', b'{"choices": [null]}', b"\xff",
-                                  b'{"choices": [{"message": {"content": 3}}]}', b'{"choices": {"0": {}}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"[" * 100000,
+        b'{"choices": null}',
+        b'{"choices": [null]}',
+        b"\xff",
+        b'{"choices": [{"message": {"content": 3}}]}',
+        b'{"choices": {"0": {}}}',
+    ],
+)
 def test_bodies_that_are_no_completion(body):
     with pytest.raises(ValueError, match=r"\w"):
         teacher.completion(body)

@@ -33,7 +33,7 @@ def test_every_task_is_right_and_every_step_matters():
             for test in record["tests"]:
                 exec(test, namespace)
             for i in range(len(program)):
-                exec(toy.code_of(program[:i] + program[i + 1:]), namespace)
+                exec(toy.code_of(program[:i] + program[i + 1 :]), namespace)
                 assert not all(passes(test, namespace) for test in record["tests"]), (program, i)
 
 
