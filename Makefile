@@ -5,7 +5,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed-$(shell cat docker/cpu.lock docker/build.lock docker/llama.cmake | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke test lint format lock doctor bench precision
+.PHONY: help smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -40,3 +40,16 @@ lock:  ## resolve docker/*.in into docker/*.lock
 
 doctor:  ## what this machine has for a run, and what to do about what is missing
 	docker/doctor
+
+audit: $(INSTALLED)  ## known vulnerabilities in what the locks pin
+	$(VENV)/bin/python docker/audit.py
+
+sbom: $(INSTALLED)  ## a software bill of materials of every image, in reports/images/
+	mkdir -p reports/images
+	for i in train gguf cpu; do tag=$$(docker/build $$i) && $(VENV)/bin/python docker/sbom.py $$i $$tag > reports/images/$$i.cdx.json || exit 1; done
+
+check-containers: $(INSTALLED)  ## images, containment and the smoke run in containers, on a daemon of its own
+	tests/containers/run.sh
+
+check-train-image: $(INSTALLED)  ## build `train` on a stand-in base and import what is in it
+	tests/containers/run.sh train

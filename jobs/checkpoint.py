@@ -134,7 +134,7 @@ def provenance(stage: str, **facts) -> None:
             "cores": os.cpu_count(),
             "gpu": gpu(),
             "image": os.environ.get("JOBS_IMAGE"),
-            "commit": command("git", "rev-parse", "HEAD"),
+            "commit": os.environ.get("JOBS_COMMIT") or command("git", "rev-parse", "HEAD"),
             "packages": versions(),
             **facts,
         },

@@ -70,7 +70,7 @@ class Trainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         """TRL's, in an order that seed and epoch decide: its own would begin with the first epoch's after every resume."""
-        sampler = super()._get_train_sampler(dataset)
+        sampler: Any = super()._get_train_sampler(dataset)
         sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 

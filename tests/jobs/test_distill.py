@@ -52,6 +52,8 @@ SPOILED: dict[str, set[str] | None] = {
     "400": {"refused"},
 }
 
+KILLS = int(os.environ.get("KILLS", "3"))
+
 
 def behaviour(task: dict, way: str, rng: random.Random) -> Behaviour:
     """The teacher's answer to a task, made of its reference solution and spoiled as `way` says."""
@@ -276,8 +278,11 @@ def spoil(records: list[dict], share: float, rng: random.Random) -> tuple[dict[s
     return ways, {task["prompt"]: behaviour(task, ways[task["task_id"]], rng) for task in records}
 
 
-def test_100_real_examples_survive_ten_kills(tmp_path):
-    """A third of the answers is spoiled in some way; ten runs are each killed at a random moment and then resumed."""
+def test_100_real_examples_survive_kills(tmp_path):
+    """A third of the answers is spoiled in some way; runs are each killed at a random moment and then resumed.
+
+    KILLS=10 in the environment makes it the long test.
+    """
     records = real_tasks()
     rng = random.Random(20)
     ways, behaviours = spoil(records, 1 / 3, rng)
@@ -295,7 +300,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
     moments = random.Random(seed)
     print(f"an undisturbed run takes {whole:.1f} s; moments by seed {seed}")
     killed = 0
-    for trial in range(10):
+    for trial in range(KILLS):
         folder = prepare(tmp_path / f"killed-{trial}", records)
         with TeacherServer(behaviours, port=server.server.server_port) as server:
             process = start(folder, server.url, *given)
@@ -319,7 +324,7 @@ def test_100_real_examples_survive_ten_kills(tmp_path):
             }
             assert not [prompt for prompt in again if server.asked[prompt] != asked[prompt]]
             assert server.asked.total() <= check_examples(folder, ways, 100, log + stderr) + 16 + flying
-    assert killed >= 5
+    assert killed >= KILLS // 3
 
 
 def test_no_secret_is_left_and_no_attack_succeeds(tmp_path):

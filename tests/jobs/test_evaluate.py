@@ -220,10 +220,10 @@ def test_a_real_model_through_the_command(here, tmp_path):
                  "--mode", "plain"]  # fmt: skip
     first = CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
     assert first.exit_code == 0
-    before = sha256(Path("evaluations/m-plain"))
+    before = sha256(Path("data/evaluations/m-plain"))
     assert not list(Path(".checkpoints").glob("*/*")), "finished calls would outlive a change of the engine's code"
     CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
-    assert sha256(Path("evaluations/m-plain")) == before
+    assert sha256(Path("data/evaluations/m-plain")) == before
 
 
 def benchmark(name):

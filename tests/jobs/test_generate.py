@@ -69,7 +69,7 @@ def test_what_cannot_be_is_refused(models, tmp_path):
         generate.run(params(), models / "merged", None, " \n", False)
     with pytest.raises(UsageError, match="--adapter"):
         generate.run(params(), models / "grpo-F32.gguf", models / "grpo", PROMPT, False)
-    with pytest.raises(JobError, match="cannot be loaded"):
+    with pytest.raises(JobError, match="no safetensors"):
         list(generate.run(params(), tmp_path, None, PROMPT, False))
 
 
