@@ -32,8 +32,17 @@ def test_nothing_unpickles_and_remote_code_is_off_wherever_a_model_is_loaded(pat
         if not isinstance(node, ast.Call):
             continue
         called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-        assert called not in ("torch.load", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load",
-                              "yaml.load", "yaml.unsafe_load", "marshal.load", "marshal.loads"), called
+        assert called not in (
+            "torch.load",
+            "torch.jit.load",
+            "torch.hub.load",
+            "numpy.load",
+            "np.load",
+            "yaml.load",
+            "yaml.unsafe_load",
+            "marshal.load",
+            "marshal.loads",
+        ), called
         assert given.get("trust_remote_code", "False") == "False"
         assert given.get("allow_pickle", "False") == "False"
         assert given.get("shell", "False") == "False"
@@ -118,13 +127,17 @@ def test_a_pickled_adapter_is_refused(base, adapter, tmp_path, loader):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_models_own_code_is_not_run(base, tmp_path, loader):
-    """Neither a class that config.json names nor one that tokenizer_config.json does: a known type is loaded as itself."""
+    """Neither a class that config.json names nor one of tokenizer_config.json: a known type is loaded as itself."""
     folder = Path(shutil.copytree(base, tmp_path / "base"))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n"
-                                    "from transformers import Qwen3Config as C, Qwen3ForCausalLM as M\n"
-                                    "from transformers import PreTrainedTokenizerFast as T\n")
-    for name, classes in (("config.json", {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}),
-                          ("tokenizer_config.json", {"AutoTokenizer": [None, "evil.T"]})):
+    (folder / "evil.py").write_text(
+        f"open({str(tmp_path / 'marker')!r}, 'w')\n"
+        "from transformers import Qwen3Config as C, Qwen3ForCausalLM as M\n"
+        "from transformers import PreTrainedTokenizerFast as T\n"
+    )
+    for name, classes in (
+        ("config.json", {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}),
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "evil.T"]}),
+    ):
         config = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(config | {"auto_map": classes}))
     loaders()[loader](folder, None)
@@ -138,7 +151,7 @@ def test_a_model_of_no_known_type_is_refused_rather_than_its_code_run(base, tmp_
     config = json.loads((folder / "config.json").read_text())
     auto = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto}))
-    with pytest.raises((JobError, ValueError), match="trust_remote_code|evil"):
+    with pytest.raises((JobError, ValueError), match=r"trust_remote_code|evil"):
         loaders()[loader](folder, None)
     assert not (tmp_path / "marker").exists()
 
