@@ -91,7 +91,7 @@ def test_one_training_param_reruns_from_there_on_only(smoke):
     params["grpo"]["learning_rate"] *= 0.5
     try:
         path.write_text(yaml.safe_dump(params, sort_keys=False))
-        planned = dvc("repro", "--dry")
+        planned = dvc("repro", "--dry", "--force-downstream")
     finally:
         path.write_text(before)
     for stage in ("grpo", "merge@grpo", "evaluate@grpo-cot", "compare", "gguf"):

@@ -144,6 +144,9 @@ def attack(sandbox: Sandbox, world: tuple, code: str) -> list[str]:
         if time.monotonic() - start > 60:
             achieved.append(f"{form}: held the judge for {time.monotonic() - start:.0f} s")
         after = sandbox.run([(task, RIGHT), (task, WRONG)])
+        if any(v.status == "timeout" for v in after):  # a busy machine; harm that stays would time out again
+            time.sleep(1)
+            after = sandbox.run([(task, RIGHT), (task, WRONG)])
         if [v.status for v in after] != ["passed", "failed"]:
             achieved.append(f"{form}: the next: {after}")
     achieved += sorted(harm() - before) + sorted(listener.reached())
