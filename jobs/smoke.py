@@ -108,7 +108,8 @@ def commit(out: Path) -> None:
 
 def report(out: Path, began: float) -> None:
     """The metrics table, a time line of the stages that ran, and where the report is."""
-    for line in table(read_json(out / "metrics" / "compare.json")):
+    compared = out / "metrics" / "compare.json"
+    for line in table(read_json(compared)) if compared.exists() else ():  # targets may stop before it
         click.echo(line)
     stages = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
     click.echo("\nseconds by stage (its last run):")
