@@ -19,7 +19,6 @@ from pathlib import Path
 
 import click
 
-from jobs.cli import log
 from jobs.errors import JobError, UsageError
 from jobs.files import read_json
 
@@ -121,7 +120,6 @@ def report(out: Path, began: float) -> None:
     click.echo(
         f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}"
     )
-    log.debug("laid out in %s", out)
 
 
 def table(compared: dict) -> list[str]:

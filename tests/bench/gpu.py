@@ -28,6 +28,20 @@ GRPO = ["--set", "grpo.steps=8", "--set", "grpo.log_completions_every=0", "--set
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 
+EVALUATE = [
+    "evaluate",
+    "--model",
+    "{model}",
+    "--mode",
+    "cot",
+    "--benchmark",
+    "humaneval",
+    "--benchmarks-dir",
+    "{tasks}",
+    "--set",
+    "evaluate.sampled.n=1",
+]
+
 # name -> job and arguments; {out} is the case's own folder
 CASES = {
     "sft-transformers": ["sft", *SFT, "--set", "sft.engine=transformers", "--out", "{work}/sft"],
@@ -44,32 +58,8 @@ CASES = {
     ],
     "grpo-transformers": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=transformers"],
     "grpo-unsloth": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=unsloth"],
-    "evaluate-cold": [
-        "evaluate",
-        "--model",
-        "{model}",
-        "--mode",
-        "cot",
-        "--benchmark",
-        "humaneval",
-        "--benchmarks-dir",
-        "{tasks}",
-        "--set",
-        "evaluate.sampled.n=1",
-    ],
-    "evaluate-warm": [
-        "evaluate",
-        "--model",
-        "{model}",
-        "--mode",
-        "cot",
-        "--benchmark",
-        "humaneval",
-        "--benchmarks-dir",
-        "{tasks}",
-        "--set",
-        "evaluate.sampled.n=1",
-    ],
+    "evaluate-cold": EVALUATE,
+    "evaluate-warm": EVALUATE,  # again, with the compile caches that the cold one left
     "merge": [
         "merge",
         "--base",

@@ -324,7 +324,7 @@ def test_100_real_examples_survive_kills(tmp_path):
             }
             assert not [prompt for prompt in again if server.asked[prompt] != asked[prompt]]
             assert server.asked.total() <= check_examples(folder, ways, 100, log + stderr) + 16 + flying
-    assert killed >= KILLS // 3
+    assert killed >= KILLS // 2
 
 
 def test_no_secret_is_left_and_no_attack_succeeds(tmp_path):
