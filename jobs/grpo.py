@@ -86,8 +86,10 @@ def run(
         )
         if settings.engine == "unsloth":
             from jobs import unsloth_engine
+            from jobs.rollout import unsloth_engine_options
 
-            model = unsloth_engine.load(params, base, adapter, rollout=True)
+            with unsloth_engine_options(params):
+                model = unsloth_engine.load(params, base, adapter, rollout=True)
         else:
             model = training.load_model(base, params.sft.lora, adapter, params.seed)
         training.check_fits(model, tokenizer, base)
@@ -104,7 +106,15 @@ def run(
             adapter,
             tasks,
             *checkpoint.code(
-                "grpo", "grpo_trainer", "rewards", "rollout", "sandbox", "schema", "training", "unsloth_engine"
+                "grpo",
+                "grpo_trainer",
+                "rewards",
+                "rollout",
+                "sandbox",
+                "schema",
+                "training",
+                "unsloth_engine",
+                "vllm_engine",
             ),
         )
         from jobs.grpo_trainer import Trainer
@@ -123,8 +133,11 @@ def run(
             from jobs.rollout import Rollout
 
             trainer.use_rollout(Rollout(params, base, trainer.model))
+        before = trainer.base_fingerprints()
         training.train(trainer, directory, params.checkpoints.keep)
-        times = trainer.times()
+        if trainer.base_fingerprints() != before:
+            raise JobError("grpo: the base weights changed during training; the adapter would not fit the base")
+        times, step_times = trainer.times(), trainer.step_times()
     with replace_dir(out) as partial:
         training.save_adapter(trainer.model, partial)
         training.save_settings(trainer.args, partial / "trainer.json")
@@ -132,9 +145,12 @@ def run(
     history = training.write_curve(trainer.state.log_history, CURVE, curve)
     result = summary(history)
     write_metrics(metrics, result)
-    checkpoint.provenance("grpo", seconds_by_phase=times)
+    checkpoint.provenance("grpo", seconds_by_phase=times, seconds_of_a_step=step_times)
     log.info(
-        "grpo: reward %.3f -> %.3f; seconds by phase: %s", result["first"]["reward"], result["last"]["reward"], times
+        "grpo: reward %.3f -> %.3f; seconds of a step: %s",
+        result["first"]["reward"],
+        result["last"]["reward"],
+        step_times,
     )
     return result
 

@@ -3,7 +3,9 @@
 import random
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,7 @@ from jobs.errors import JobError, one_line
 from jobs.files import read_jsonl, write_jsonl
 from jobs.params import Grpo
 from jobs.rewards import Scorer
+from jobs.training import fingerprint
 
 if TYPE_CHECKING:
     from jobs.rollout import Rollout
@@ -33,12 +36,14 @@ class Trainer(GRPOTrainer):
     vllm_generation: Any
     args: Any
     num_generations: int
+    sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
     _logs: dict[str, Any]
 
     def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, **options) -> None:
         super().__init__(**options)
         self.scorer, self.grpo, self.directory = scorer, grpo, directory
         self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
         self.trained_logps: torch.Tensor | None = None
 
     def timed(self, phase: str, function, *arguments, **options):
@@ -48,7 +53,9 @@ class Trainer(GRPOTrainer):
         return result
 
     def _generate_single_turn(self, *arguments, **options):
-        return self.timed("rollout", super()._generate_single_turn, *arguments, **options)
+        result = self.timed("rollout", super()._generate_single_turn, *arguments, **options)
+        self.sampled_logps = result[1]
+        return result
 
     def _calculate_rewards(self, *arguments, **options):
         try:
@@ -61,12 +68,22 @@ class Trainer(GRPOTrainer):
     def training_step(self, *arguments, **options):
         return self.timed("step", super().training_step, *arguments, **options)
 
+    def log(self, *arguments, **options) -> None:
+        self.seconds_by_step.append(dict(self.seconds))
+        super().log(*arguments, **options)
+
     def times(self) -> dict[str, float]:
-        """Seconds by phase: what is left of a step after rollout and reward is training."""
-        seconds = dict(self.seconds)
-        whole = seconds.pop("step", 0.0)
-        seconds["train"] = whole - sum(seconds.values())
-        return {k: round(v, 3) for k, v in seconds.items()} | {"waiting_for_verdicts": round(self.scorer.waited, 3)}
+        """Seconds by phase, of the whole run: what is left of a step after rollout and reward is training."""
+        return phases(self.seconds) | {"waiting_for_verdicts": round(self.scorer.waited, 3)}
+
+    def step_times(self) -> dict[str, float]:
+        """Seconds by phase of a step, the median over the run: the first steps compile kernels."""
+        steps = [
+            phases({k: after[k] - before.get(k, 0.0) for k in after})
+            for before, after in pairwise(self.seconds_by_step)
+            if after.get("step") != before.get("step")
+        ]
+        return {k: median(step[k] for step in steps) for k in (steps[0] if steps else ())}
 
     def _get_train_sampler(self, dataset=None):
         """TRL's, in an order that seed and epoch decide: its own would begin with the first epoch's after every resume."""
@@ -78,6 +95,11 @@ class Trainer(GRPOTrainer):
         """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
 
+    def base_fingerprints(self) -> list[dict[str, int]]:
+        """Of the frozen weights, here and in vLLM where it has its own; with Unsloth both are the same memory."""
+        rollout: Any = getattr(self, "vllm_generation", None)
+        return [fingerprint(self.model), *([rollout.fingerprint()] if hasattr(rollout, "fingerprint") else [])]
+
     def _generate(self, prompts: list):
         result = super()._generate(prompts)
         # The tests start here, and run while the trainer computes log-probabilities.
@@ -87,7 +109,7 @@ class Trainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *arguments, **options):
         result = super()._get_per_token_logps_and_entropies(*arguments, **options)
-        # Unsloth returns none here: it fuses log-probabilities and loss in one kernel.
+        # Unsloth returns none here, see measure_logp_difference.
         self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
         return result
 
@@ -104,12 +126,36 @@ class Trainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         self.task_ids = [row["task_id"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
+        if self.grpo.engine == "unsloth":
+            self.measure_logp_difference(output)
         self.log_completions_table()
         if self.grpo.equal_groups == "refill":
             output = self.refilled(output)
         if self.grpo.equal_groups != "keep":
             output = self.without_equal_groups(output)
         return output
+
+    def measure_logp_difference(self, output: dict) -> None:
+        """What `_compute_loss` measures in passing, on the first `batch_size` completions.
+
+        Unsloth fuses log-probabilities and loss in one kernel and drops the sampler's, so these are computed for it. It
+        moves every prompt's padding to the end of its row, so a completion begins `padding` places early.
+        """
+        rows = self.args.per_device_train_batch_size
+        ids, mask = (
+            torch.cat([output[f"prompt_{part}"][:rows], output[f"completion_{part}"][:rows]], dim=1)
+            for part in ("ids", "mask")
+        )
+        width = output["completion_ids"].size(1)
+        with torch.no_grad():
+            logps = super()._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0].float().cpu()
+        padding = (output["prompt_mask"][:rows] == 0).sum(dim=1).tolist()
+        starts = [logps.size(1) - width - n for n in padding]
+        differences = [
+            (row[start : start + len(sampled)] - torch.tensor(sampled)).abs()
+            for row, start, sampled in zip(logps, starts, self.sampled_logps[:rows], strict=True)
+        ]
+        self._metrics["train"]["logp_difference"].append(torch.cat(differences).mean().item())
 
     def refilled(self, output: dict) -> dict:
         """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds."""
@@ -158,6 +204,12 @@ class Trainer(GRPOTrainer):
 
     def logged_completions(self) -> list[dict]:
         return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
+
+
+def phases(seconds: dict[str, float]) -> dict[str, float]:
+    parts = {k: v for k, v in seconds.items() if k != "step"}
+    whole = {"train": seconds.get("step", 0.0) - sum(parts.values())}
+    return {k: round(v, 3) for k, v in (parts | whole).items()}
 
 
 def live_groups(output: dict, size: int) -> torch.Tensor:

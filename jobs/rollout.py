@@ -9,9 +9,12 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.params import Params
+from jobs.vllm_engine import compilation
 
 
 class Rollout:
@@ -19,6 +22,7 @@ class Rollout:
 
     def __init__(self, params: Params, base: Path, model) -> None:
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # building it costs 95 s of every cold start
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
         from vllm import LLM
 
         settings = params.grpo
@@ -28,17 +32,16 @@ class Rollout:
         self.engine = LLM(
             str(base),
             dtype="bfloat16",
-            seed=params.seed,
             enable_lora=True,
             max_loras=1,
             max_lora_rank=params.sft.lora.rank,
             max_model_len=settings.max_prompt_length + settings.max_completion_length,
-            max_num_seqs=settings.batch_size * settings.gradient_accumulation,
             gpu_memory_utilization=settings.gpu_memory,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             load_format="safetensors",
             trust_remote_code=False,
+            **engine_options(params),
         )
 
     def sync_weights(self) -> None:
@@ -76,8 +79,43 @@ class Rollout:
         logprobs = [[[next(iter(token.values())).logprob] for token in c.logprobs] for c in completions]
         return prompts, [list(c.token_ids) for c in completions], logprobs, None
 
+    def fingerprint(self) -> dict[str, int]:
+        """`training.fingerprint` of the base that vLLM holds."""
+        from jobs.training import fingerprint
+
+        return self.engine.apply_model(fingerprint)[0]
+
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def engine_options(params: Params) -> dict[str, Any]:
+    """Settings of vLLM's engine that are the same here and in Unsloth."""
+    sequences = params.grpo.batch_size * params.grpo.gradient_accumulation
+    return {
+        "seed": params.seed,
+        "max_num_seqs": sequences,
+        "compilation_config": compilation(sequences),
+        "lora_target_modules": list(params.sft.lora.targets),  # without: LoRA kernels in every layer, on zeros
+    }
+
+
+@contextlib.contextmanager
+def unsloth_engine_options(params: Params) -> Iterator[None]:
+    """Makes the engine that Unsloth builds take `engine_options`, for which it has no arguments."""
+    import vllm
+
+    original: Any = vllm.LLM
+
+    class Engine(original):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options | engine_options(params))
+
+    vllm.LLM = Engine
+    try:
+        yield
+    finally:
+        vllm.LLM = original
 
 
 def shared_folder(room: Path) -> Path:

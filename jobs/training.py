@@ -61,8 +61,10 @@ def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
         raise JobError(f"{base}: its tokenizer cannot be loaded ({one_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # Unsloth leaves padding out of the loss by its id, and with it would leave out the end of every completion.
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and "pad" in str(t)]
+        tokenizer.pad_token = special[0] if special else tokenizer.eos_token
     return tokenizer
 
 
@@ -220,6 +222,21 @@ def load_adapter(model, path: Path) -> None:
         raise JobError(f"{file}: the adapter cannot be loaded ({one_line(error)})") from error
     if loaded.unexpected_keys:
         raise JobError(f"{path}: the model has no place for {loaded.unexpected_keys[:3]}")
+
+
+def fingerprint(model) -> dict[str, int]:
+    """One number for each frozen tensor: the exclusive or of its bits, taken where the tensor lies.
+
+    Two of them are equal unless a base that must not change has changed, as it does where a trainer merges its adapter
+    into vLLM's weights and takes it out again (trl#6688).
+    """
+    import torch
+
+    return {
+        name: int(torch.hash_tensor(tensor.detach()).cpu().view(torch.int64).item())
+        for name, tensor in model.named_parameters()
+        if not tensor.requires_grad and "lora_" not in name
+    }
 
 
 def watcher(keep: int):

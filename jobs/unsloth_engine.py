@@ -28,7 +28,13 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         else {}
     )
     model, _ = FastLanguageModel.from_pretrained(
-        str(base), max_seq_length=length, dtype=torch.bfloat16, load_in_4bit=False, trust_remote_code=False, **engine
+        str(base),
+        max_seq_length=length,
+        dtype=torch.bfloat16,
+        load_in_4bit=False,
+        trust_remote_code=False,
+        random_state=params.seed,
+        **engine,
     )
     model = FastLanguageModel.get_peft_model(
         model,

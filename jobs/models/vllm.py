@@ -10,7 +10,9 @@ from pathlib import Path
 from jobs.errors import JobError, UsageError
 from jobs.files import read_json
 from jobs.models import Completion, Generate, Sampling, sample_seed
+from jobs.vllm_engine import compilation
 
+SEQUENCES = 512  # decoded at once, at most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
 
 
@@ -50,6 +52,8 @@ def load(
             dtype=dtype,
             gpu_memory_utilization=gpu_memory,
             seed=0,
+            max_num_seqs=SEQUENCES,
+            compilation_config=compilation(SEQUENCES),
             load_format="safetensors",
             trust_remote_code=False,
             **options,

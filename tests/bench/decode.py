@@ -20,9 +20,15 @@ def main() -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
 
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from jobs.vllm_engine import compilation
+
     model, adapter = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     began = time.perf_counter()
-    options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32} if adapter else {}
+    options: dict = {"compilation_config": compilation(SEQUENCES)}
+    if adapter:
+        targets = json.loads(Path(adapter, "adapter_config.json").read_text())["target_modules"]
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32, "lora_target_modules": targets}
     engine = LLM(
         model,
         dtype="bfloat16",

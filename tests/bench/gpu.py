@@ -6,7 +6,9 @@ Reads   --tokenizer  a folder with the Qwen3 tokenizer      --tasks  data/tasks 
 Writes  --out        table.md, results.json and each job's log; the model and the jobs' outputs go to --work
 
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
-steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline with the GPU engines.
+steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline with the GPU engines, and
+`resume` kills its GRPO and lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
+with its notebooks' defaults. Results in --out are kept and added to, so the cases may run in several calls.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +27,13 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 TFLOPS, BANDWIDTH = 790e12, 4.3e12  # an H200's, measured: bf16 matrix products, device-to-device copy
 PARAMETERS, WEIGHTS, KV = 4.02e9, 8.04e9, 147e3  # of the model; bytes; bytes of keys and values a token
-GRPO = ["--set", "grpo.steps=8", "--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
+STEPS = 10  # of GRPO; the base's hashes are compared before the first and after the last
+GRPO = ["--set", f"grpo.steps={STEPS}", "--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
+# What makes the real run fit a card of 40 GB; gpu_memory is a share of the whole card, here of one of 141 GB.
+SMALL = [
+    *("--set", "grpo.batch_size=4", "--set", "grpo.gradient_accumulation=16"),
+    *("--set", "grpo.gradient_checkpointing=true", "--set", "grpo.gpu_memory=0.14"),
+]
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 
@@ -58,6 +67,7 @@ CASES = {
     ],
     "grpo-transformers": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=transformers"],
     "grpo-unsloth": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=unsloth"],
+    "grpo-40gb": ["grpo", *TRAIN, *GRPO, *SMALL, "--set", "grpo.engine=unsloth"],
     "evaluate-cold": EVALUATE,
     "evaluate-warm": EVALUATE,  # again, with the compile caches that the cold one left
     "merge": [
@@ -88,14 +98,15 @@ def main() -> None:
     if not model.exists() and not options.no_model:
         make_model(options.tokenizer, model)
     make_examples(options.tasks / "train.jsonl", options.work / "examples.jsonl")
-    results = {}
+    kept = options.out / "results.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
     for case in options.cases:
         try:
             results[case] = SPECIAL.get(case, run)(case, options, model)
-        except subprocess.CalledProcessError as error:
-            results[case] = {"failed": error.returncode}
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            results[case] = {"failed": str(error)[-120:]}
         print(case, json.dumps(results[case]), flush=True)
-        (options.out / "results.json").write_text(json.dumps(results, indent=2))
+        kept.write_text(json.dumps(results, indent=2))
         (options.out / "table.md").write_text(table(results))
     print(table(results))
 
@@ -186,11 +197,13 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     values = {"model": model, "work": options.work, "tasks": options.tasks.resolve(), "out": folder}
     name, *arguments = (word.format(**values) for word in CASES[case])
     log = options.out / f"{case}.log"
+    hog = Hog(40) if case == "grpo-40gb" else None
     result = job([name, "--params", str(REPO / "params.yaml"), *arguments], folder, log)
+    if hog:
+        result["peak_gib"] = round(result["peak_gib"] - hog.release(), 1)
     facts = json.loads((folder / "reports/provenance" / f"{provenance_of(folder)}.json").read_text())
     if name == "grpo":
-        steps = 8
-        result |= {f"{k}_a_step": round(v / steps, 2) for k, v in facts["seconds_by_phase"].items()}
+        result |= {f"{k}_a_step": round(v, 2) for k, v in facts["seconds_of_a_step"].items()}
         result["logp_difference"] = float(rows(folder / "plots/grpo.csv")[-1]["logp_difference"] or "nan")
     if name == "sft":
         seconds = float(facts["train_seconds"])
@@ -205,6 +218,29 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     if name == "evaluate":
         result |= {f"{k}_seconds": v for k, v in facts["seconds_by_phase"].items()} | {"tokens": facts["tokens"]}
     return result
+
+
+class Hog:
+    """Takes the card's memory but for `free` GiB, from a process of its own."""
+
+    PROGRAM = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(int(free - float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
+free, total = torch.cuda.mem_get_info()
+print((total - free) / 2**30, flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self, free: float) -> None:
+        command = [sys.executable, "-c", self.PROGRAM, str(free)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.gib = float(self.process.stdout.readline())
+
+    def release(self) -> float:
+        """Gives the memory back; returns how much of the card was held, in GiB."""
+        self.process.communicate()
+        return self.gib
 
 
 def provenance_of(folder: Path) -> str:
@@ -246,45 +282,81 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
         },
     )
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    models = ("base", "sft-merged", "grpo-merged")
     for words in (
-        *([] if (folder / "models/base").exists() else [["base"]]),
+        [] if (folder / "models/base").exists() else ["base"],
         ["tasks"],
         ["distill"],
         ["sft"],
         ["grpo"],
-        ["merge", "--adapter", "models/grpo", "--out", "models/grpo-merged"],
-        [
-            "merge",
-            "--adapter",
-            "models/sft",
-            "--out",
-            "models/sft-merged",
-            "--metrics",
-            "metrics/merge-sft.json",
-            "--plot",
-            "plots/merge-sft.csv",
-        ],
         *(
-            [
-                "evaluate",
-                "--model",
-                f"models/{m}",
-                "--mode",
-                "cot",
-                "--out",
-                f"data/evaluations/{m}-cot",
-                "--metrics",
-                f"metrics/{m}.json",
-            ]
-            for m in ("sft-merged", "grpo-merged")
+            f"merge --adapter models/{m} --out models/{m}-merged --metrics metrics/merge-{m}.json "
+            f"--plot plots/merge-{m}.csv".split()
+            for m in ("sft", "grpo")
+        ),
+        *(
+            f"evaluate --model models/{m} --mode cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json".split()
+            for m in models
         ),
     ):
-        job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
-    result: dict = {m: json.loads((folder / f"metrics/{m}.json").read_text()) for m in ("sft-merged", "grpo-merged")}
+        if words:
+            job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
     curve = rows(folder / "plots/grpo.csv")
-    result["logp_difference"] = [curve[0].get("logp_difference"), curve[-1].get("logp_difference")]
-    result["reward"] = [curve[0]["reward"], curve[-1]["reward"]]
-    return result
+    differences = [float(row["logp_difference"]) for row in curve]
+    return {
+        "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/{m}.json") for m in models},
+        "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},
+        "reward": [curve[0]["reward"], curve[-1]["reward"]],
+    }
+
+
+def mean_pass_at_1(metrics: Path) -> float:
+    return json.loads(metrics.read_text())["toy"]["sampled"]["pass@1"]
+
+
+def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """The toy's GRPO with a checkpoint every 5 steps, killed at about step 7, against its unbroken run in `toy`."""
+    folder = options.work / "resume"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(options.work / "toy", folder, ignore=shutil.ignore_patterns(".checkpoints", "grpo*"))
+    words = ["grpo", "--set", "checkpoints.every=5"]
+    command = [sys.executable, "-m", "jobs", *words]
+    environment = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
+    with open(options.out / "resume-killed.log", "w") as log:
+        killed = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        while killed.poll() is None and not list(folder.glob(".checkpoints/grpo/*/checkpoint-5")):
+            time.sleep(0.05)
+        time.sleep(2)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    result = job(words, folder, options.out / "resume.log")
+    unbroken, resumed = (rows(options.work / name / "plots/grpo.csv") for name in ("toy", "resume"))
+    lines = (options.out / "resume.log").read_text().splitlines()
+    return result | {
+        "went_on": [re.sub(".*/", "", line) for line in lines if "resuming from" in line],
+        "same_learning_rates": [r["learning_rate"] for r in unbroken] == [r["learning_rate"] for r in resumed],
+        "reward_last_10": [
+            round(sum(float(r["reward"]) for r in curve[-10:]) / 10, 4) for curve in (unbroken, resumed)
+        ],
+    }
+
+
+def notebook(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """tests/bench/notebook.py: plain Unsloth, as its notebooks set it up, on the same examples and batch."""
+    log = options.out / "sft-notebook.log"
+    with open(log, "w") as file:
+        subprocess.run(
+            [sys.executable, str(REPO / "tests/bench/notebook.py"), str(model), str(options.work / "examples.jsonl")],
+            cwd=options.work,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=400,
+            env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"},
+        )
+    seconds = float(re.findall(r"^TRAIN (\S+)$", log.read_text(), re.M)[-1])
+    tokens = 3 * sum_of_tokens(options.work / "examples.jsonl", model)
+    return {"train_seconds": round(seconds, 1), "tokens_a_second": round(tokens / seconds)}
 
 
 def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
@@ -302,7 +374,7 @@ def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
     return {k: v for part in found for k, v in part.items()}
 
 
-SPECIAL = {"toy": toy, "decode": decode}
+SPECIAL = {"toy": toy, "resume": resume, "decode": decode, "sft-notebook": notebook}
 
 
 def roofline(case: str) -> str:

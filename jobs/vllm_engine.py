@@ -1,0 +1,15 @@
+"""What every vLLM engine here is built with, in evaluation as in GRPO's rollouts."""
+
+
+def compilation(sequences: int) -> dict:
+    """vLLM's own kernels, replayed as CUDA graphs for up to `sequences` at once, without torch.compile.
+
+    torch.compile adds 45 s to every cold start and the same step takes as long with it (tests/bench/gpu.py, `decode`).
+    """
+    stride = 8 if sequences <= 64 else 32
+    sizes = sorted({1, 2, 4, 8, 16, *range(stride, sequences + 1, stride), sequences})
+    return {
+        "mode": 0,
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": [n for n in sizes if n <= sequences],
+    }
