@@ -4,7 +4,7 @@
 def compilation(sequences: int) -> dict:
     """vLLM's own kernels, replayed as CUDA graphs for up to `sequences` at once, without torch.compile.
 
-    torch.compile adds 45 s to every cold start and the same step takes as long with it (tests/bench/gpu.py, `decode`).
+    torch.compile takes 45 s of a cold start, and makes a decode step 3 % faster: 188 GRPO steps do not earn it back.
     """
     stride = 8 if sequences <= 64 else 32
     sizes = sorted({1, 2, 4, 8, 16, *range(stride, sequences + 1, stride), sequences})

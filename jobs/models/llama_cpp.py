@@ -3,9 +3,13 @@
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.errors import JobError, UsageError
 from jobs.models import Completion, Generate, Sampling, sample_seed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Stream = Iterator[tuple[str, int, str | None]]
 
@@ -53,7 +57,16 @@ def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     hold = max((len(stop) for stop in sampling.stop), default=1) - 1
     text, shown = "", 0
-    drawn = model.generate(tokens, temp=sampling.temperature, top_p=sampling.top_p, top_k=0, min_p=0.0)
+    drawn = model.generate(
+        tokens,
+        temp=1.0 if sampling.temperature else 0.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        logits_processor=[lambda _, logits: nucleus(logits, sampling.temperature, sampling.top_p)]
+        if sampling.temperature
+        else None,
+    )
     for count, token in enumerate(drawn, 1):
         ended = llama_cpp.llama_vocab_is_eog(model._model.vocab, token)
         text += decoder.decode(b"" if ended else model.detokenize([token]), ended or count == sampling.max_tokens)
@@ -65,6 +78,22 @@ def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
         if finish:
             return
         shown = until
+
+
+def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "np.ndarray":
+    """(vocabulary,) logits at `temperature`, -inf outside the smallest set of tokens whose probabilities reach `top_p`.
+
+    As transformers and vLLM do it. llama.cpp's own chain cuts at `top_p` before it applies the temperature, which below
+    1 leaves more of the tail: on the toy model two points of pass@1.
+    """
+    import numpy as np
+
+    logits = logits / temperature
+    order = np.argsort(-logits)
+    likely = np.exp(logits[order] - logits[order[0]], dtype=np.float64)
+    likely /= likely.sum()
+    logits[order[np.cumsum(likely) - likely >= top_p]] = -np.inf
+    return logits
 
 
 def whole(pieces: Stream) -> Completion:
