@@ -225,6 +225,15 @@ def test_runtime_local_is_this_python_with_the_arguments_and_its_exit_code(repo)
     assert not (repo.parent / "log").exists()
 
 
+@pytest.mark.parametrize(
+    ("job", "offline"), [("evaluate", "1"), ("merge", "1"), ("tasks", "None"), ("publish", "None")]
+)
+def test_runtime_local_looks_nothing_up_where_a_container_has_no_network(repo, job, offline):
+    (repo / "jobs/__main__.py").write_text("import os; print(os.environ.get('HF_HUB_OFFLINE'))\n")
+    done = launch(repo, "train", job, RUNTIME="local", PYTHON=shutil.which("python3"))
+    assert done.stdout == f"{offline}\n"
+
+
 def test_the_tag_follows_dockerfile_locks_and_base_and_nothing_else(repo):
     def tag(**env):
         done = launch(repo, "cpu", script="docker/build", **env)
