@@ -36,7 +36,7 @@ $(INSTALLED):
 	touch $@
 
 lock:  ## resolve docker/*.in into docker/*.lock
-	UV=$(VENV)/bin/uv docker/lock
+	UV=$(CURDIR)/$(VENV)/bin/uv docker/lock
 
 doctor:  ## what this machine has for a run, and what to do about what is missing
 	docker/doctor

@@ -126,6 +126,9 @@ def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise JobError(f"{base}: {name} holds values that are not finite")
 
 
 def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, seed: int) -> dict[str, Any]:

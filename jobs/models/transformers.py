@@ -100,6 +100,8 @@ def decode(
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
+    if not logits.isfinite().all():
+        raise JobError("the model's logits are not finite: its weights are broken, or too large for its dtype")
     place = {number: i for i, (number, _) in enumerate(distinct)}
     alive = torch.tensor([place[number] for _, number in rows], device=device)
     logits, position = logits[alive], positions[alive, -1]

@@ -277,6 +277,17 @@ def test_an_adapter_of_another_model(world, tmp_path):
 
 
 @pytest.mark.parametrize("job", OUTS)
+def test_a_base_with_a_weight_that_is_no_number(world, tmp_path, job):
+    base = copied(world, tmp_path, "base")
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("1.mlp.down_proj.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    fails(job, world, str(base), name, "not finite", base=base)
+
+
+@pytest.mark.parametrize("job", OUTS)
 def test_a_tokenizer_that_does_not_fit(world, tmp_path, job):
     base = copied(world, tmp_path, "base")
     models.make_tokenizer(base, vocab=600)

@@ -129,3 +129,17 @@ def test_a_prompt_that_does_not_fit_is_refused(model):
 def test_what_is_not_a_model_is_named(tmp_path):
     with pytest.raises(JobError, match=str(tmp_path)):
         engine.load(tmp_path)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused(model, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(JobError, match="not finite"):
+        engine.load(broken)(PROMPTS, Sampling(max_tokens=5))
