@@ -6,8 +6,9 @@ Takes the toy pipeline's base and its real SFT and GRPO adapters (GRPO continues
 update has an RMS of 2e-3, 2e-4 and 2e-5, on that base and on one of random weights ~N(0, 0.02), as a 4B model's are.
 Bases are stored in bfloat16 first, as real ones are. Prints, for each way to store the sum: the share of the update
 kept along its direction, the relative error, the share of weights that did not move, and, for the real adapters, GRPO's
-own part of it and greedy pass@1 on the tasks, computed in float32 whatever the weights are stored in. Not a job: it
-makes nothing that another stage reads.
+own part of it and sampled pass@1 on the tasks, computed in float32 whatever the weights are stored in. Last, what Q4_K_M
+keeps of the smallest update, quantized from the float32 sum and by way of a 16 bit file. Not a job: it makes nothing that
+another stage reads.
 """
 
 import argparse
@@ -60,18 +61,50 @@ def kept(model: Path, base: Path, whole: Path) -> dict[str, float]:
     }
 
 
-def pass_at_1(model: Path, tasks: list[dict], max_tokens: int) -> float:
+def pass_at_1(model: Path, tasks: list[dict], max_tokens: int, samples: int) -> float:
+    """Mean over `samples` a task at temperature 0.8, the same seeds for every model."""
     from jobs.models import transformers
     from jobs.sandbox import Sandbox
 
     generate = transformers.load(model, dtype="float32")
-    answers = generate([chat_prompt(task["prompt"]) for task in tasks], Sampling(max_tokens=max_tokens))
+    sampling = Sampling(max_tokens=max_tokens, n=samples, temperature=0.8, top_p=0.95, seed=0)
+    answers = generate([chat_prompt(task["prompt"]) for task in tasks], sampling)
     programs = [
-        extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution
-        for t, (a,) in zip(tasks, answers, strict=True)
+        (t, extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution)
+        for t, of_task in zip(tasks, answers, strict=True)
+        for a in of_task
     ]
     with Sandbox(timeout=10.0) as sandbox:
-        return sum(v.passed for v in sandbox.run(list(zip(tasks, programs, strict=True)))) / len(tasks)
+        return sum(v.passed for v in sandbox.run(programs)) / len(programs)
+
+
+def quantized(model: Path, adapters: list[Path], folder: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The float32 weights of model + adapters as GGUF names them, and what Q4_K_M makes of them."""
+    import gguf
+
+    from jobs.gguf import quantize, write_gguf
+
+    write_gguf(model, merge.all_changes(model, adapters, True), "F32", folder / "f32.gguf")
+    quantize(folder / "f32.gguf", folder / "q4.gguf", "Q4_K_M")
+
+    def values(file: str) -> dict[str, np.ndarray]:
+        tensors = gguf.GGUFReader(folder / file).tensors
+        return {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64) for t in tensors}
+
+    return values("f32.gguf"), values("q4.gguf")
+
+
+def kept_by_q4(model: Path, base: Path, adapter: Path, folder: Path) -> float:
+    """The share of the adapter's update by which Q4_K_M of `model` differs from Q4_K_M of the base.
+
+    Two quantizations are compared, so that the error which both have falls out.
+    """
+    before, q_before = quantized(base, [], folder)
+    after, _ = quantized(base, [adapter], folder)
+    _, q_after = quantized(model, [adapter] if model == base else [], folder)
+    names = [name for name in before if (before[name] != after[name]).any()]
+    u, s = (np.concatenate([(x[n] - y[n]).ravel() for n in names]) for x, y in ((after, before), (q_after, q_before)))
+    return float(u @ s / (u @ u))
 
 
 def scaled(adapter: Path, out: Path, factor: float) -> Path:
@@ -105,6 +138,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=ROOT / ".smoke/models")
     parser.add_argument("--tasks", type=Path, default=ROOT / ".smoke/data/tasks/toy.jsonl")
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--samples", type=int, default=5, help="a task, for pass@1")
     options = parser.parse_args()
     tasks = read_jsonl(options.tasks)
     sft, grpo = options.models / "sft", options.models / "grpo"
@@ -123,19 +157,33 @@ def main() -> None:
                 for storage in STORAGES:
                     row(str(storage), kept(stored(model, [adapter], storage, folder / "x"), model, whole))
 
+        small = folder / "weights ~N(0, 0.02)-2e-05"
+        print("\n| Q4_K_M of the update of RMS 2e-5 | kept |\n|---|---|")
+        print(f"| from the float32 sum | {kept_by_q4(random, random, small, folder):.1%} |")
+        for storage in STORAGES[1:]:
+            model = stored(random, [small], storage, folder / "x")
+            print(f"| from a {storage} file | {kept_by_q4(model, random, small, folder):.1%} |", flush=True)
+
         whole_sft = stored(base, [sft], Storage("F32"), folder / "whole-sft")
         whole = stored(base, [grpo], Storage("F32"), folder / "whole")
         rms = kept(whole, base, whole)["rms"], kept(whole, whole_sft, whole)["rms"]
         heading(f"Real SFT + GRPO, RMS {rms[0]:.1e}, GRPO's own part {rms[1]:.1e}; {len(tasks)} tasks")
-        row("base, bfloat16", kept(base, base, whole), None, pass_at_1(base, tasks, options.max_tokens))
-        row("SFT alone, float32", kept(whole_sft, base, whole), 0.0, pass_at_1(whole_sft, tasks, options.max_tokens))
+        row(
+            "base, bfloat16", kept(base, base, whole), None, pass_at_1(base, tasks, options.max_tokens, options.samples)
+        )
+        row(
+            "SFT alone, float32",
+            kept(whole_sft, base, whole),
+            0.0,
+            pass_at_1(whole_sft, tasks, options.max_tokens, options.samples),
+        )
         for storage in STORAGES:
             model = stored(base, [grpo], storage, folder / "x")
             row(
                 str(storage),
                 kept(model, base, whole),
                 kept(model, whole_sft, whole)["retention"],
-                pass_at_1(model, tasks, options.max_tokens),
+                pass_at_1(model, tasks, options.max_tokens, options.samples),
             )
         # GRPO's own update is what its adapter has more than SFT's: the sum of one and of minus the other.
         minus = scaled(sft, folder / "minus", -1.0)
@@ -147,7 +195,7 @@ def main() -> None:
                 f"SFT as {storage}, GRPO onto it",
                 kept(model, base, whole),
                 own["retention"],
-                pass_at_1(model, tasks, options.max_tokens),
+                pass_at_1(model, tasks, options.max_tokens, options.samples),
             )
 
         # The same with GRPO's own part as small as the reference's: moved to RMS 2e-5 along its own direction.

@@ -144,7 +144,8 @@ def test_a_job_with_a_network_gets_its_own_secret_alone(repo):
                                                       ("deaf", signal.SIGINT, 130)])  # fmt: skip
 def test_a_signal_stops_the_container_and_none_is_left(repo, mode, sent, status):
     words, options = command(repo, "score", mode)
-    process = subprocess.Popen(words, **options)
+    # A test run in the background of a shell has SIGINT ignored, and so would the launcher.
+    process = subprocess.Popen(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
     deadline = time.monotonic() + 60
     while not (repo / "reports/started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
