@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -143,3 +144,12 @@ def replace_dir(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             remove(partial)
+
+
+def process_folder(room: Path, name: str) -> Path:
+    """A new folder for this process in `room`; those that killed processes could not remove are removed."""
+    for left in room.glob(f"{name}-[0-9]*-*"):
+        pid = left.name.removeprefix(f"{name}-").split("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=room))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.files import process_folder
 from jobs.params import Params
 from jobs.vllm_engine import compilation
 
@@ -27,7 +28,9 @@ class Rollout:
 
         settings = params.grpo
         self.settings, self.model, self.version = settings, model, 0
-        self.folder = shared_folder(Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()))
+        self.folder = process_folder(
+            Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()), "jobs-adapter"
+        )
         atexit.register(self.close)
         self.engine = LLM(
             str(base),
@@ -116,12 +119,3 @@ def unsloth_engine_options(params: Params) -> Iterator[None]:
         yield
     finally:
         vllm.LLM = original
-
-
-def shared_folder(room: Path) -> Path:
-    """A new folder for this process in `room`; those that killed processes could not remove are removed."""
-    for left in room.glob("jobs-adapter-*-*"):
-        pid = left.name.split("-")[2]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"jobs-adapter-{os.getpid()}-", dir=room))

@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import JobError
+from jobs.files import process_folder
 
 log = logging.getLogger("jobs")
 STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "infrastructure_error")
@@ -96,7 +97,7 @@ class Sandbox:
                  benchmark: bool = False, limit_factor: float = 4.0, min_limit: float = 1.0,
                  without: Sequence[str] = ()) -> None:  # fmt: skip
         self.workers = workers or len(os.sched_getaffinity(0))
-        self.scratch = tempfile.mkdtemp(prefix="sandbox-")
+        self.scratch = str(process_folder(Path(tempfile.gettempdir()), "sandbox"))
         os.chmod(self.scratch, 0o555)
         path = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         self.config: dict[str, Any] = {

@@ -202,7 +202,8 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     import sys
     from types import ModuleType
 
-    from jobs.rollout import Rollout, shared_folder
+    from jobs.files import process_folder
+    from jobs.rollout import Rollout
 
     package = ModuleType("vllm")
     package.LLM = lambda *words, **options: None
@@ -210,9 +211,9 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
     ended = subprocess.Popen(["true"])
     ended.wait()
-    left, mine = tmp_path / f"jobs-adapter-{ended.pid}-x", shared_folder(tmp_path)
+    left, mine = tmp_path / f"jobs-adapter-{ended.pid}-x", process_folder(tmp_path, "jobs-adapter")
     left.mkdir()
-    other = shared_folder(tmp_path)
+    other = process_folder(tmp_path, "jobs-adapter")
     assert not left.exists()
     assert mine.exists() and other.exists(), "a living process keeps its own"
     rollout = Rollout(load(ROOT / "params.yaml"), tmp_path, None)
