@@ -13,7 +13,12 @@ from jobs.errors import JobError
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a jsonl file (gzipped if it ends in .gz).
+    """The objects of a jsonl file, as `numbered_jsonl` reads it."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """The objects of a jsonl file (gzipped if it ends in .gz), each with the number of its line; empty lines count.
 
     Errors: JobError naming file and line number for a line that is not a JSON object, or is cut.
     """
@@ -31,7 +36,7 @@ def read_jsonl(path: Path) -> list[dict]:
                     raise JobError(f"{path}: line {number} is not valid JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise JobError(f"{path}: line {number} is not a JSON object")
-                rows.append(row)
+                rows.append((number, row))
     except (OSError, EOFError) as error:
         raise JobError(f"{path}: cannot be read ({error})") from None
     return rows

@@ -23,7 +23,7 @@ import click
 from jobs import checkpoint, schema
 from jobs.cli import job, log, reads, writes
 from jobs.errors import JobError, UsageError
-from jobs.files import read_jsonl, replace_dir, write_jsonl, write_metrics
+from jobs.files import numbered_jsonl, replace_dir, write_jsonl, write_metrics
 
 if TYPE_CHECKING:
     from jobs.params import Grpo, Params
@@ -69,9 +69,10 @@ def run(
     from jobs.sandbox import Sandbox
 
     settings = params.grpo
-    rows = read_jsonl(tasks)
+    numbered = numbered_jsonl(tasks)
+    rows = [row for _, row in numbered]
     check(settings, len(rows), tasks)
-    for number, row in enumerate(rows, 1):
+    for number, row in numbered:
         if missing := {"task_id", "prompt", "entry_point"} - row.keys():
             raise JobError(f"{tasks}: line {number} has no {min(missing)!r}")
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does

@@ -28,7 +28,7 @@ import click
 
 from jobs.cli import job, log, progress, reads, writes
 from jobs.errors import JobError
-from jobs.files import read_jsonl, write_jsonl
+from jobs.files import numbered_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from jobs.params import Params
@@ -41,7 +41,7 @@ COLUMNS = ("status", "tests_passed", "tests_total", "base_passed", "plus_passed"
 def load_tasks(path: Path) -> dict[str, dict]:
     """Tasks by id, as this project's records, from any of the formats. Errors: JobError naming the line."""
     tasks: dict[str, dict] = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         where = f"{path}: line {number}"
         task_id = row.get("task_id")
         if not isinstance(task_id, str) or not isinstance(row.get("entry_point"), str):
@@ -68,7 +68,7 @@ def record(row: dict, where: str) -> dict:
 
 def programs(path: Path, tasks: dict[str, dict]) -> Iterator[tuple[dict, str]]:
     """(task, whole program) for every sample. Errors: JobError naming the line."""
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         task = tasks.get(str(row.get("task_id")))
         if task is None:
             raise JobError(f"{path}: line {number} is of {row.get('task_id')!r}, which is not among the tasks")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import schema
 from jobs.cli import log
 from jobs.errors import JobError, UsageError
-from jobs.files import read_json, read_jsonl, write_json
+from jobs.files import numbered_jsonl, read_json, write_json
 
 if TYPE_CHECKING:
     from jobs.params import Distill
@@ -83,7 +83,7 @@ class Responses:
     def __init__(self, folder: Path, recorded: Path | None = None) -> None:
         self.folder, self.recorded, self.records = folder, recorded, {}
         if recorded is not None:
-            for line, row in enumerate(read_jsonl(recorded), 1):
+            for line, row in numbered_jsonl(recorded):
                 self.records[checked(row, f"{recorded}: line {line}")["key"]] = row
         try:
             folder.mkdir(parents=True, exist_ok=True)

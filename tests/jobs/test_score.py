@@ -96,6 +96,7 @@ def test_every_format_in_one_file(tmp_path, name):
         ([OWN], [{"task_id": "own/1", "solution": "x"}, "{cut\n"], "line 2 is not valid JSON"),
         ([OWN], [{"task_id": "own/1", "solution": "x"}, "[1]\n"], "line 2 is not a JSON object"),
         ([OWN], [{"task_id": "own/2", "solution": "x"}], "line 1"),
+        ([OWN], ["\n", {"task_id": "own/2", "solution": "x"}], "line 2"),
         ([OWN], [{"task_id": "own/1", "solution": "x"}, {"task_id": "own/1", "code": "x"}], "line 2"),
         ([OWN], [{"task_id": ["own/1"], "solution": "x"}], "line 1"),
         ([OWN], [], "no samples"),
