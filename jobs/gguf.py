@@ -245,4 +245,5 @@ def sizes(path: Path, kind: str) -> dict[str, float]:
 @writes("--out", "models/gguf", "The folder of GGUF files.")
 @writes("--metrics", "metrics/gguf.json", "What each file kept, and its size.")
 def command(params: "Params", base: Path, adapter: tuple[Path, ...], tasks: Path, out: Path, metrics: Path) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the workers are the threads
     click.echo(json.dumps(run(params, base, list(adapter), tasks, out, metrics)))

@@ -12,6 +12,8 @@ Stops, keeping nothing, if less than `merge.min_retention` of the update survive
 It works tensor by tensor, so its memory does not grow with the model.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -161,19 +163,39 @@ def measure(tensor: Tensor, block: slice, values, stored, update, storage: Stora
     def dot(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
-    change = widened(stored) - values
-    error = change - update
-    plain = encoded(values, storage.dtype)
-    same = plain.view(f"u{plain.itemsize}") == stored.view(f"u{stored.itemsize}")
-    return Kept(dot(update, update), dot(change, update), dot(error, error), int(np.count_nonzero(same)), values.size)
+    change = widened(stored)
+    change -= values
+    if tensor.dtype == storage.dtype or storage.dtype == "F32":  # the base's own values are stored as they are
+        same = np.count_nonzero(change == 0)
+    else:
+        plain = encoded(values, storage.dtype)
+        same = np.count_nonzero(plain.view(f"u{plain.itemsize}") == stored.view(f"u{stored.itemsize}"))
+    kept = Kept(dot(update, update), dot(change, update), unchanged=int(same), count=values.size)
+    change -= update
+    kept.error = dot(change, change)
+    return kept
 
 
 def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
     return [(tensor, rows) for tensor in tensors for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep what blocks of arrays free, for the next block's.
+
+    By default it gives every array back to the kernel and asks for it again, page by page, which takes longer than the
+    arithmetic on it. Another libc has no such call, and does as it does.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+
+
 def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
     """`work` on every unit, two at a time; the results by tensor, summed in order."""
+    keep_freed_memory()
     kept: dict[str, Kept] = {}
     total = sum((rows.stop - rows.start) * tensor.columns for tensor, rows in todo)
     with ThreadPoolExecutor(WORKERS) as pool, progress(total=total, label=label) as bar:

@@ -38,7 +38,8 @@ TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
 converter.main()
 """
 DIRECT = """
-import sys
+import os, sys
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from jobs.gguf import write_gguf
