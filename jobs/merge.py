@@ -163,8 +163,7 @@ def measure(tensor: Tensor, block: slice, values, stored, update, storage: Stora
     def dot(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
-    change = widened(stored)
-    change -= values
+    change = widened(stored) - values
     if tensor.dtype == storage.dtype or storage.dtype == "F32":  # the base's own values are stored as they are
         same = np.count_nonzero(change == 0)
     else:
