@@ -319,6 +319,22 @@ def test_a_loss_that_is_no_number(world, monkeypatch, job, max_grad_norm):
     fails(job, world, "step 3: ", "is nan; lower the learning_rate", settings=[f"{job}.max_grad_norm={max_grad_norm}"])
 
 
+def test_a_base_that_changes_during_grpo(world, monkeypatch):
+    """One weight by one bit, as a trainer would that merges its adapter into the base and takes it out again."""
+    from jobs import grpo_trainer
+
+    original = grpo_trainer.Trainer._generate_single_turn
+
+    def drift(self, *arguments, **options):
+        if self.state.global_step == 2:
+            weight = dict(self.model.named_parameters())["base_model.model.model.layers.0.mlp.up_proj.weight"]
+            weight.data.view(torch.int32)[3, 5] ^= 1
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(grpo_trainer.Trainer, "_generate_single_turn", drift)
+    fails("grpo", world, "the base weights changed during training")
+
+
 def test_a_reward_that_raises(world, monkeypatch):
     from jobs.rewards import Scorer
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from jobs.errors import JobError, UsageError
 from jobs.models import Completion, Sampling, sample_seed
 from jobs.models import vllm as engine
+from jobs.params import load
+from jobs.rollout import engine_options, unsloth_engine_options
+from jobs.vllm_engine import compilation
 
 
 @pytest.fixture
@@ -98,3 +102,27 @@ def test_errors(calls, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UsageError, match=r"evaluate\.engine: vllm cannot be imported"):
         engine.load(tmp_path)
+
+
+@pytest.mark.parametrize("sequences", [1, 3, 60, 64, 512])
+def test_every_batch_up_to_the_largest_has_a_graph_that_is_little_larger(calls, tmp_path, sequences):
+    sizes = compilation(sequences)["cudagraph_capture_sizes"]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == sequences
+    for batch in range(1, sequences + 1):
+        padded = min(size for size in sizes if size >= batch)
+        assert padded - batch < max(8, 32 * (sequences > 64)), (batch, padded)
+
+
+def test_the_engine_that_unsloth_builds_gets_the_options_of_ours(calls):
+    """As Unsloth does it: `from vllm import LLM` in the function that builds the engine, its own options given."""
+    params = load(Path(__file__).parents[2] / "params.yaml", ["seed=5"])
+    original = sys.modules["vllm"].LLM
+    with unsloth_engine_options(params):
+        from vllm import LLM
+
+        assert isinstance(LLM("base", seed=0, max_num_seqs=256, dtype="bfloat16"), original)
+    assert sys.modules["vllm"].LLM is original
+    assert calls["options"] == {"dtype": "bfloat16", **engine_options(params)}
+    assert (calls["options"]["seed"], calls["options"]["max_num_seqs"]) == (5, 64)
+    assert calls["options"]["lora_target_modules"] == list(params.sft.lora.targets)
