@@ -208,6 +208,13 @@ def big_base(folder, mib=128):
     return base
 
 
+def words(base, adapter):
+    """A merge by its command line, into the current folder."""
+    given = {"params": ROOT / "params.yaml", "base": base, "adapter": adapter}
+    given |= {"out": "out", "metrics": "m.json", "plot": "p.csv"}
+    return ["merge", *(word for name, path in given.items() for word in (f"--{name}", str(path)))]
+
+
 def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
     script = (
         "import sys\nfrom jobs.__main__ import main\nmain(sys.argv[1:], standalone_mode=False)\n"
@@ -217,24 +224,7 @@ def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
     for mib in (32, 256):
         base = big_base(tmp_path / str(mib), mib)
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                script,
-                "merge",
-                "--params",
-                str(ROOT / "params.yaml"),
-                "--base",
-                str(base),
-                "--adapter",
-                str(adapter),
-                "--out",
-                "out",
-                "--metrics",
-                "m.json",
-                "--plot",
-                "p.csv",
-            ],
+            [sys.executable, "-c", script, *words(base, adapter)],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             text=True,
@@ -250,24 +240,7 @@ def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(adapter, tmp_path, how):
     base = big_base(tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "merge",
-        "--params",
-        str(ROOT / "params.yaml"),
-        "--base",
-        str(base),
-        "--adapter",
-        str(adapter),
-        "--out",
-        "out",
-        "--metrics",
-        "m.json",
-        "--plot",
-        "p.csv",
-    ]
+    command = [sys.executable, "-m", "jobs", *words(base, adapter)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
