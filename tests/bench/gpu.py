@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
 TFLOPS, BANDWIDTH = 790e12, 4.3e12  # an H200's, measured: bf16 matrix products, device-to-device copy
 PARAMETERS, WEIGHTS, KV = 4.02e9, 8.04e9, 147e3  # of the model; bytes; bytes of keys and values a token
 STEPS = 10  # of GRPO; the base's hashes are compared before the first and after the last
@@ -111,6 +112,20 @@ def main() -> None:
     print(table(results))
 
 
+def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
+    """Runs a Python command in `folder`, with this repository's code, and its output in `log`."""
+    with open(log, "w") as file:
+        subprocess.run(
+            [sys.executable, *words],
+            cwd=folder,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=400,
+            env=ENVIRONMENT,
+        )
+
+
 def make_model(tokenizer: Path, out: Path) -> None:
     """Qwen3-4B's shape, random bfloat16 weights, 8.0 GB."""
     import torch
@@ -177,16 +192,7 @@ def job(words: list[str], folder: Path, log: Path) -> dict:
     memory = Memory()
     memory.start()
     began = time.perf_counter()
-    with open(log, "w") as file:
-        subprocess.run(
-            [sys.executable, "-m", "jobs", *words],
-            cwd=folder,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-            timeout=400,
-            env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"},
-        )
+    run_logged(["-m", "jobs", *words], log, folder)
     memory.stopped.set()
     return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
 
@@ -321,9 +327,8 @@ def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
     shutil.copytree(options.work / "toy", folder, ignore=shutil.ignore_patterns(".checkpoints", "grpo*"))
     words = ["grpo", "--set", "checkpoints.every=5"]
     command = [sys.executable, "-m", "jobs", *words]
-    environment = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
     with open(options.out / "resume-killed.log", "w") as log:
-        killed = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        killed = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
         while killed.poll() is None and not list(folder.glob(".checkpoints/grpo/*/checkpoint-5")):
             time.sleep(0.05)
         time.sleep(2)
@@ -344,16 +349,7 @@ def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
 def notebook(case: str, options: argparse.Namespace, model: Path) -> dict:
     """tests/bench/notebook.py: plain Unsloth, as its notebooks set it up, on the same examples and batch."""
     log = options.out / "sft-notebook.log"
-    with open(log, "w") as file:
-        subprocess.run(
-            [sys.executable, str(REPO / "tests/bench/notebook.py"), str(model), str(options.work / "examples.jsonl")],
-            cwd=options.work,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-            timeout=400,
-            env=os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"},
-        )
+    run_logged([REPO / "tests/bench/notebook.py", model, options.work / "examples.jsonl"], log, options.work)
     seconds = float(re.findall(r"^TRAIN (\S+)$", log.read_text(), re.M)[-1])
     tokens = 3 * sum_of_tokens(options.work / "examples.jsonl", model)
     return {"train_seconds": round(seconds, 1), "tokens_a_second": round(tokens / seconds)}
@@ -362,14 +358,7 @@ def notebook(case: str, options: argparse.Namespace, model: Path) -> dict:
 def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
     """tests/bench/decode.py: what a decode step of the rollout consists of."""
     log = options.out / "decode.log"
-    with open(log, "w") as file:
-        subprocess.run(
-            [sys.executable, str(REPO / "tests/bench/decode.py"), str(model), str(options.work / "sft")],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-            timeout=400,
-        )
+    run_logged([REPO / "tests/bench/decode.py", model, options.work / "sft"], log)
     found = [json.loads(line.split("DECODE ", 1)[1]) for line in log.read_text().splitlines() if "DECODE {" in line]
     return {k: v for part in found for k, v in part.items()}
 
