@@ -139,7 +139,8 @@ def address_space() -> int:
 
 
 # fork(2) without CPython's hooks around it, which is sound in a process that has one thread and holds no lock. The hooks
-# touch 190 pages of memory, each of which the child must then copy: more than half of what a child costs.
+# touch 190 pages of memory, each of which the child must then copy: more than half of what a bare fork costs. One of them
+# seeds `random` anew, which therefore starts alike in every child of a server.
 fork = ctypes.PyDLL(None).fork
 
 

@@ -1,8 +1,9 @@
 """Where a decode step of vLLM's goes: milliseconds a step for 64 sequences, one difference at a time, and GPU time alone.
 
-    python tests/bench/decode.py MODEL [ADAPTER]
+    python tests/bench/decode.py MODEL [ADAPTER] [--as-vllm-comes]
 
-Run by tests/bench/gpu.py (case `decode`). The engine runs in this process, so that torch's profiler sees its kernels.
+With --as-vllm-comes the engine has vLLM's own defaults: torch.compile, and LoRA kernels in every layer. Run, without it,
+by tests/bench/gpu.py (case `decode`). The engine runs in this process, so that torch's profiler sees its kernels.
 """
 
 import json
@@ -23,12 +24,14 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from jobs.vllm_engine import compilation
 
-    model, adapter = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    model, adapter, *_ = *(word for word in sys.argv[1:] if not word.startswith("--")), None
+    ours = "--as-vllm-comes" not in sys.argv
     began = time.perf_counter()
-    options: dict = {"compilation_config": compilation(SEQUENCES)}
+    options: dict = {"compilation_config": compilation(SEQUENCES)} if ours else {}
     if adapter:
         targets = json.loads(Path(adapter, "adapter_config.json").read_text())["target_modules"]
-        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32, "lora_target_modules": targets}
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
+        options |= {"lora_target_modules": targets} if ours else {}
     engine = LLM(
         model,
         dtype="bfloat16",
