@@ -84,6 +84,12 @@ def load(folder: Path) -> list[Evaluation]:
         )
     if not found:
         raise UsageError(f"--evaluations: {folder} holds no evaluations")
+    for one in found:
+        if not any(row["sample"] for rows in one.results.values() for row in rows):
+            raise UsageError(
+                f"{folder}/{one.model}-{one.mode} has greedy answers alone (evaluate.sampled.n was 0); "
+                "a comparison needs samples"
+            )
     return sorted(found, key=lambda e: (e.mode, place(e.model)))
 
 

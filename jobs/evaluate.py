@@ -89,10 +89,10 @@ def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_cal
     stop = stop_strings(tasks, mode)
     drawn = settings.sampled
     ordered = sorted(tasks, key=lambda task: len(task["prompt"]))
-    for first, sampling in (
-        (0, Sampling(max_tokens=settings.max_tokens, stop=stop)),
-        (1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, seed)),
-    ):
+    wanted = [(0, Sampling(max_tokens=settings.max_tokens, stop=stop))]
+    if drawn.n:
+        wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, seed)))
+    for first, sampling in wanted:
         size = max(1, per_call // sampling.n) if per_call else len(tasks)
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size], first, sampling
@@ -204,10 +204,12 @@ def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dic
     metrics = {}
     for view, field in views(name, tasks):
         counts = Counter(row["task_id"] for row in results if row["sample"] and row[field])
-        ks = dict.fromkeys((1, min(10, drawn)))
         greedy = mean(bool(row[field]) for row in results if not row["sample"])
-        sampled = {f"pass@{k}": mean(pass_at_k(drawn, counts[task["task_id"]], k) for task in tasks) for k in ks}
-        metrics[view] = {"tasks": len(tasks), "greedy": {"pass@1": greedy}, "sampled": sampled}
+        metrics[view] = {"tasks": len(tasks), "greedy": {"pass@1": greedy}}
+        if drawn:
+            ks = dict.fromkeys((1, min(10, drawn)))
+            sampled = {f"pass@{k}": mean(pass_at_k(drawn, counts[task["task_id"]], k) for task in tasks) for k in ks}
+            metrics[view]["sampled"] = sampled
     kinds = Counter(row["outcome"] for row in results)
     metrics[name] |= {
         "failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
@@ -259,6 +261,10 @@ def run(
         asked = read_json(samples / "settings.json") | {"mode": mode, "benchmarks": asked["benchmarks"]}
         drawn = {name: read_jsonl(samples / f"samples-{name}.jsonl") for name in names}
     elif model is not None:
+        if asked["engine"] == "vllm":
+            from jobs.models import vllm
+
+            vllm.begin_import(settings.batch_invariant)
         inputs = [path for path in (model, adapter) if path] + checkpoint.code("evaluate", "schema", "models")
         kept = checkpoint.folder(f"evaluate-{out.name}", asked | {"batch_size": settings.batch_size}, *inputs)
         engine = once(lambda: timed(seconds, "load", lambda: load_engine(settings, model, adapter)))

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.errors import JobError
@@ -82,7 +83,9 @@ def sha256(path: Path) -> str:
     """Hex digest of a file, or of a directory's sorted relative names and file digests."""
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        return hashlib.sha256("\n".join(f"{n} {sha256(path / n)}" for n in names).encode()).hexdigest()
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter, and a model's shards are gigabytes
+            digests = pool.map(sha256, (path / name for name in names))
+        return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -182,7 +182,10 @@ def configuration(params: "Params", weights: list[float], directory: Path):
 
     settings = params.grpo
     vllm = settings.engine == "unsloth"  # with transformers the job brings its own rollout
+    # Unsloth would split a batch into passes by the memory that is free at that moment, another number in every step.
+    unsloth: dict = {"unsloth_grpo_mini_batch": 1, "unsloth_logit_chunk_multiplier": 1} if vllm else {}
     return GRPOConfig(
+        **unsloth,
         **training.arguments(settings, params.checkpoints, directory, params.seed),
         max_steps=settings.steps,
         num_generations=settings.generations,

@@ -20,6 +20,7 @@ from jobs.training import fingerprint
 if TYPE_CHECKING:
     from jobs.rollout import Rollout
 
+COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared
 REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
 
 
@@ -136,12 +137,12 @@ class Trainer(GRPOTrainer):
         return output
 
     def measure_logp_difference(self, output: dict) -> None:
-        """What `_compute_loss` measures in passing, on the first `batch_size` completions.
+        """What `_compute_loss` measures in passing, on the first COMPARED completions.
 
         Unsloth fuses log-probabilities and loss in one kernel and drops the sampler's, so these are computed for it. It
         moves every prompt's padding to the end of its row, so a completion begins `padding` places early.
         """
-        rows = self.args.per_device_train_batch_size
+        rows = min(COMPARED, len(output["completion_ids"]))
         ids, mask = (
             torch.cat([output[f"prompt_{part}"][:rows], output[f"completion_{part}"][:rows]], dim=1)
             for part in ("ids", "mask")

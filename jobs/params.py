@@ -215,9 +215,9 @@ class Merge(Section):
 
 
 class Sampled(Section):
-    """Samples per task beside the greedy one."""
+    """Samples per task beside the greedy one; with n: 0 there is the greedy one alone."""
 
-    n: Positive
+    n: Annotated[int, Field(ge=0, le=10**6)]
     temperature: Annotated[float, Field(gt=0, le=2)]
     top_p: Rate
 

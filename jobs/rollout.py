@@ -15,14 +15,14 @@ from typing import Any
 
 from jobs.files import process_folder
 from jobs.params import Params
-from jobs.vllm_engine import compilation
+from jobs.vllm_engine import compilation, prepare
 
 
 class Rollout:
     """What TRL's trainer asks of its vLLM: `sync_weights()` after a step, `generate(...)` before the next."""
 
     def __init__(self, params: Params, base: Path, model) -> None:
-        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # building it costs 95 s of every cold start
+        prepare()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
         from vllm import LLM
 
@@ -112,6 +112,7 @@ def unsloth_engine_options(params: Params) -> Iterator[None]:
 
     class Engine(original):
         def __init__(self, *arguments, **options) -> None:
+            prepare()  # Unsloth has switched FlashInfer's sampler on
             super().__init__(*arguments, **options | engine_options(params))
 
     vllm.LLM = Engine

@@ -4,16 +4,37 @@ All prompts go to the engine in one call, a request a sample: it batches as it l
 Reading a prompt n times costs little, because its keys and values are cached.
 """
 
+import contextlib
+import importlib
 import os
+import threading
 from pathlib import Path
 
 from jobs.errors import JobError, UsageError
 from jobs.files import read_json
 from jobs.models import Completion, Generate, Sampling, sample_seed
-from jobs.vllm_engine import compilation
+from jobs.vllm_engine import compilation, prepare
 
 SEQUENCES = 512  # decoded at once, at most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
+
+
+def begin_import(batch_invariant: bool) -> None:
+    """Imports vLLM in a thread, which takes some 15 s, while the caller reads the model's bytes for its resume key."""
+    set_environment(batch_invariant)
+
+    def work() -> None:
+        with contextlib.suppress(ImportError):  # `load` will say so
+            importlib.import_module("vllm.entrypoints.llm")
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def set_environment(batch_invariant: bool) -> None:
+    """What vLLM reads when it is imported."""
+    prepare()
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(batch_invariant))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(batch_invariant))
 
 
 def load(
@@ -31,10 +52,7 @@ def load(
     gpu_memory: the fraction of the GPU's memory that weights and caches may take.
     Errors: UsageError without vLLM, or for a prompt that leaves no room for max_tokens; JobError if loading fails.
     """
-    # Read when vLLM is imported. FlashInfer's sampler is compiled at first use, which takes longer than an evaluation.
-    os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-    os.environ["VLLM_BATCH_INVARIANT"] = str(int(batch_invariant))
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(batch_invariant))
+    set_environment(batch_invariant)
     try:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest

@@ -1,9 +1,11 @@
 """Where a decode step of vLLM's goes: milliseconds a step for 64 sequences, one difference at a time, and GPU time alone.
 
-    python tests/bench/decode.py MODEL [ADAPTER] [--as-vllm-comes]
+    python tests/bench/decode.py MODEL [ADAPTER] [--as-vllm-comes] [--evaluation]
 
-With --as-vllm-comes the engine has vLLM's own defaults: torch.compile, and LoRA kernels in every layer. Run, without it,
-by tests/bench/gpu.py (case `decode`). The engine runs in this process, so that torch's profiler sees its kernels.
+With --as-vllm-comes the engine has vLLM's own defaults: torch.compile, and LoRA kernels in every layer. With --evaluation
+it measures what jobs/evaluate.py asks of a warm engine: 164 greedy answers of 1,024 tokens. Run, without --as-vllm-comes,
+by tests/bench/gpu.py (cases `decode` and `decode-evaluation`). The engine runs in this process, so that torch's profiler
+sees its kernels.
 """
 
 import json
@@ -14,7 +16,8 @@ from pathlib import Path
 
 os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("DECODE_PROCESSES", "0")
-SEQUENCES, TOKENS = 64, 256
+EVALUATION = "--evaluation" in sys.argv
+SEQUENCES, TOKENS = (164, 1024) if EVALUATION else (64, 256)
 
 
 def main() -> None:
@@ -27,25 +30,26 @@ def main() -> None:
     model, adapter, *_ = *(word for word in sys.argv[1:] if not word.startswith("--")), None
     ours = "--as-vllm-comes" not in sys.argv
     began = time.perf_counter()
-    options: dict = {"compilation_config": compilation(SEQUENCES)} if ours else {}
+    most = 512 if EVALUATION else SEQUENCES
+    options: dict = {"compilation_config": compilation(most)} if ours else {}
     if adapter:
         targets = json.loads(Path(adapter, "adapter_config.json").read_text())["target_modules"]
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
         options |= {"lora_target_modules": targets} if ours else {}
     engine = LLM(
         model,
-        dtype="bfloat16",
+        dtype="float16" if EVALUATION else "bfloat16",
         seed=0,
-        max_model_len=1024,
-        max_num_seqs=SEQUENCES,
-        gpu_memory_utilization=0.3,
+        max_model_len=2048 if EVALUATION else 1024,
+        max_num_seqs=most,
+        gpu_memory_utilization=0.9 if EVALUATION else 0.3,
         **options,
     )
     result = {"engine_start_seconds": round(time.perf_counter() - began, 1)}
     prompts = [TokensPrompt(prompt_token_ids=list(range(1000 + i, 1120 + i))) for i in range(SEQUENCES)]
     lora = LoRARequest("adapter", 1, str(Path(adapter).resolve())) if adapter else None
     plain = {"temperature": 0.9, "top_p": 0.95, "top_k": 0, "detokenize": False, "logprobs": 0}
-    variants = {
+    variants: dict[str, tuple[dict, LoRARequest | None]] = {
         "as GRPO samples": (plain, lora),
         "without the adapter": (plain, None),
         "top_p 1": (plain | {"top_p": 1.0}, lora),
@@ -55,6 +59,9 @@ def main() -> None:
         "top_p 1, no logprobs, no adapter": (plain | {"top_p": 1.0, "logprobs": None}, None),
         "greedy": ({"temperature": 0.0, "detokenize": False}, None),
     }
+    if EVALUATION:
+        variants = {"greedy, with text": ({"temperature": 0.0}, None)}
+    first = next(iter(variants.values()))
 
     def run(settings: dict, request) -> float:
         sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True, **settings)
@@ -62,11 +69,11 @@ def main() -> None:
         engine.generate(prompts, sampling, lora_request=request, use_tqdm=False)
         return round(1000 * (time.perf_counter() - began) / TOKENS, 2)
 
-    run(plain, lora)
+    run(*first)
     result |= {name: run(*variant) for name, variant in variants.items()}
     print("DECODE", json.dumps(result), flush=True)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
-        print("DECODE", json.dumps(profile(lambda: run(plain, lora))), flush=True)
+        print("DECODE", json.dumps(profile(lambda: run(*first))), flush=True)
 
 
 def profile(work) -> dict:

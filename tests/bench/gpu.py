@@ -8,7 +8,8 @@ Writes  --out        table.md, results.json and each job's log; the model and th
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
 steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline with the GPU engines, and
 `resume` kills its GRPO and lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
-with its notebooks' defaults. Results in --out are kept and added to, so the cases may run in several calls.
+with its notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
+Results in --out are kept and added to, so the cases may run in several calls.
 """
 
 import argparse
@@ -22,19 +23,20 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
 TFLOPS, BANDWIDTH = 790e12, 4.3e12  # an H200's, measured: bf16 matrix products, device-to-device copy
 PARAMETERS, WEIGHTS, KV = 4.02e9, 8.04e9, 147e3  # of the model; bytes; bytes of keys and values a token
-STEPS = 10  # of GRPO; the base's hashes are compared before the first and after the last
-GRPO = ["--set", f"grpo.steps={STEPS}", "--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
-# What makes the real run fit a card of 40 GB; gpu_memory is a share of the whole card, here of one of 141 GB.
-SMALL = [
-    *("--set", "grpo.batch_size=4", "--set", "grpo.gradient_accumulation=16"),
-    *("--set", "grpo.gradient_checkpointing=true", "--set", "grpo.gpu_memory=0.14"),
-]
+PROFILED = 4  # the step of GRPO
+# The base's hashes are compared before the first step and after the tenth; what a card needs shows in five.
+TEN, FIVE = ["--set", "grpo.steps=10"], ["--set", "grpo.steps=5"]
+GRPO = ["--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
+HALF = ["--set", "grpo.batch_size=8", "--set", "grpo.gradient_accumulation=8"]  # plain TRL keeps every logit
+# What makes the real run fit a card of 40 GB. gpu_memory is, to Unsloth, a share of the memory that is free.
+SMALL = [*HALF, "--set", "grpo.gradient_checkpointing=true", "--set", "grpo.gpu_memory=0.5"]
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 
@@ -49,7 +51,7 @@ EVALUATE = [
     "--benchmarks-dir",
     "{tasks}",
     "--set",
-    "evaluate.sampled.n=1",
+    "evaluate.sampled.n=0",
 ]
 
 # name -> job and arguments; {out} is the case's own folder
@@ -66,9 +68,9 @@ CASES = {
         "--out",
         "{out}/sft",
     ],
-    "grpo-transformers": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=transformers"],
-    "grpo-unsloth": ["grpo", *TRAIN, *GRPO, "--set", "grpo.engine=unsloth"],
-    "grpo-40gb": ["grpo", *TRAIN, *GRPO, *SMALL, "--set", "grpo.engine=unsloth"],
+    "grpo-transformers": ["grpo", *TRAIN, *GRPO, *FIVE, *HALF, "--set", "grpo.engine=transformers"],
+    "grpo-unsloth": ["grpo", *TRAIN, *GRPO, *TEN, "--set", "grpo.engine=unsloth"],
+    "grpo-40gb": ["grpo", *TRAIN, *GRPO, *FIVE, *SMALL, "--set", "grpo.engine=unsloth"],
     "evaluate-cold": EVALUATE,
     "evaluate-warm": EVALUATE,  # again, with the compile caches that the cold one left
     "merge": [
@@ -186,13 +188,13 @@ class Memory(threading.Thread):
             self.peak = max(self.peak, int(subprocess.run(query, capture_output=True, text=True).stdout.split()[0]))
 
 
-def job(words: list[str], folder: Path, log: Path) -> dict:
+def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:
     """Runs one job in `folder`; returns its wall seconds and the card's peak memory."""
     folder.mkdir(parents=True, exist_ok=True)
     memory = Memory()
     memory.start()
     began = time.perf_counter()
-    run_logged(["-m", "jobs", *words], log, folder)
+    run_logged([*program, *words], log, folder)
     memory.stopped.set()
     return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
 
@@ -204,13 +206,17 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     name, *arguments = (word.format(**values) for word in CASES[case])
     log = options.out / f"{case}.log"
     hog = Hog(40) if case == "grpo-40gb" else None
-    result = job([name, "--params", str(REPO / "params.yaml"), *arguments], folder, log)
+    profile = options.out.resolve() / f"profile-{case}.json"
+    program = (REPO / "tests/bench/step.py", str(PROFILED), profile) if name == "grpo" else ("-m", "jobs")
+    result = job([name, "--params", str(REPO / "params.yaml"), *arguments], folder, log, program)
     if hog:
         result["peak_gib"] = round(result["peak_gib"] - hog.release(), 1)
     facts = json.loads((folder / "reports/provenance" / f"{provenance_of(folder)}.json").read_text())
     if name == "grpo":
         result |= {f"{k}_a_step": round(v, 2) for k, v in facts["seconds_of_a_step"].items()}
         result["logp_difference"] = float(rows(folder / "plots/grpo.csv")[-1]["logp_difference"] or "nan")
+        profiled = json.loads(profile.read_text())
+        result["profiled"] = {part: profiled[part] for part in ("seconds", "gpu_seconds", "launches")}
     if name == "sft":
         seconds = float(facts["train_seconds"])
         tokens = 3 * sum_of_tokens(options.work / "examples.jsonl", model)
@@ -283,30 +289,30 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
         {
             "sft": {"engine": "unsloth", "optimizer": "adamw_8bit"},
             "grpo": {"engine": "unsloth", "rollout": "vllm", "optimizer": "adamw_8bit", "gpu_memory": 0.3, "steps": 40},
-            "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.3},
+            "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.1},
             "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
         },
     )
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     models = ("base", "sft-merged", "grpo-merged")
-    for words in (
-        [] if (folder / "models/base").exists() else ["base"],
-        ["tasks"],
-        ["distill"],
-        ["sft"],
-        ["grpo"],
-        *(
-            f"merge --adapter models/{m} --out models/{m}-merged --metrics metrics/merge-{m}.json "
-            f"--plot plots/merge-{m}.csv".split()
-            for m in ("sft", "grpo")
-        ),
-        *(
-            f"evaluate --model models/{m} --mode cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json".split()
-            for m in models
-        ),
-    ):
-        if words:
-            job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
+    base = [] if (folder / "models/base").exists() else [["base"]]
+    merges = [
+        f"merge --adapter models/{m} --out models/{m}-merged --metrics metrics/merge-{m}.json "
+        f"--plot plots/merge-{m}.csv".split()
+        for m in ("sft", "grpo")
+    ]
+    evaluations = [
+        f"evaluate --model models/{m} --mode cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json".split()
+        for m in models
+    ]
+
+    def of_toy(words: list[str]) -> dict:
+        return job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
+
+    for words in (*base, ["tasks"], ["distill"], ["sft"], ["grpo"], *merges):
+        of_toy(words)
+    with ThreadPoolExecutor() as pool:  # nothing is timed here
+        list(pool.map(of_toy, evaluations))
     curve = rows(folder / "plots/grpo.csv")
     differences = [float(row["logp_difference"]) for row in curve]
     return {
@@ -324,7 +330,7 @@ def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
     """The toy's GRPO with a checkpoint every 5 steps, killed at about step 7, against its unbroken run in `toy`."""
     folder = options.work / "resume"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(options.work / "toy", folder, ignore=shutil.ignore_patterns(".checkpoints", "grpo*"))
+    shutil.copytree(options.work / "toy", folder, ignore=shutil.ignore_patterns(".*", "grpo*", "evaluations"))
     words = ["grpo", "--set", "checkpoints.every=5"]
     command = [sys.executable, "-m", "jobs", *words]
     with open(options.out / "resume-killed.log", "w") as log:
@@ -356,14 +362,15 @@ def notebook(case: str, options: argparse.Namespace, model: Path) -> dict:
 
 
 def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
-    """tests/bench/decode.py: what a decode step of the rollout consists of."""
-    log = options.out / "decode.log"
-    run_logged([REPO / "tests/bench/decode.py", model, options.work / "sft"], log)
+    """tests/bench/decode.py: what a decode step of the rollout, or of a greedy evaluation, consists of."""
+    log = options.out / f"{case}.log"
+    words = ["--evaluation"] if case == "decode-evaluation" else [options.work / "sft"]
+    run_logged([REPO / "tests/bench/decode.py", model, *words], log)
     found = [json.loads(line.split("DECODE ", 1)[1]) for line in log.read_text().splitlines() if "DECODE {" in line]
     return {k: v for part in found for k, v in part.items()}
 
 
-SPECIAL = {"toy": toy, "resume": resume, "decode": decode, "sft-notebook": notebook}
+SPECIAL = {"toy": toy, "resume": resume, "decode": decode, "decode-evaluation": decode, "sft-notebook": notebook}
 
 
 def roofline(case: str) -> str:

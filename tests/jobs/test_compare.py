@@ -156,6 +156,14 @@ def test_curves_without_steps_or_numbers_are_refused(here):
         run(["plots/bad.csv"])
 
 
+def test_greedy_answers_alone_are_not_compared(here):
+    evaluation(Path("evaluations/quick-cot"), Path("data/tasks/toy.jsonl"), lambda t, i: True, n=0)
+    with pytest.raises(
+        UsageError, match=r"evaluations/quick-cot has greedy answers alone \(evaluate.sampled.n was 0\)"
+    ):
+        run()
+
+
 def test_no_evaluations_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="holds no evaluations"):
         compare.load(tmp_path)

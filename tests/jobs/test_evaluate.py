@@ -80,6 +80,13 @@ def test_metrics_count_what_passed(here, monkeypatch, mode):
     assert json.loads(Path("metrics/evaluate-m.json").read_text())["toy"]["sampled"]["pass@1"] == 0.666667
 
 
+def test_without_samples_there_is_the_greedy_answer_alone(here, monkeypatch):
+    metrics = evaluated(monkeypatch, answers(here, "cot"), more=["evaluate.sampled.n=0"])["toy"]
+    assert metrics["greedy"]["pass@1"] == pytest.approx(4 / 6)
+    assert "sampled" not in metrics
+    assert [row["sample"] for row in read_jsonl(Path("evaluations/m-cot/samples-toy.jsonl"))] == [0] * 6
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(here, monkeypatch):
     evaluated(monkeypatch, whole := answers(here, "cot"), out="whole/m-cot")
     for stop_after in (0, 1, 1):

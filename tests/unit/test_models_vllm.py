@@ -1,6 +1,7 @@
 """What the vLLM engine asks of vLLM: a stand-in for the package records it. The package itself needs a GPU."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +14,8 @@ from jobs.models import vllm as engine
 from jobs.params import load
 from jobs.rollout import engine_options, unsloth_engine_options
 from jobs.vllm_engine import compilation
+
+ENVIRONMENT = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING")
 
 
 @pytest.fixture
@@ -43,9 +46,14 @@ def calls(monkeypatch):
     request.LoRARequest = lambda *fields: fields
     for name, module in (("vllm", package), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+    for name in ENVIRONMENT:
         monkeypatch.setenv(name, "unset")
     return seen
+
+
+def test_an_import_begun_early_has_the_environment_of_the_load(calls):
+    engine.begin_import(batch_invariant=True)
+    assert {name: os.environ[name] for name in ENVIRONMENT} == dict(zip(ENVIRONMENT, "011", strict=True))
 
 
 def test_all_samples_are_requests_of_one_call_with_their_own_seeds(calls, tmp_path):
