@@ -243,6 +243,25 @@ def float16(values: "np.ndarray") -> "np.ndarray":
     return half.view(np.float16)
 
 
+def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
+    """`float16(widened(stored))` in a third of the time: but for the far ends, only the bits change places.
+
+    stored: uint16 holding bfloat16's bits, of one dimension.
+    """
+    import numpy as np
+
+    magnitude = stored & np.uint16(0x7FFF)
+    half = magnitude << np.uint16(3)  # 7 bits of the significand become 10
+    half -= np.uint16(112 << 10 & 0xFFFF)  # the biases differ by 112
+    half &= np.uint16(0x7FFF)
+    half |= stored & np.uint16(0x8000)
+    magnitude -= np.uint16(0x3880)
+    odd = np.flatnonzero(magnitude >= np.uint16(0x0F00))  # below 2^-14, or 2^16 and above
+    with np.errstate(over="ignore"):
+        half[odd] = widened(stored[odd]).astype(np.float16).view(np.uint16)
+    return half.view(np.float16)
+
+
 def finite(stored: "np.ndarray") -> bool:
     """Whether no element of an `encoded` array is inf or nan."""
     import numpy as np

@@ -233,12 +233,42 @@ def step(data: Path, workers: int) -> None:
     )
 
 
+def hang(workers: int) -> None:
+    """When a program that never ends is judged, under the limit of 2 s."""
+    task = {
+        "task_id": "hang",
+        "prompt": "",
+        "entry_point": "f",
+        "setup": "",
+        "tests": ["assert f() == 1"],
+        "reference": "",
+    }
+    programs = {"a loop": "def f():\n    while True: pass", "a sleep": "import time\ndef f(): time.sleep(60)"}
+    with Sandbox(workers, timeout=2.0) as sandbox:
+        for name, code in programs.items():
+            verdicts = sandbox.run([(task, code)] * 10)
+            assert {v.status for v in verdicts} == {"timeout"}
+            seconds = sorted(v.seconds for v in verdicts)
+            print(
+                json.dumps(
+                    {
+                        "what": f"a hanging program ({name}), judged after seconds",
+                        "least": round(seconds[0], 3),
+                        "most": round(seconds[-1], 3),
+                    }
+                ),
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeat", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=["empty", "mbpp", "humaneval", "plus-base", "plus", "step"])
+    parser.add_argument(
+        "--only", nargs="*", default=["empty", "mbpp", "humaneval", "plus-base", "plus", "step", "hang"]
+    )
     options = parser.parse_args()
     runs = {
         "empty": empty,
@@ -247,6 +277,7 @@ def main() -> None:
         "plus-base": lambda: plus(options.data, options.repeat, options.workers, True),
         "plus": lambda: plus(options.data, options.repeat, options.workers, False),
         "step": lambda: step(options.data, options.workers),
+        "hang": lambda: hang(options.workers),
     }
     for name in options.only:
         runs[name]()

@@ -33,6 +33,7 @@ cleanup() {
         docker ps --quiet --all 2> /dev/null | xargs --no-run-if-empty docker rm --force > /dev/null 2>&1 || true
         kill "$daemon" 2> /dev/null && wait "$daemon" 2> /dev/null || true
     fi
+    umount "$work"/exec/netns/* 2> /dev/null || true  # of containers on the host's network, left by the daemon
     rm -rf "$work" 2> /dev/null || { sleep 2; rm -rf "$work" || true; }
 }
 trap cleanup EXIT

@@ -100,11 +100,11 @@ def test_in_float32_equal_to_peft_up_to_the_order_of_its_sums(tmp_path, bases):
 def test_several_adapters_are_one_sum_in_float32(tmp_path, bases):
     """PEFT merges one after the other; in float32 that is the same sum, up to the last bit of its products."""
     adapters = [
-        make_adapter(bases["bf16"], tmp_path / str(seed), seed=seed, scale=2e-3, rank=4 + seed) for seed in range(3)
+        make_adapter(bases["bf16"], tmp_path / str(seed), seed=seed, scale=1e-2, rank=4 + seed) for seed in range(3)
     ]
     expected = pefts(bases["bf16"], adapters)
     for key, tensor in ours(bases["bf16"], adapters, "F32", tmp_path / "out").items():
-        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2.0**-26)
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=2.0**-24)
     one_by_one = bases["bf16"]
     for number, adapter in enumerate(adapters):
         ours(one_by_one, [adapter], "BF16", tmp_path / f"step{number}")
@@ -116,7 +116,7 @@ def test_several_adapters_are_one_sum_in_float32(tmp_path, bases):
         name: sum(float((t[key].float() - expected[key]).square().sum()) for key in t)
         for name, t in (("at once", at_once), ("cast between", cast))
     }
-    assert error["at once"] < 0.9 * error["cast between"]
+    assert error["at once"] < 0.5 * error["cast between"]  # three roundings have three times the error of one
 
 
 @pytest.mark.parametrize(

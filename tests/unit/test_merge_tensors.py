@@ -127,6 +127,13 @@ def test_infinity_is_seen_in_every_format():
         assert tensors.finite(tensors.encoded(np.array([1.0, 65504.0], np.float32), dtype))
 
 
+def test_bfloat16_becomes_float16_as_through_float32():
+    every = np.arange(1 << 16, dtype=np.uint16)
+    ours = tensors.float16_of_bfloat16(every)
+    with np.errstate(over="ignore"):
+        assert (ours.view(np.uint16) == tensors.widened(every).astype(np.float16).view(np.uint16)).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_noise_is_one_stream_however_it_is_cut(rows, columns, data):
