@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import JobError
 from jobs.files import read_json
-from jobs.tensors import Tensor, encoded, header
+from jobs.tensors import Tensor, encoded, header, near_a_tie
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,9 +165,10 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
             left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
             delta = (left @ factor).astype(np.float32)
             delta *= np.float32(scale)
+            merged = values + delta
             if dtype != "F32":
-                settle(delta, left, factor, longest, scale, values, dtype)
-            return values + delta, delta
+                settle(merged, delta, left, factor, longest, scale, values, dtype)
+            return merged, delta
 
         return change
 
@@ -175,6 +176,7 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
 
 
 def settle(
+    merged: "np.ndarray",
     delta: "np.ndarray",
     left: "np.ndarray",
     factor: "np.ndarray",
@@ -183,7 +185,8 @@ def settle(
     values: "np.ndarray",
     dtype: str,
 ) -> None:
-    """Gives `delta` the value of PEFT's float32 product wherever that decides how the sum is rounded to `dtype`.
+    """Gives `delta` the value of PEFT's float32 product, and `merged` its sum, wherever that decides how the sum is
+    rounded to `dtype`.
 
     PEFT sums rank by rank with fused multiply-adds in float32, which by its rounding errors' bound and the
     Cauchy-Schwarz inequality is no further off than `slack`. Where both ends of the slack are stored alike, so is every
@@ -193,12 +196,15 @@ def settle(
 
     slack = np.sqrt((left**2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
     slack = slack.astype(np.float32)
-    low, high = (encoded(values + end, dtype).view(np.uint16) for end in (delta - slack, delta + slack))
-    row, column = np.divmod(np.flatnonzero(low != high), values.shape[1])
+    row, column = np.divmod(near_a_tie(merged, slack, dtype), values.shape[1])
+    ends = (delta[row, column] + sign * slack[row, 0] for sign in (-1, 1))
+    low, high = (encoded(values[row, column] + end, dtype)[1].view(np.uint16) for end in ends)
+    row, column = row[low != high], column[low != high]
     summed = np.zeros(len(row), np.float32)
-    for rank in range(factor.shape[0]):  # in float64 a product is exact, and the sum is rounded once: a fused step
-        summed = (left[row, rank] * factor[rank, column] + summed).astype(np.float32)
+    for products in left[row].T * factor[:, column]:  # exact in float64, and the sum is rounded once: a fused step
+        summed = (products + summed).astype(np.float32)
     delta[row, column] = summed * np.float32(scale)
+    merged[row, column] = values[row, column] + delta[row, column]
 
 
 def replacement(tensor: Tensor) -> Change:

@@ -41,6 +41,7 @@ from jobs.tensors import (
     float16_of_bfloat16,
     header,
     noise,
+    not_normal,
     shards,
     tensors_of,
     widened,
@@ -66,7 +67,7 @@ class Storage:
     stochastic: bool = False
     seed: int = 0
 
-    def store(self, name: str, rows: slice, values: "np.ndarray") -> "np.ndarray":
+    def encoded(self, name: str, rows: slice, values: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
         if not self.stochastic:
             return encoded(values, self.dtype)
         return encoded(values, self.dtype, noise(stream_key(self.seed, name), rows, values.shape[1]))
@@ -154,19 +155,24 @@ def summed(tensor: Tensor, rows: slice, updates: list[Change], dtype: str) -> It
         yield block, values, merged, update
 
 
-def measure(tensor: Tensor, block: slice, values, stored, update, storage: Storage) -> Kept:
-    """What `stored` kept of the update. Sums run by row, then in float64, so that they do not depend on threads."""
+def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
+    """What the `rounded` sum kept of the update. Sums run by row, then in float64: they do not depend on threads."""
     import numpy as np
 
     def dot(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
-    change = widened(stored) - values
-    if tensor.dtype == storage.dtype or storage.dtype == "F32":  # the base's own values are stored as they are
-        same = np.count_nonzero(change == 0)
+    # What is stored without the update: in its own dtype, and in a wider one, the base's value itself.
+    if storage.dtype in (tensor.dtype, "F32"):
+        same = np.count_nonzero(values == rounded)
+    elif (tensor.dtype, storage.dtype) == ("BF16", "F16"):
+        odd = np.flatnonzero(not_normal(values.view(np.uint32)))
+        few, result = values.reshape(-1)[odd], rounded.reshape(-1)[odd]
+        same = np.count_nonzero(values == rounded) - np.count_nonzero(few == result)
+        same += np.count_nonzero(encoded(few, "F16")[0] == result)
     else:
-        plain = encoded(values, storage.dtype)
-        same = np.count_nonzero(plain.view(f"u{plain.itemsize}") == stored.view(f"u{stored.itemsize}"))
+        same = np.count_nonzero(encoded(values, storage.dtype)[0] == rounded)
+    change = rounded - values
     kept = Kept(dot(update, update), dot(change, update), unchanged=int(same), count=values.size)
     change -= update
     kept.error = dot(change, change)
@@ -241,10 +247,10 @@ def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Stor
         write_unchanged(tensor, rows, storage, handle, start)
         return kept
     for block, values, merged, update in summed(tensor, rows, updates, storage.dtype):
-        stored = storage.store(tensor.name, block, merged)
+        rounded, stored = storage.encoded(tensor.name, block, merged)
         check_finite(stored, merged, tensor, storage)
         write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
-        kept.add(measure(tensor, block, values, stored, update, storage))
+        kept.add(measure(tensor, values, rounded, update, storage))
     return kept
 
 
@@ -264,7 +270,7 @@ def write_unchanged(tensor: Tensor, rows: slice, storage: Storage, handle: int, 
             check_finite(stored, bits, tensor, storage)
         else:
             values = tensor.values(block)
-            stored = storage.store(tensor.name, block, values)
+            _, stored = storage.encoded(tensor.name, block, values)
             check_finite(stored, values, tensor, storage)
         write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
 
@@ -296,11 +302,9 @@ def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> 
     def work(tensor: Tensor, rows: slice) -> Kept:
         kept = Kept()
         for block, values, merged, update in summed(tensor, rows, updates[tensor.name], storage.dtype):
-            stored = storage.store(tensor.name, block, merged)
+            rounded, stored = storage.encoded(tensor.name, block, merged)
             kept.add(
-                measure(tensor, block, values, stored, update, storage)
-                if finite(stored)
-                else Kept(uu=1.0, su=float("-inf"))
+                measure(tensor, values, rounded, update, storage) if finite(stored) else Kept(uu=1.0, su=float("-inf"))
             )
         return kept
 

@@ -35,6 +35,7 @@ WIDTH = {
     "F8_E5M2": 1,
 }
 FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+DROPPED = {"F16": 13, "BF16": 16}  # bits of float32's significand that are rounded away
 BLOCK = 1 << 18  # elements: a block's few float32 arrays stay in the core's cache
 HEADER_LIMIT = 100_000_000  # the safetensors library's own
 
@@ -199,52 +200,77 @@ def widened(stored: "np.ndarray") -> "np.ndarray":
     return wide.view(np.float32)
 
 
-def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None) -> "np.ndarray":
+def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None) -> tuple["np.ndarray", "np.ndarray"]:
     """float32 `values` rounded to `dtype`: to nearest even, or BF16 by `noise`, one uniform uint16 an element.
 
-    Returns the same shape, as float32 or float16, or as uint16 holding bfloat16's bits. A value too large becomes inf.
+    Returns the rounded values in float32, and as they are stored: float32, float16, or uint16 holding bfloat16's bits,
+    all of the same shape. A value too large for F16 is 65,536 or more in the first and inf in the second.
+
+    numpy's own conversions to and from float16 go element by element; integer arithmetic takes many at once.
     """
     import numpy as np
 
     if dtype == "F32":
-        return values
-    if dtype == "F16":
-        return float16(np.ascontiguousarray(values))
+        return values, values
     bits = np.ascontiguousarray(values).view(np.uint32)
+    dropped = DROPPED[dtype]
     if noise is None:  # half of the last kept bit, and that bit itself to break ties to even
-        rounded = bits >> np.uint32(16)
-        rounded &= np.uint32(1)
-        rounded += np.uint32(0x7FFF)
+        up = bits >> np.uint32(dropped)
+        up &= np.uint32(1)
+        up += np.uint32((1 << dropped - 1) - 1)
     else:
-        rounded = noise.astype(np.uint32)
-    rounded += bits
-    rounded >>= np.uint32(16)
-    return rounded.astype(np.uint16)
+        up = noise.astype(np.uint32)
+    up += bits
+    up &= np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))
+    rounded = up.view(np.float32)
+    if dtype == "BF16":
+        return rounded, (up >> np.uint32(16)).astype(np.uint16)
+    half = up & np.uint32(0x7FFFFFFF)
+    half >>= np.uint32(13)
+    half -= np.uint32(112 << 10)  # the biases differ by 112
+    sign = up >> np.uint32(16)
+    sign &= np.uint32(0x8000)
+    half |= sign
+    stored = half.astype(np.uint16).view(np.float16)
+    odd = np.flatnonzero(not_normal(bits))
+    with np.errstate(over="ignore"):
+        stored.reshape(-1)[odd] = values.reshape(-1)[odd].astype(np.float16)
+    rounded.reshape(-1)[odd] = stored.reshape(-1)[odd].astype(np.float32)
+    return rounded, stored
 
 
-def float16(values: "np.ndarray") -> "np.ndarray":
-    """`values.astype(np.float16)` in half the time: numpy converts one by one, integer arithmetic many at once."""
+def near_a_tie(values: "np.ndarray", slack: "np.ndarray", dtype: str) -> "np.ndarray":
+    """Flat indices of float32 `values`, (rows, columns), that may be rounded to `dtype` otherwise if they change by up
+    to `slack`, (rows, 1): all of those, and some more."""
     import numpy as np
 
     bits = values.view(np.uint32)
+    dropped = DROPPED[dtype]
+    off = (bits & np.uint32((1 << dropped) - 1)).view(np.int32)  # from where rounding turns, in units of the last place
+    off -= np.int32(1 << dropped - 1)
+    np.abs(off, out=off)
+    off -= np.int32(8)  # for what float32 sums are off themselves
+    power = (bits & np.uint32(0x7F800000)).view(np.float32)
+    distance = off.astype(np.float32)
+    distance *= power
+    # Twice the slack and some: below a power of two the places where rounding turns are half as far apart.
+    near = distance <= slack * np.float32(2.5 * 2**23)
+    if dtype == "F16":
+        near |= power <= np.float32(2.0**-14)  # where float16 holds fewer bits
+    return np.flatnonzero(near)
+
+
+def not_normal(bits: "np.ndarray") -> "np.ndarray":
+    """Whether float32's bits are of a value below 2^-14 or of 2^16 and above, which float16 holds otherwise or not."""
+    import numpy as np
+
     magnitude = bits & np.uint32(0x7FFFFFFF)
-    odd = np.flatnonzero(magnitude - np.uint32(0x38800000) >= np.uint32(0x0F000000))  # below 2^-14, or 2^16 and above
-    rounded = magnitude >> np.uint32(13)
-    rounded &= np.uint32(1)
-    rounded += magnitude
-    rounded += np.uint32((0xFFF - (112 << 23)) & 0xFFFFFFFF)  # half of the last kept bit; the biases differ by 112
-    rounded >>= np.uint32(13)
-    half = rounded.astype(np.uint16)
-    np.right_shift(bits, np.uint32(16), out=magnitude)
-    magnitude &= np.uint32(0x8000)
-    half |= magnitude.astype(np.uint16)
-    with np.errstate(over="ignore"):
-        half.reshape(-1)[odd] = values.reshape(-1)[odd].astype(np.float16).view(np.uint16)
-    return half.view(np.float16)
+    magnitude -= np.uint32(0x38800000)
+    return magnitude >= np.uint32(0x0F000000)
 
 
 def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
-    """`float16(widened(stored))` in a third of the time: but for the far ends, only the bits change places.
+    """As `encoded` stores widened(stored) in F16, in a third of the time: but for the far ends, bits only move.
 
     stored: uint16 holding bfloat16's bits, of one dimension.
     """

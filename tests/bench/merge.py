@@ -61,7 +61,7 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str
     with open(path, "wb") as file:
         file.write(head)
         for tensor in tensors:
-            file.write(encoded(draw.standard_normal(tensor.shape, np.float32) * np.float32(scale), dtype).tobytes())
+            file.write(encoded(draw.standard_normal(tensor.shape, np.float32) * np.float32(scale), dtype)[1].tobytes())
 
 
 def make(folder: Path, gib: float) -> tuple[Path, Path]:
