@@ -26,6 +26,9 @@ if ! command -v dockerd debootstrap > /dev/null; then
         skip "docker.io and debootstrap cannot be installed"
 fi
 
+free=$(df --output=avail --block-size=1G /tmp | tail -1 | tr -d ' ')
+[ "$free" -ge 25 ] || skip "$free GiB are free under /tmp, and the images want 25"
+
 work=$(mktemp -d /tmp/containers.XXXXXX)
 chmod 755 "$work"
 cleanup() {
@@ -53,7 +56,11 @@ docker info > /dev/null 2>&1 || skip "the daemon does not start: $(tail -1 "$wor
 step "making the stand-in base"
 export JOBS_BASE=standin:bookworm JOBS_SNAPSHOT="" JOBS_BUILD_NETWORK=host
 [ ! -d "${PIP_FIND_LINKS:-}" ] || export JOBS_TORCH_LINKS=/wheels
-docker/standin "$JOBS_BASE" > "$work/standin.log" 2>&1 || { tail -5 "$work/standin.log" >&2; exit 1; }
+docker/standin "$JOBS_BASE" > "$work/standin.log" 2>&1 ||
+    skip "the stand-in base cannot be made: $(tail -1 "$work/standin.log")"
+docker run --rm --network host "$JOBS_BASE" python3 -c \
+    "import urllib.request as u; u.urlopen('https://pypi.org/simple/uv/', timeout=60)" > "$work/probe.log" 2>&1 ||
+    skip "a container reaches no package index: $(tail -1 "$work/probe.log")"
 
 images="cpu gguf"
 [ "${1:-}" != train ] || images=train
