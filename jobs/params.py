@@ -217,7 +217,7 @@ class Merge(Section):
 class Sampled(Section):
     """Samples per task beside the greedy one; with n: 0 there is the greedy one alone."""
 
-    n: Annotated[int, Field(ge=0, le=10**6)]
+    n: Annotated[int, Field(ge=0, le=10**9)]
     temperature: Annotated[float, Field(gt=0, le=2)]
     top_p: Rate
 

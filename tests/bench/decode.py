@@ -14,18 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("DECODE_PROCESSES", "0")
 EVALUATION = "--evaluation" in sys.argv
 SEQUENCES, TOKENS = (164, 1024) if EVALUATION else (64, 256)
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from jobs.vllm_engine import compilation, prepare
+
+    prepare()
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
-
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from jobs.vllm_engine import compilation
 
     model, adapter, *_ = *(word for word in sys.argv[1:] if not word.startswith("--")), None
     ours = "--as-vllm-comes" not in sys.argv

@@ -56,8 +56,11 @@ docker info > /dev/null 2>&1 || skip "the daemon does not start: $(tail -1 "$wor
 step "making the stand-in base"
 export JOBS_BASE=standin:bookworm JOBS_SNAPSHOT="" JOBS_BUILD_NETWORK=host
 [ ! -d "${PIP_FIND_LINKS:-}" ] || export JOBS_TORCH_LINKS=/wheels
-docker/standin "$JOBS_BASE" > "$work/standin.log" 2>&1 ||
-    skip "the stand-in base cannot be made: $(tail -1 "$work/standin.log")"
+docker/standin "$JOBS_BASE" > "$work/standin.log" 2>&1 || {
+    ! grep '^E: ' "$work/standin.log" >&2 || skip "debootstrap cannot make a base on this machine"
+    tail -5 "$work/standin.log" >&2
+    exit 1
+}
 docker run --rm --network host "$JOBS_BASE" python3 -c \
     "import urllib.request as u; u.urlopen('https://pypi.org/simple/uv/', timeout=60)" > "$work/probe.log" 2>&1 ||
     skip "a container reaches no package index: $(tail -1 "$work/probe.log")"
