@@ -159,7 +159,7 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
     def load():
         factor = (b.values().T if embedding else a.values()).astype(np.float64)
         rows_of_a = a.values().T if embedding else None
-        longest = np.sqrt((factor**2).sum(0)).max()
+        reach = np.sqrt(np.cumsum(factor**2, 0)).max(1)
 
         def change(rows: slice, values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
             left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
@@ -167,7 +167,7 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
             delta *= np.float32(scale)
             merged = values + delta
             if dtype != "F32":
-                settle(merged, delta, left, factor, longest, scale, values, dtype)
+                settle(merged, delta, left, factor, reach, scale, values, dtype)
             return merged, delta
 
         return change
@@ -180,7 +180,7 @@ def settle(
     delta: "np.ndarray",
     left: "np.ndarray",
     factor: "np.ndarray",
-    longest: float,
+    reach: "np.ndarray",
     scale: float,
     values: "np.ndarray",
     dtype: str,
@@ -188,13 +188,15 @@ def settle(
     """Gives `delta` the value of PEFT's float32 product, and `merged` its sum, wherever that decides how the sum is
     rounded to `dtype`.
 
-    PEFT sums rank by rank with fused multiply-adds in float32, which by its rounding errors' bound and the
-    Cauchy-Schwarz inequality is no further off than `slack`. Where both ends of the slack are stored alike, so is every
-    value between; elsewhere, a few elements in a thousand, the product is summed again as PEFT does.
+    PEFT sums rank by rank with fused multiply-adds in float32. Each step is off by up to 2^-24 of the sum so far, which
+    by the Cauchy-Schwarz inequality is at most the norm of a row's first ranks times `reach`, the largest norm of a
+    column's; scaling, and rounding here, add three times that of the whole. Where both ends of that `slack` are stored
+    alike, so is every value between; elsewhere, a few elements in a thousand, the product is summed again as PEFT does.
     """
     import numpy as np
 
-    slack = np.sqrt((left**2).sum(1, keepdims=True)) * (longest * abs(scale) * (factor.shape[0] + 2) * 2.0**-24)
+    sums = np.sqrt(np.cumsum(left**2, 1)) * reach
+    slack = (sums.sum(1, keepdims=True) + 3 * sums[:, -1:]) * (abs(scale) * 2.0**-24)
     slack = slack.astype(np.float32)
     row, column = np.divmod(near_a_tie(merged, slack, dtype), values.shape[1])
     ends = (delta[row, column] + sign * slack[row, 0] for sign in (-1, 1))

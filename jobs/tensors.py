@@ -225,14 +225,13 @@ def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None)
     rounded = up.view(np.float32)
     if dtype == "BF16":
         return rounded, (up >> np.uint32(16)).astype(np.uint16)
-    half = up & np.uint32(0x7FFFFFFF)
-    half >>= np.uint32(13)
-    half -= np.uint32(112 << 10)  # the biases differ by 112
-    sign = up >> np.uint32(16)
-    sign &= np.uint32(0x8000)
-    half |= sign
-    stored = half.astype(np.uint16).view(np.float16)
-    odd = np.flatnonzero(not_normal(bits))
+    half = (up >> np.uint32(13)).astype(np.uint16)
+    half -= np.uint16(112 << 10 & 0xFFFF)  # the biases differ by 112
+    half &= np.uint16(0x7FFF)
+    top = (up >> np.uint32(16)).astype(np.uint16)
+    half |= top & np.uint16(0x8000)
+    stored = half.view(np.float16)
+    odd = beyond_float16(top)
     with np.errstate(over="ignore"):
         stored.reshape(-1)[odd] = values.reshape(-1)[odd].astype(np.float16)
     rounded.reshape(-1)[odd] = stored.reshape(-1)[odd].astype(np.float32)
@@ -255,18 +254,25 @@ def near_a_tie(values: "np.ndarray", slack: "np.ndarray", dtype: str) -> "np.nda
     distance *= power
     # Twice the slack and some: below a power of two the places where rounding turns are half as far apart.
     near = distance <= slack * np.float32(2.5 * 2**23)
-    if dtype == "F16":
-        near |= power <= np.float32(2.0**-14)  # where float16 holds fewer bits
+    if dtype == "F16":  # below 2^-14 it holds multiples of 2^-24; rounding turns halfway between them, the sign at zero
+        small = np.flatnonzero(power < np.float32(2.0**-14))
+        steps = values.reshape(-1)[small] * np.float32(2.0**24)
+        within = slack[small // values.shape[1], 0] * np.float32(2.5 * 2**24) + np.float32(2.0**-11)
+        halfway = np.abs(steps - np.floor(steps) - np.float32(0.5))
+        near.reshape(-1)[small] = np.minimum(halfway, np.abs(steps)) <= within
     return np.flatnonzero(near)
 
 
-def not_normal(bits: "np.ndarray") -> "np.ndarray":
-    """Whether float32's bits are of a value below 2^-14 or of 2^16 and above, which float16 holds otherwise or not."""
+def beyond_float16(top: "np.ndarray") -> "np.ndarray":
+    """Flat indices of values below 2^-14 or of 2^16 and above, which float16 holds with fewer bits or not at all.
+
+    top: the upper halves of their float32 bits, uint16; of a bfloat16, its bits.
+    """
     import numpy as np
 
-    magnitude = bits & np.uint32(0x7FFFFFFF)
-    magnitude -= np.uint32(0x38800000)
-    return magnitude >= np.uint32(0x0F000000)
+    magnitude = top & np.uint16(0x7FFF)
+    magnitude -= np.uint16(0x3880)
+    return np.flatnonzero(magnitude >= np.uint16(0x0F00))
 
 
 def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
@@ -276,13 +282,11 @@ def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
     """
     import numpy as np
 
-    magnitude = stored & np.uint16(0x7FFF)
-    half = magnitude << np.uint16(3)  # 7 bits of the significand become 10
+    half = stored << np.uint16(3)  # 7 bits of the significand become 10
     half -= np.uint16(112 << 10 & 0xFFFF)  # the biases differ by 112
     half &= np.uint16(0x7FFF)
     half |= stored & np.uint16(0x8000)
-    magnitude -= np.uint16(0x3880)
-    odd = np.flatnonzero(magnitude >= np.uint16(0x0F00))  # below 2^-14, or 2^16 and above
+    odd = beyond_float16(stored)
     with np.errstate(over="ignore"):
         half[odd] = widened(stored[odd]).astype(np.float16).view(np.uint16)
     return half.view(np.float16)

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
@@ -309,10 +308,8 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     def of_toy(words: list[str]) -> dict:
         return job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
 
-    for words in (*base, ["tasks"], ["distill"], ["sft"], ["grpo"], *merges):
+    for words in (*base, ["tasks"], ["distill"], ["sft"], ["grpo"], *merges, *evaluations):
         of_toy(words)
-    with ThreadPoolExecutor() as pool:  # nothing is timed here
-        list(pool.map(of_toy, evaluations))
     curve = rows(folder / "plots/grpo.csv")
     differences = [float(row["logp_difference"]) for row in curve]
     return {

@@ -1,16 +1,18 @@
 """Merge and GGUF against cp, PEFT and llama.cpp's converter, side by side on synthetic Qwen3-4B layers.
 
-    python tests/bench/merge.py [--gib 3] [--no-peft] [--converter FOLDER]
+    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft] [--converter FOLDER]
 
 Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter under a temporary
-folder, drops it from the page cache before each step, and prints wall time and peak memory of each step. --converter is
-the vendor/llama.cpp folder of the unpacked llama-cpp-python 0.3.36 source archive.
+folder, drops it from the page cache before each step, and prints wall time and peak memory of each step; after several
+rounds, each step's median too. --converter is the vendor/llama.cpp folder of the unpacked llama-cpp-python 0.3.36 source
+archive. PEFT and the converter run in the first round only.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -145,8 +147,8 @@ def cold(folder: Path) -> None:
             os.close(handle)
 
 
-def timed(label: str, command: list, folder: Path) -> None:
-    """Runs `command` on a cold base and prints its wall time, CPU time and peak memory."""
+def timed(label: str, command: list, folder: Path) -> float:
+    """Runs `command` on a cold base; prints its wall time, CPU time and peak memory, and returns the first."""
     os.sync()
     cold(folder)
     start = time.perf_counter()
@@ -162,11 +164,13 @@ def timed(label: str, command: list, folder: Path) -> None:
         f"{label:42} {wall:7.1f} s   cpu {used.ru_utime + used.ru_stime:6.1f} s   {used.ru_maxrss / 1024:8.0f} MiB",
         flush=True,
     )
+    return wall
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--converter", type=Path)
     options = parser.parse_args()
@@ -199,38 +203,30 @@ def main() -> None:
             f"{os.getloadavg()[0]:.1f}",
             flush=True,
         )
-        timed("cp", ["cp", base / "model.safetensors", folder / "copy"], folder)
-        timed("cp and sync", ["sh", "-c", f"cp {base}/model.safetensors {folder}/copy && sync {folder}/copy"], folder)
-        (folder / "copy").unlink()
+        copy, synced = f"cp {base}/model.safetensors {folder}/copy", f" && sync {folder}/copy"
+        steps = {"cp": ["sh", "-c", copy], "cp and sync": ["sh", "-c", copy + synced]}
         for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
-            timed(
-                f"jobs merge, {dtype} {rounding}",
-                [*merge, "--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"],
-                folder,
-            )
+            settings = ["--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"]
+            steps[f"jobs merge, {dtype} {rounding}"] = [*merge, *settings]
+        direct = [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT]
+        steps["base + adapter to F16 GGUF"] = direct
+        once = {}
         if not options.no_peft:
-            timed(
-                "peft merge_and_unload, bfloat16", [sys.executable, "-c", PEFT, base, adapter, folder / "peft"], folder
-            )
-        timed(
-            "base + adapter to F16 GGUF", [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT], folder
-        )
+            peft = [sys.executable, "-c", PEFT, base, adapter, folder / "peft"]
+            once["peft merge_and_unload, bfloat16"] = peft
         if options.converter:
-            timed(
-                "llama.cpp's converter, F16",
-                [
-                    sys.executable,
-                    "-c",
-                    CONVERTER,
-                    options.converter,
-                    base,
-                    "--outtype",
-                    "f16",
-                    "--outfile",
-                    folder / "y.gguf",
-                ],
-                folder,
-            )
+            words = ["--outtype", "f16", "--outfile", folder / "y.gguf"]
+            once["llama.cpp's converter, F16"] = [sys.executable, "-c", CONVERTER, options.converter, base, *words]
+        seconds: dict[str, list[float]] = {}
+        for i in range(options.rounds):
+            for label, command in (steps | once if i == 0 else steps).items():
+                seconds.setdefault(label, []).append(timed(label, command, folder))
+                (folder / "copy").unlink(missing_ok=True)
+        if options.rounds > 1:
+            copied = statistics.median(seconds["cp"])
+            for label in steps:
+                middle = statistics.median(seconds[label])
+                print(f"median of {options.rounds}: {label:32} {middle:5.1f} s, {middle / copied:.2f} x cp")
 
 
 if __name__ == "__main__":
