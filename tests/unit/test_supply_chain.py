@@ -1,6 +1,7 @@
 """Nothing that a model, an adapter or a checkpoint of others holds is run; nothing is looked up; no secret is kept."""
 
 import ast
+import hashlib
 import json
 import os
 import pickle
@@ -166,7 +167,7 @@ def test_the_base_is_fetched_without_pickles_and_a_changed_file_is_refused(tmp_p
             from types import SimpleNamespace
 
             self.rfilename, self.content, self.blob_id = rfilename, content, "0" * 40
-            digest = __import__("hashlib").sha256(content).hexdigest()
+            digest = hashlib.sha256(content).hexdigest()
             self.lfs = SimpleNamespace(sha256=digest) if lfs else None
 
     files = [File("model.safetensors", b"weights"), File("pytorch_model.bin", b"pickle"), File("evil.py", b"code"),
@@ -226,3 +227,10 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
 def test_a_hash_is_of_the_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 14, 30])
+def test_a_hash_is_of_all_blocks(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("jobs.files.HASHED", 7)
+    (tmp_path / "file").write_bytes(bytes(range(size)))
+    assert sha256(tmp_path / "file") == hashlib.sha256(bytes(range(size))).hexdigest()
