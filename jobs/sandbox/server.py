@@ -29,10 +29,10 @@ STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of
 # Imported before any fork, so that a submission's import of them reads no file. What is not here can still be imported
 # where Landlock guards the files; where the kernel has none, no file can be opened and these are all there is.
 PRELUDE = (  # noqa: SIM905
-    "abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv dataclasses "
-    "datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json keyword "
-    "locale math numbers operator os pprint queue random re secrets statistics string struct sys textwrap threading "
-    "time timeit traceback types typing unicodedata uuid warnings weakref zlib"
+    "_strptime abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv "
+    "dataclasses datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json "
+    "keyword locale math numbers operator os pprint queue random re secrets statistics string struct sys textwrap "
+    "threading time timeit traceback types typing unicodedata uuid warnings weakref zlib"
 ).split()
 NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
 
@@ -47,6 +47,8 @@ def main() -> None:
         importlib.import_module(name)
     control = socket.socket(fileno=CONTROL)
     layers = Layers(config)
+    if os.geteuid() == 0 and layers.works["unprivileged"]:
+        reach_libraries()
     control.sendall(dumps({"layers": layers.works, "missing": layers.missing}))
     gc.collect()
     gc.freeze()
@@ -130,6 +132,42 @@ class Layers:
             os.close(self.ruleset)
         if "seccomp" not in self.missing and self.filter is not None:
             isolation.seccomp_apply(self.filter)
+
+
+def reach_libraries() -> None:
+    """Lets imports work in children, which are nobody, where root's interpreter lies in a folder closed to others (/root).
+
+    Each such folder of sys.path stays open, and is named by its descriptor from now on: that way leads through no parent.
+    What may be read there is still Landlock's to say.
+    """
+    opened: dict[str, str] = {}
+
+    def renamed(path: str) -> str:
+        for folder, name in opened.items():
+            if path == folder or path.startswith(folder + "/"):
+                return name + path[len(folder) :]
+        return path
+
+    for folder in sys.path:
+        if os.path.isdir(folder) and renamed(folder) == folder and not open_to_others(folder):
+            opened[folder] = f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_CLOEXEC)}"
+    sys.path[:] = map(renamed, sys.path)
+    for module in list(sys.modules.values()):
+        if type(getattr(module, "__path__", None)) is list:
+            module.__path__ = list(map(renamed, module.__path__))
+    sys.path_importer_cache.clear()
+
+
+def open_to_others(folder: str) -> bool:
+    """Whether every user may list the folder and come by all of its parents."""
+    if os.stat(folder).st_mode & 0o005 != 0o005:
+        return False
+    for path in (os.path.abspath(folder), os.path.realpath(folder)):
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & 0o001:
+                return False
+    return True
 
 
 def address_space() -> int:

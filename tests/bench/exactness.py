@@ -1,6 +1,9 @@
 """Verdicts of the sandbox against evalplus's own, on canonical solutions and seeded mutants, base and plus each.
 
     python tests/bench/exactness.py --data ../shared/data --mutants 1800 --out exactness.jsonl
+    python tests/bench/exactness.py --data ../shared/data --samples completions.jsonl --out exactness-samples.jsonl
+
+The second judges the completions of a model, as `jobs score` takes them, in place of both.
 
 A row a sample: task_id, kind, ours and theirs for base and plus. Continues a file that was begun, and tries again what
 differed in it (the last row of a sample counts). Samples on which the two differ are tried again by both, alone, and
@@ -21,7 +24,7 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs.sandbox import Sandbox
-from jobs.score import load_tasks
+from jobs.score import load_tasks, programs
 
 
 class Mutation(ast.NodeTransformer):
@@ -158,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mutants", type=int, default=1800)
+    parser.add_argument("--samples", type=Path, help="completions to judge, and nothing else")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--min-limit", type=float, default=2.0)
     parser.add_argument("--only", default="", help="the beginning of the task ids to try")
@@ -172,12 +176,20 @@ def main() -> None:
         for task_id, task in tasks.items()
         if task_id.startswith(options.only) and task_id not in options.skip
     }
+    given: dict[str, list[tuple[str, str]]] = {}
+    for task, code in programs(options.samples, tasks) if options.samples else ():
+        given.setdefault(task["task_id"], []).append(("sample", code))
+    if options.samples:
+        tasks = {task_id: tasks[task_id] for task_id in given}
     check = oracle(options.data)
     done = {(row["task_id"], row["code"]) for row in rows(options.out) if row["ours"] == row["theirs"]}
     counts: dict[str, int] = {}
     with Sandbox(options.workers, benchmark=True, min_limit=options.min_limit) as sandbox, options.out.open("a") as out:
         for number, task in enumerate(tasks.values()):
-            samples = [("canonical", task["reference"]), *mutants(task, each, options.seed)]
+            samples = given.get(task["task_id"]) or [
+                ("canonical", task["reference"]),
+                *mutants(task, each, options.seed),
+            ]
             samples = [(kind, code) for kind, code in samples if (task["task_id"], code) not in done]
             truth: dict = {}
             verdicts = sandbox.run([(task, code) for _, code in samples])
@@ -227,7 +239,8 @@ def summary(table: list[dict]) -> None:
                 "samples": len(table),
                 "verdicts": 2 * len(table),
                 "canonical": sum(r["kind"] == "canonical" for r in table),
-                "mutants": sum(r["kind"] != "canonical" for r in table),
+                "completions": sum(r["kind"] == "sample" for r in table),
+                "mutants": sum(r["kind"] not in ("canonical", "sample") for r in table),
                 "passed": sum(all(r["ours"]) for r in table),
                 "differ": len(differ),
                 "tasks_that_differ": sorted({r["task_id"] for r in differ}),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import sandbox as sandboxes
 from jobs.errors import JobError
 from jobs.sandbox import Sandbox
 
@@ -413,3 +414,45 @@ def test_no_leak_over_many_submissions():
     for (descriptors, memory), (descriptors_after, memory_after) in zip(before, after, strict=True):
         assert descriptors_after <= descriptors
         assert memory_after < memory + 4096
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's interpreter can lie where nobody may not read")
+def test_a_library_in_a_folder_closed_to_others_can_be_imported_and_nothing_beside_it_read(tmp_path, monkeypatch):
+    library = tmp_path / "closed" / "library"
+    (library / "package").mkdir(parents=True)
+    (library / "package/__init__.py").write_text("")
+    (library / "package/inner.py").write_text("VALUE = 7")
+    (tmp_path / "closed/secret").write_text("secret")
+    tmp_path.chmod(0o700)
+    get_path = sandboxes.sysconfig.get_path
+    own = ("purelib", "platlib")
+    monkeypatch.setattr(sandboxes.sysconfig, "get_path", lambda name: str(library) if name in own else get_path(name))
+    code = """
+import os, sys
+def f():
+    from package import inner
+    return inner.VALUE
+def g():
+    for folder in sys.path:
+        for way in ("..", "../.."):
+            try:
+                return open(f"{folder}/{way}/secret").read()
+            except OSError:
+                pass
+    return "nothing"
+"""
+    tests = ["assert f() == 7", "assert g() == 'nothing'"]
+    with Sandbox(workers=1, timeout=5, require=["landlock", "unprivileged"]) as sandbox:
+        result = verdict(sandbox, task(*tests), code)
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("name", ["_strptime", "unittest.mock", "encodings.rot_13", "concurrent.futures", "graphlib"])
+def test_every_part_of_the_standard_library_can_be_imported(sandbox, name):
+    result = verdict(sandbox, task("assert f() == 1"), f"def f():\n    import {name}\n    return 1")
+    assert result.passed, result
+
+
+def test_dates_are_parsed_which_imports_a_module_behind_the_scenes(sandbox):
+    code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%m-%d-%Y').day"
+    assert verdict(sandbox, task("assert f('03-11-2000') == 11"), code).passed
