@@ -186,10 +186,8 @@ def main() -> None:
     counts: dict[str, int] = {}
     with Sandbox(options.workers, benchmark=True, min_limit=options.min_limit) as sandbox, options.out.open("a") as out:
         for number, task in enumerate(tasks.values()):
-            samples = given.get(task["task_id"]) or [
-                ("canonical", task["reference"]),
-                *mutants(task, each, options.seed),
-            ]
+            made = [] if options.samples else [("canonical", task["reference"]), *mutants(task, each, options.seed)]
+            samples = given.get(task["task_id"], made)
             samples = [(kind, code) for kind, code in samples if (task["task_id"], code) not in done]
             truth: dict = {}
             verdicts = sandbox.run([(task, code) for _, code in samples])

@@ -449,6 +449,8 @@ def g():
 
 @pytest.mark.parametrize("name", ["_strptime", "unittest.mock", "encodings.rot_13", "concurrent.futures", "graphlib"])
 def test_every_part_of_the_standard_library_can_be_imported(sandbox, name):
+    if not sandbox.layers["landlock"] and name != "_strptime":
+        pytest.skip("without Landlock no file can be opened, so only what is loaded before can be imported")
     result = verdict(sandbox, task("assert f() == 1"), f"def f():\n    import {name}\n    return 1")
     assert result.passed, result
 
