@@ -220,7 +220,8 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
         result["profiled"] = {part: profiled[part] for part in ("seconds", "gpu_seconds", "launches")}
     if name == "sft":
         seconds = float(facts["train_seconds"])
-        epochs = 12 if "sft.epochs=12" in arguments else 3
+        set_epochs = [int(word.removeprefix("sft.epochs=")) for word in arguments if word.startswith("sft.epochs=")]
+        epochs = (set_epochs or [3])[0]
         tokens = epochs * sum_of_tokens(options.work / "examples.jsonl", model)
         result |= {"train_seconds": round(seconds, 1), "tokens_a_second": round(tokens / seconds)}
     if name == "merge":
