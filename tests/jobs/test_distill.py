@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from jobs import schema, tasks, teacher, toy
 from jobs.files import read_json, read_jsonl, write_jsonl
 from jobs.params import load
+from tests import program
 from tests.teacher_server import TRANSIENT, Behaviour, TeacherServer
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def real_tasks() -> list[dict]:
     return [task for task in records if task["task_id"] not in known and not task["setup"]]
 
 
-def command(folder: Path, url: str, *assignments: str) -> list[str]:
+def start(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> subprocess.Popen:
     settings = [
         f"distill.base_url={url}",
         "distill.api_key_env=FAKE_TEACHER_KEY",
@@ -102,39 +102,11 @@ def command(folder: Path, url: str, *assignments: str) -> list[str]:
         "distill.similarity=1.0",
         *assignments,
     ]
-    return [
-        sys.executable,
-        "-m",
-        "jobs",
-        "distill",
-        "--params",
-        str(ROOT / "params.yaml"),
-        "--tasks",
-        "tasks.jsonl",
-        "--benchmarks",
-        "benchmarks.jsonl",
-        "--out",
-        "out",
-        "--responses",
-        "responses",
-        "--metrics",
-        "metrics.json",
-        *(word for setting in settings for word in ("--set", setting)),
-    ]
-
-
-def start(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "FAKE_TEACHER_KEY"}
+    outs = ("--out", "out", "--responses", "responses", "--metrics", "metrics.json")
+    words = ("--tasks", "tasks.jsonl", "--benchmarks", "benchmarks.jsonl", *outs)
     (folder / "tmp").mkdir(exist_ok=True)
-    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | ({"FAKE_TEACHER_KEY": key} if key else {})
-    return subprocess.Popen(
-        command(folder, url, *assignments),
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    environment = {"TMPDIR": str(folder / "tmp")} | ({"FAKE_TEACHER_KEY": key} if key else {})
+    return program.start(folder, "distill", *words, settings=settings, **environment)
 
 
 def distil(folder: Path, url: str, *assignments: str, key: str | None = SECRET) -> tuple[int, str, str]:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs import schema, toy
 from jobs.files import sha256, write_jsonl
+from tests import program
 from tests import toy as models
 
 ROOT = Path(__file__).parents[2]
@@ -78,16 +78,13 @@ def words(job, world, *settings, **inputs):
         )
         | inputs
     )
-    return [
-        "--params",
-        str(ROOT / "params.yaml"),
-        *(w for s in (*SETTINGS[job], *settings) for w in ("--set", s)),
-        *(w for name, path in given.items() for w in (f"--{name}", str(path))),
-    ]
+    sets = [word for setting in (*SETTINGS[job], *settings) for word in ("--set", setting)]
+    return [*sets, *(word for name, path in given.items() for word in (f"--{name}", str(path)))]
 
 
 def invoke(job, world, *settings, **inputs):
-    return CliRunner().invoke(import_module(f"jobs.{job}").command, words(job, world, *settings, **inputs))
+    given = ["--params", str(ROOT / "params.yaml"), *words(job, world, *settings, **inputs)]
+    return CliRunner().invoke(import_module(f"jobs.{job}").command, given)
 
 
 def works(job, world, *settings):
@@ -140,15 +137,11 @@ def remove_outs(job):
 
 @pytest.mark.parametrize("job", OUTS)
 def test_a_run_killed_after_a_checkpoint_resumes_and_ends_with_the_same_bytes(world, undisturbed, job, caplog):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs", job, *words(job, world)],
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    process = program.start(Path(), job, *words(job, world))
     deadline = time.monotonic() + 300
     while not list(Path(".checkpoints").glob("*/*/*/MANIFEST.json")) and time.monotonic() < deadline:
         time.sleep(0.001)
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, process.stderr.read()
     process.kill()
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()

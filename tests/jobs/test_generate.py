@@ -1,9 +1,6 @@
 """One prompt through all four kinds of model."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from jobs import generate, gguf, merge
 from jobs.errors import JobError, UsageError
 from jobs.params import load
+from tests import program
 from tests.toy import make_adapter, make_model
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -74,25 +72,7 @@ def test_what_cannot_be_is_refused(models, tmp_path):
 
 
 def cli(*arguments, stdin=""):
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs",
-            "generate",
-            "--params",
-            str(ROOT / "params.yaml"),
-            "--set",
-            "evaluate.max_tokens=8",
-            *map(str, arguments),
-        ],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env=os.environ,
-    )
+    return program.run(ROOT, "generate", *arguments, settings=["evaluate.max_tokens=8"], stdin=stdin)
 
 
 def test_scripts_get_one_object_and_people_get_text(models):

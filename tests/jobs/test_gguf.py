@@ -22,6 +22,7 @@ from jobs.errors import JobError, UsageError
 from jobs.files import sha256, write_jsonl
 from jobs.params import load
 from jobs.schema import chat_prompt
+from tests import program
 from tests.toy import make_adapter, make_model
 
 gguf = pytest.importorskip("gguf")
@@ -340,23 +341,8 @@ def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models):
 
 
 def test_a_killed_job_leaves_nothing_that_looks_whole(models, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "gguf",
-        "--params",
-        str(ROOT / "params.yaml"),
-        "--base",
-        str(models["base"]),
-        "--adapter",
-        str(models["grpo"]),
-        "--tasks",
-        str(models["tasks"]),
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
-    )
+    inputs = ("--base", models["base"], "--adapter", models["grpo"], "--tasks", models["tasks"])
+    process = program.start(tmp_path, "gguf", *inputs)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("models/.gguf.partial/*.gguf")) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,8 +1,5 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,10 @@ from jobs.errors import UsageError
 from jobs.files import read_jsonl, sha256, write_jsonl
 from jobs.grpo import check
 from jobs.params import load
+from tests import program
 from tests import toy as models
+from tests.program import ROOT
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "grpo.engine=transformers",
     "grpo.rollout=transformers",
@@ -30,7 +28,6 @@ SMALL = [
     "sft.lora.rank=8",
     "sft.lora.alpha=16",
 ]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +39,11 @@ def world(tmp_path_factory):
     return folder
 
 
-def grpo(world, out, *settings, check=True):
+def grpo(world, out, *settings):
     out.mkdir(exist_ok=True)
-    words = [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs",
-            "grpo",
-            "--params",
-            str(ROOT / "params.yaml"),
-            *words,
-            "--base",
-            str(world / "models/base"),
-            "--adapter",
-            str(world / "models/sft"),
-            "--tasks",
-            str(world / "data/tasks/train.jsonl"),
-        ],
-        cwd=out,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=check,
-    )
+    inputs = ("--base", world / "models/base", "--adapter", world / "models/sft")
+    tasks = ("--tasks", world / "data/tasks/train.jsonl")
+    return program.run(out, "grpo", *inputs, *tasks, settings=(*SMALL, *settings), check=True)
 
 
 @pytest.fixture(scope="module")

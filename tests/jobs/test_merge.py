@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from jobs import merge
 from jobs.errors import JobError, UsageError
 from jobs.files import sha256
 from jobs.params import load
+from tests import program
 from tests.toy import make_adapter, make_model
 
 ROOT = Path(__file__).parents[2]
@@ -209,10 +209,8 @@ def big_base(folder, mib=128):
 
 
 def words(base, adapter):
-    """A merge by its command line, into the current folder."""
-    given = {"params": ROOT / "params.yaml", "base": base, "adapter": adapter}
-    given |= {"out": "out", "metrics": "m.json", "plot": "p.csv"}
-    return ["merge", *(word for name, path in given.items() for word in (f"--{name}", str(path)))]
+    """A merge's arguments, into the current folder."""
+    return ["--base", base, "--adapter", adapter, "--out", "out", "--metrics", "m.json", "--plot", "p.csv"]
 
 
 def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
@@ -224,9 +222,9 @@ def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
     for mib in (32, 256):
         base = big_base(tmp_path / str(mib), mib)
         done = subprocess.run(
-            [sys.executable, "-c", script, *words(base, adapter)],
+            [sys.executable, "-c", script, *program.command("merge", *words(base, adapter))[3:]],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=program.environment(),
             text=True,
             capture_output=True,
             timeout=200,
@@ -240,11 +238,7 @@ def test_memory_does_not_grow_with_the_model(adapter, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(adapter, tmp_path, how):
     base = big_base(tmp_path)
-    command = [sys.executable, "-m", "jobs", *words(base, adapter)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = program.start(tmp_path, "merge", *words(base, adapter))
     partial = tmp_path / ".out.partial/model.safetensors"
     deadline = time.monotonic() + 60
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -253,7 +247,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(a
     assert process.wait(60) == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
     left = {path.name for path in tmp_path.iterdir()} - {"base"}
     assert left == ({".out.partial"} if how == signal.SIGKILL else set())
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = program.run(tmp_path, "merge", *words(base, adapter))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["retention"] == pytest.approx(1, abs=1e-3)
     assert not (tmp_path / ".out.partial").exists()
@@ -268,14 +262,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_whole_and_the_next_one_works(a
     ],
 )
 def test_bad_usage_is_one_clear_line(base, tmp_path, arguments, code, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs", "merge", "--params", str(ROOT / "params.yaml"), "--base", str(base), *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = program.run(tmp_path, "merge", "--base", base, *arguments)
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr

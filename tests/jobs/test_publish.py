@@ -1,9 +1,6 @@
 """The model card and the file list, and that nothing leaves without a token, or without its figures."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import pytest
 from jobs import publish
 from jobs.errors import JobError, UsageError
 from jobs.params import load
+from tests import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,10 +163,7 @@ def test_a_refusal_by_the_hub_is_one_line_without_the_token(world, monkeypatch):
 
 def test_the_command_line(world):
     def cli(*arguments):
-        command = [sys.executable, "-m", "jobs", "publish", "--params", str(ROOT / "params.yaml"), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
+        return program.run(Path(), "publish", *arguments)
 
     done = cli("--repo", "a/b", "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -1,32 +1,21 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from jobs import schema
 from jobs.errors import JobError
 from jobs.files import sha256, write_jsonl
+from tests import program
 from tests import toy as models
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--set",
     "sft.engine=transformers",
-    "--set",
     "sft.optimizer=adamw_torch",
-    "--set",
     "sft.epochs=2",
-    "--set",
     "sft.learning_rate=0.01",
-    "--set",
     "checkpoints.every=2",
-    "--set",
     "checkpoints.keep=2",
 ]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +30,10 @@ def world(tmp_path_factory):
     return folder
 
 
-def sft(world, out, *arguments, check=True):
+def sft(world, out):
     out.mkdir(exist_ok=True)
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs",
-            "sft",
-            "--params",
-            str(ROOT / "params.yaml"),
-            *SMALL,
-            "--base",
-            str(world / "models/base"),
-            "--examples",
-            str(world / "examples.jsonl"),
-            *arguments,
-        ],
-        cwd=out,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=check,
-    )
+    inputs = ("--base", world / "models/base", "--examples", world / "examples.jsonl")
+    return program.run(out, "sft", *inputs, settings=SMALL, check=True)
 
 
 def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):

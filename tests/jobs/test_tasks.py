@@ -1,10 +1,8 @@
 """`jobs tasks` as a process, and references judged in the real sandbox."""
 
 import json
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from jobs import tasks
 from jobs.files import read_json, read_jsonl, sha256
 from jobs.params import load
 from jobs.sandbox import Sandbox
+from tests import program
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "../shared/data"
@@ -20,30 +19,8 @@ PARAMS = load(ROOT / "params.yaml", ["tasks.toy=null"])
 
 
 def collect(folder: Path, *assignments: str, sources: Path = DATA) -> subprocess.CompletedProcess:
-    words = [word for assignment in assignments for word in ("--set", assignment)]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jobs",
-            "tasks",
-            "--params",
-            str(ROOT / "params.yaml"),
-            "--sources",
-            str(sources),
-            "--out",
-            "tasks",
-            "--metrics",
-            "metrics.json",
-            *words,
-        ],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = ("--sources", sources, "--out", "tasks", "--metrics", "metrics.json")
+    return program.run(folder, "tasks", *words, settings=assignments)
 
 
 def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
