@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from jobs import sandbox as sandboxes
 from jobs.errors import JobError
 from jobs.sandbox import Sandbox
 
@@ -424,9 +424,9 @@ def test_a_library_in_a_folder_closed_to_others_can_be_imported_and_nothing_besi
     (library / "package/inner.py").write_text("VALUE = 7")
     (tmp_path / "closed/secret").write_text("secret")
     tmp_path.chmod(0o700)
-    get_path = sandboxes.sysconfig.get_path
+    get_path = sysconfig.get_path
     own = ("purelib", "platlib")
-    monkeypatch.setattr(sandboxes.sysconfig, "get_path", lambda name: str(library) if name in own else get_path(name))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library) if name in own else get_path(name))
     code = """
 import os, sys
 def f():
