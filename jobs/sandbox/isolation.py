@@ -49,6 +49,9 @@ LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
 
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+
+
 def check(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
@@ -56,9 +59,8 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def prctl(option: int, argument: int) -> None:
-    zero = ctypes.c_ulong(0)
-    check(libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero), f"prctl {option}")
+def prctl(option: int, argument: int, address: int = 0) -> None:
+    check(libc.prctl(option, argument, address, 0, 0), "prctl")
 
 
 Code = list[tuple[int, int, int, int]]
@@ -131,9 +133,7 @@ def seccomp_prepare(program: bytes) -> tuple[Filter, ctypes.Array]:
 
 def seccomp_apply(prepared: Filter) -> None:
     PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-    zero = ctypes.c_ulong(0)
-    mode = ctypes.c_ulong(SECCOMP_MODE_FILTER)
-    check(libc.prctl(PR_SET_SECCOMP, mode, ctypes.byref(prepared), zero, zero), "seccomp")
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(prepared))
 
 
 def landlock_version() -> int:
@@ -168,16 +168,23 @@ def landlock_apply(ruleset: int) -> None:
     check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock")
 
 
-def limit(memory: int, seconds: int) -> None:
-    """`memory` in bytes of address space, `seconds` of CPU; no files written, no processes, few descriptors."""
-    for name, value in (
-        (resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_MEMLOCK, 0), (resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_STACK, 8 << 20),
-    ):  # fmt: skip
-        hard = resource.getrlimit(name)[1]
+Limits = list[tuple[int, tuple[int, int]]]
+
+
+def limits(**wanted: int) -> Limits:
+    """rlimits by the ends of their names, ready to be set: soft and hard alike, and no higher than the hard one is now."""
+    ready = []
+    for name, value in wanted.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
+        ready.append((kind, (value, value)))
+    return ready
+
+
+def limit(ready: Limits) -> None:
+    for kind, value in ready:
+        resource.setrlimit(kind, value)
 
 
 def drop_root() -> None:

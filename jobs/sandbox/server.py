@@ -52,6 +52,7 @@ def main() -> None:
     control.sendall(dumps({"layers": layers.works, "missing": layers.missing}))
     gc.collect()
     gc.freeze()
+    layers.inherit()
     fork_for_ever(control, layers)
 
 
@@ -64,6 +65,7 @@ class Layers:
         self.ruleset = -1
         self.filter: isolation.Filter | None = None
         self.memory = (config["memory_mib"] << 20) + address_space()
+        self.own_limits = isolation.limits(CPU=config["cpu"], NPROC=0)
         self.find("unprivileged")
         self.find("landlock")
         self.find("seccomp")
@@ -116,16 +118,22 @@ class Layers:
         elif layer == "seccomp" and self.filter is not None:
             isolation.seccomp_apply(self.filter)
 
+    def inherit(self) -> None:
+        """What children inherit: memory in bytes of address space; no files written, few descriptors; no new rights."""
+        isolation.limit(
+            isolation.limits(AS=self.memory, FSIZE=0, NOFILE=32, CORE=0, MEMLOCK=0, MSGQUEUE=0, STACK=8 << 20)
+        )
+        isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
+
     def apply(self, server: int) -> None:
         """All of it, in an order that still allows each step. Errors: OSError, and the child must not go on."""
-        isolation.limit(self.memory, self.config["cpu"])
+        isolation.limit(self.own_limits)
         if "unprivileged" not in self.missing:
             isolation.drop_root()
         isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
         isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
         if os.getppid() != server:
             os._exit(1)
-        isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
         if "landlock" not in self.missing:
             isolation.landlock_apply(self.ruleset)
         if self.ruleset >= 0:
