@@ -76,6 +76,7 @@ class Digest:
     hex: str
 
 
+scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # json.loads looks for encodings and white space too
 encoder = c_make_encoder(None, refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
 
 
@@ -90,8 +91,11 @@ def dumps(message: Any) -> bytes:
 def loads(text: bytes) -> Any:
     """The JSON value in a frame's text, before `unpack`. Errors: Malformed."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError, MemoryError) as error:
+        value, end = scan(text.decode(), 0)
+        if end != len(text):
+            raise ValueError("more than one value")
+        return value
+    except (ValueError, StopIteration, RecursionError, MemoryError) as error:
         raise Malformed(f"not a message: {type(error).__name__}") from None
 
 
