@@ -50,6 +50,7 @@ def main() -> None:
     if os.geteuid() == 0 and layers.works["unprivileged"]:
         reach_libraries()
     control.sendall(dumps({"layers": layers.works, "missing": layers.missing}))
+    rehearse()
     gc.collect()
     gc.freeze()
     layers.inherit()
@@ -350,3 +351,16 @@ def do(request: dict) -> dict:
         if dumps(after) != before:
             reply["m"] = after
     return reply
+
+
+def rehearse() -> None:
+    """Does in the server what children do, so that they inherit specialised bytecode and the interpreter's caches, filled.
+
+    Each child would have to make them anew, and to copy every page that it writes them to.
+    """
+    code = "from typing import List\n\ndef f(x: List[int]) -> int:\n    return x[0]\n"
+    for _ in range(40):
+        dumps(load(loads(dumps({"op": "load", "code": code, "names": ["f"]})[4:]), {}))
+        dumps(do(loads(dumps({"op": "call", "args": [{"o": [0, True]}, [[1, 2]], {"m": {}}]})[4:])))
+    OBJECTS.clear()
+    NUMBERS.clear()
