@@ -12,21 +12,17 @@ Scalars and lists are themselves; everything else is an object with one key, its
 
 An instance of a subclass is reduced to its base's value, so what the reader gets cannot lie about equality. The
 reader trusts nothing: any text either becomes plain data or raises Malformed. Both ends use this module, each its
-own copy."""
+own copy. It imports little, and the rest where a value needs it: a fork server pays with every fork for what it holds."""
 
 import array
 import binascii
 import builtins
-import datetime
-import hashlib
 import itertools
 import json
 import marshal
 import struct
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from json.encoder import c_make_encoder, encode_basestring_ascii  # type: ignore[attr-defined]
 from typing import Any
 
@@ -69,11 +65,17 @@ def refuse(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be carried")
 
 
-@dataclass(frozen=True)
 class Digest:
     """What stands for a value too large to carry: equal digests are equal values of the same types, order included."""
 
-    hex: str
+    def __init__(self, hex: str) -> None:
+        self.hex = hex
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Digest and other.hex == self.hex
+
+    def __hash__(self) -> int:
+        return hash(self.hex)
 
 
 scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # json.loads looks for encodings and white space too
@@ -134,6 +136,8 @@ def is_huge(value: Any) -> bool:
 
 def digest(value: Any) -> dict[str, str]:
     """A huge value as its SHA-256, made piece by piece. Errors: ValueError for what is not plain data."""
+    import hashlib
+
     total = hashlib.sha256(type(value).__name__.encode())
     pieces = (value[i : i + 4096] for i in range(0, len(value), 4096)) if type(value) in (list, tuple) else (value,)
     for piece in pieces:
@@ -168,6 +172,11 @@ def pack_numbers(values: list, kinds: set[type]) -> dict | None:
         return None
 
 
+def of(module: str, *names: str) -> list[type]:
+    """Types of a module, none if nothing has imported it yet: then no value can be of them."""
+    return [getattr(sys.modules[module], name) for name in names] if module in sys.modules else []
+
+
 def pack_rare(value: Any, kind: type, keep: Callable[[Any], Any], depth: int) -> Any:
     if kind is bytes:
         return {"b": value.decode("latin-1")}
@@ -177,17 +186,17 @@ def pack_rare(value: Any, kind: type, keep: Callable[[Any], Any], depth: int) ->
         return {"c": [value.real, value.imag]}
     if kind is range:
         return {"r": [pack(value.start), pack(value.stop), pack(value.step)]}
-    if kind is Decimal:
+    if kind in of("decimal", "Decimal"):
         return {"D": str(value)}
-    if kind is Fraction:
+    if kind in of("fractions", "Fraction"):
         return {"F": [pack(value.numerator), pack(value.denominator)]}
     if value is Ellipsis:
         return {"e": 0}
     if id(value) in NAMES:
         return {"T": NAMES[id(value)]}
-    if kind is datetime.timedelta:
+    if kind in of("datetime", "timedelta"):
         return {"w": ["timedelta", value.days, value.seconds, value.microseconds]}
-    if kind in (datetime.date, datetime.time, datetime.datetime) and getattr(value, "tzinfo", None) is None:
+    if kind in of("datetime", "date", "time", "datetime") and getattr(value, "tzinfo", None) is None:
         return {"w": [kind.__name__, value.isoformat()]}
     if kind.__module__ == "numpy":
         if kind.__name__ == "ndarray" and value.dtype.name in DTYPES:
@@ -294,8 +303,12 @@ def unpack_rare(tag: str, inner: Any) -> Any:
         start, stop, step = (need(int, unpack(part)) for part in inner)
         return range(start, stop, step)
     if tag == "D":
+        from decimal import Decimal
+
         return Decimal(need(str, inner))
     if tag == "F":
+        from fractions import Fraction
+
         numerator, denominator = (need(int, unpack(part)) for part in inner)
         return Fraction(numerator, denominator)
     if tag == "e":
@@ -305,6 +318,8 @@ def unpack_rare(tag: str, inner: Any) -> Any:
     if tag == "T":
         return NAMED[inner]
     if tag == "w":
+        import datetime
+
         name, *parts = inner
         if name == "timedelta":
             days, seconds, microseconds = (need(int, part) for part in parts)

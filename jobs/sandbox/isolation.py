@@ -6,7 +6,6 @@ between fork and the submission. Numbers are the kernel's own (include/uapi/linu
 
 import ctypes
 import os
-import platform
 import resource
 import struct
 
@@ -74,7 +73,7 @@ def seccomp_program(opening: bool = True) -> bytes:
     Everything not listed fails with EPERM, so a submission sees PermissionError and goes on. The numbers are searched
     as a tree: the kernel tries a new filter on every system call that there is, so a chain of comparisons is dear.
     """
-    which, audit = ARCHITECTURES[platform.machine()]
+    which, audit = ARCHITECTURES[os.uname().machine]
     rules: dict[int, Code] = {numbers[which]: [(ANSWER, 0, 0, ALLOW)] for numbers in ALLOWED.values()}  # type: ignore[misc]
     rules |= {numbers[which]: [(ANSWER, 0, 0, UNKNOWN)] for numbers in ABSENT.values()}
     for number, index in ((OPEN[which], 1), (OPENAT[which], 2)) if opening else ():

