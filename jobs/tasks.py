@@ -32,6 +32,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import math
 import random
 import sys
 import warnings
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 
 MBPP_FIELDS = "text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list"
 BENCHMARKS = "humaneval", "mbpp", "toy"
-REASONS = "setup", "entry_point", "reference", "contaminated"
+REASONS = "setup", "entry_point", "reference", "slow", "contaminated"
+ROOM = 0.4  # of the time limit: a training task whose reference takes more leaves too little for other right answers
 
 
 def local(sources: Path, name: str) -> Path | None:
@@ -219,8 +221,12 @@ def toy_tasks(settings: "Settings", seed: int) -> dict[str, list[dict]]:
     return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
 
 
-def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict], list[dict]]:
-    """The tasks that their own reference passes, and the ones left out, with the reason."""
+def check(split: str, tasks: list[dict], sandbox: "Sandbox", timeout: float) -> tuple[list[dict], list[dict]]:
+    """The tasks that their own reference passes, and the ones left out, with the reason.
+
+    timeout: sandbox.timeout in seconds; training tasks whose reference takes over ROOM of it are left out as well.
+    """
+    limit = math.inf if split in BENCHMARKS else ROOM * timeout
     left_out, whole, kept = [], [], []
     for task in tasks:
         if task["setup"] and split == "distill":  # it builds on classes that the prompt does not show
@@ -233,7 +239,12 @@ def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict]
         # A reference that fails on evalplus's inputs leaves no expected values: the sandbox blames the task by its id.
         if verdict.status == "infrastructure_error" and not verdict.error.startswith(task["task_id"]):
             raise JobError(f"the sandbox failed on {task['task_id']}: {verdict.error}")
-        if verdict.passed:
+        slow = verdict.passed and verdict.seconds > limit
+        if slow:  # once more, with the machine to itself
+            slow = sandbox.run([(task, task["reference"])])[0].seconds > limit
+        if slow:
+            left_out.append(without(task, split, "slow", f"its reference takes over {ROOM:.0%} of {timeout:g} s"))
+        elif verdict.passed:
             kept.append(task)
         else:
             left_out.append(without(task, split, "reference", verdict.status))
@@ -292,7 +303,7 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
         # Each split under the limits it is used with: evalplus's for benchmarks, the training ones for the others.
         with Sandbox.from_params(params.sandbox, benchmark=names[0] in BENCHMARKS) as sandbox:
             for name in names:
-                splits[name], without_name = check(name, splits[name], sandbox)
+                splits[name], without_name = check(name, splits[name], sandbox, params.sandbox.timeout)
                 left_out += without_name
     with replace_dir(out) as folder:
         for split, tasks in splits.items():

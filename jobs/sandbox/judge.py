@@ -412,7 +412,6 @@ class Judge:
         return self.library if LIBRARY_NAME.search(names) else self.common
 
     def judge(self, task: Task, code: str) -> dict[str, Any]:
-        task.prepare(self)
         signal.setitimer(signal.ITIMER_PROF, 2 * TOTAL if self.config["benchmark"] else JUDGING_SECONDS)
         try:
             if task.suite is not None:
@@ -506,9 +505,12 @@ def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
             if len(judge.tasks) > KEPT_TASKS:
                 judge.tasks.popitem(last=False)
         judge.tasks.move_to_end(key)
-        verdict = judge.judge(judge.tasks[key], request["code"])
+        task = judge.tasks[key]
+        task.prepare(judge)
+        start = time.monotonic()
+        verdict = judge.judge(task, request["code"])
         if verdict["status"] == "infrastructure_error":  # the server is replaced by now
-            verdict = judge.judge(judge.tasks[key], request["code"])
+            verdict = judge.judge(task, request["code"])
     except Infrastructure as error:
         verdict = failure(str(error))
     except (KeyError, TypeError, AttributeError, SyntaxError) as error:

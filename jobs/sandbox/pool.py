@@ -31,7 +31,8 @@ ROOT = str(Path(__file__).resolve().parents[2])
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one submission is worth. `error` is one line of at most 200 characters; `seconds` is wall time in the judge.
+    """What one submission is worth. `error` is one line of at most 200 characters; `seconds` is wall time in the judge,
+    less what a task's expected values take when it is new there.
 
     status: passed (every test), failed (ran, some test did not hold), timeout, crashed (the process ended early or
     broke the protocol), invalid (not a program, or without the entry point), infrastructure_error (no verdict: the
