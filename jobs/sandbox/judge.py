@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from jobs.sandbox import oracles, remote
 from jobs.sandbox.codec import HEADER, MAX_FRAME, Malformed, dumps, loads, pack, unpack
 from jobs.sandbox.remote import Remote, RemoteError
-from jobs.sandbox.suite import Suite
+from jobs.sandbox.suite import Suite, imports
 
 STATUS_SIZE = 8
 KEPT_TASKS = 512
@@ -266,11 +266,6 @@ class Child:
         return {name: value for name, value in values.items() if name in names}
 
 
-def imports(code: str) -> str:
-    """The lines of `code` that may import something."""
-    return "\n".join(line for line in code.replace("\\\n", " ").splitlines() if "import" in line)
-
-
 def line(error: BaseException) -> str:
     """An exception in one line of at most 200 characters."""
     if isinstance(error, RemoteError):
@@ -305,13 +300,9 @@ class Task:
         self.record = record
         self.entry_point = record["entry_point"]
         self.suite: Suite | None = None
-        self.imports = ""  # of the tests: what they hand over may be of these modules' types
         self.parts: list[Part] = []
         if record.get("base_input") is None and record.get("plus_input") is None:
             self.suite = Suite(record)
-            self.imports = imports(
-                "\n".join([record.get("setup") or "", record.get("check") or "", *record.get("tests", [])])
-            )
 
     def prepare(self, judge: "Judge") -> None:
         """Computes what the reference returns, once. Errors: Infrastructure naming the task."""
@@ -403,9 +394,9 @@ class Judge:
         self.tasks: OrderedDict[str, Task] = OrderedDict()
         sys.path += config["path"]  # numpy, for a tolerance; the judge needs nothing else of it
 
-    def server(self, code: str) -> Server:
-        """The one that has what `code` imports by name, and the least beside it."""
-        names = imports(code)
+    def server(self, code: str, more: str = "") -> Server:
+        """The one that has what `code`, and the lines `more`, import by name, and the least beside it."""
+        names = f"{imports(code)}\n{more}"
         if self.config["numpy"] and "numpy" in names:
             return self.numpy
         return self.library if LIBRARY_NAME.search(names) else self.common
@@ -414,14 +405,14 @@ class Judge:
         signal.setitimer(signal.ITIMER_PROF, 2 * TOTAL if self.config["benchmark"] else JUDGING_SECONDS)
         try:
             if task.suite is not None:
-                return self.judge_suite(task, task.suite, code)
+                return self.judge_suite(task.suite, code)
             return self.judge_parts(task, code)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
-    def judge_suite(self, task: Task, suite: Suite, code: str) -> dict[str, Any]:
+    def judge_suite(self, suite: Suite, code: str) -> dict[str, Any]:
         counts = Counts(suite.total)
-        with self.server(f"{code}\n{task.imports}").child() as child:
+        with self.server(code, suite.imports).child() as child:
             child.deadline = time.monotonic() + (CHECK_SECONDS if self.config["benchmark"] else self.timeout)
             with faults(counts):
                 found = child.load(code, suite.names)

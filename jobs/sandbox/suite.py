@@ -29,6 +29,11 @@ MODULES = frozenset({
 })  # fmt: skip
 
 
+def imports(code: str) -> str:
+    """The lines of `code` that may import something."""
+    return "\n".join(line for line in code.replace("\\\n", " ").splitlines() if "import" in line)
+
+
 class Suite:
     """The tests of one task, compiled."""
 
@@ -49,6 +54,8 @@ class Suite:
         if not self.total:
             raise KeyError("no tests")
         self.setup = compile(setup, "<setup>", "exec") if setup.body else None
+        sources = [record.get("setup"), record.get("check"), *record.get("tests", [])]
+        self.imports = imports("\n".join(filter(None, sources)))  # what tests hand over may be of these modules' types
         needed = free([setup, *trees])
         helpers = prompt_helpers(record.get("prompt") or "", self.entry_point, needed)
         self.helpers = compile(helpers, "<prompt>", "exec") if helpers else None
