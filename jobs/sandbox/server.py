@@ -9,6 +9,7 @@ the next one.
 A child takes its own rights away (isolation.py), then answers frames (codec.py) on descriptor 3 until it is killed.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -186,7 +187,10 @@ fork = ctypes.PyDLL(None).fork
 def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
     server, child = os.getpid(), 0
     while True:
-        command = control.recv(1)
+        try:
+            command = control.recv(1)
+        except ConnectionResetError:  # the judge is gone, and has not taken the last child's socket
+            command = b""
         status = 0
         if child:
             os.kill(child, signal.SIGKILL)
@@ -207,7 +211,8 @@ def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
             finally:
                 os._exit(0)
         theirs.close()
-        socket.send_fds(control, [STATUS.pack(status, child)], [ours.fileno()])
+        with contextlib.suppress(BrokenPipeError):  # the next turn ends it
+            socket.send_fds(control, [STATUS.pack(status, child)], [ours.fileno()])
         ours.close()
 
 

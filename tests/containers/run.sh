@@ -2,10 +2,10 @@
 # tests/containers/run.sh: proves the containers on a machine without any: `make check-containers` and .ci/run call it.
 #
 # Starts a docker daemon of its own, builds the `cpu` and `gguf` images on a stand-in base, attacks the launcher with
-# them, runs the whole smoke pipeline in them as a user who is not root, and compares every hash in its dvc.lock with
-# those of a local run (.smoke/, made first if it is missing). Where the machine cannot run containers it says so and
-# exits 0. `run.sh train` builds `train` on the stand-in instead, importing every package, and stops. Needs root; leaves
-# nothing behind but packages installed by apt (docker.io, debootstrap).
+# them and the sandbox in one of them, runs the whole smoke pipeline in them as a user who is not root, and compares
+# every hash in its dvc.lock with those of a local run (.smoke/, made first if it is missing). Where the machine cannot
+# run containers it says so and exits 0. `run.sh train` builds `train` on the stand-in instead, importing every package,
+# and stops. Needs root; leaves nothing behind but packages installed by apt (docker.io, debootstrap).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=/usr/bin:$PATH  # the distribution's docker client, which matches its daemon
@@ -80,6 +80,10 @@ fi
 
 step "attacking the launcher"
 JOBS_CONTAINERS=1 .venv/bin/python -m pytest -q tests/containers
+
+step "attacking the sandbox in a container without rights"
+docker run --rm --user 1000:1000 --network none --cap-drop ALL --security-opt no-new-privileges --volume "$PWD:/repo:ro" \
+    --entrypoint python "$(docker/build cpu)" -m pytest -q -p no:cacheprovider tests/attacks
 
 # A user's clone: the tree of this one, owned by somebody who is not root, with a python which that user can read.
 step "running the smoke pipeline in containers"

@@ -397,6 +397,26 @@ def test_the_judge_and_all_below_end_with_their_owner():
     assert not any(Path(f"/proc/{pid}").exists() for pid in (judge, server, child))
 
 
+def test_nothing_is_left_for_an_init_to_reap():
+    """In a container whose first process is the job, nobody would: this one takes in what its children leave."""
+    code = """
+import ctypes, os, time
+from pathlib import Path
+from jobs.sandbox import Sandbox
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+task = {"task_id": "t", "entry_point": "f", "setup": "", "tests": ["assert f(1) == 1"]}
+with Sandbox(workers=2) as sandbox:
+    programs = ["def f(x): return x", "import decimal\\ndef f(x): return x", "def f(x): 1 / 0"]
+    assert [v.passed for v in sandbox.run([(task, program) for program in programs])] == [True, True, False]
+time.sleep(0.5)
+print(Path(f"/proc/self/task/{os.getpid()}/children").read_text())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
 def test_no_leak_over_many_submissions():
     """Descriptors and memory of pool and judge after a thousand submissions are what they were after two hundred."""
 
