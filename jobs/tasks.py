@@ -221,11 +221,12 @@ def toy_tasks(settings: "Settings", seed: int) -> dict[str, list[dict]]:
     return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
 
 
-def check(split: str, tasks: list[dict], sandbox: "Sandbox", timeout: float) -> tuple[list[dict], list[dict]]:
+def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict], list[dict]]:
     """The tasks that their own reference passes, and the ones left out, with the reason.
 
-    timeout: sandbox.timeout in seconds; training tasks whose reference takes over ROOM of it are left out as well.
+    Training tasks whose reference takes over ROOM of the sandbox's timeout are left out as well.
     """
+    timeout = sandbox.config["timeout"]
     limit = math.inf if split in BENCHMARKS else ROOM * timeout
     left_out, whole, kept = [], [], []
     for task in tasks:
@@ -303,7 +304,7 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
         # Each split under the limits it is used with: evalplus's for benchmarks, the training ones for the others.
         with Sandbox.from_params(params.sandbox, benchmark=names[0] in BENCHMARKS) as sandbox:
             for name in names:
-                splits[name], without_name = check(name, splits[name], sandbox, params.sandbox.timeout)
+                splits[name], without_name = check(name, splits[name], sandbox)
                 left_out += without_name
     with replace_dir(out) as folder:
         for split, tasks in splits.items():

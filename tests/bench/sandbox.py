@@ -226,7 +226,7 @@ def step(data: Path, workers: int) -> None:
     """64 completions of 4 MBPP+ tasks with all their inputs, as one GRPO step; the tasks are new to the pool."""
     tasks = list(load_tasks(data / "MbppPlus.jsonl.gz").values())[:100]
     with Sandbox(workers) as sandbox:
-        tasks, _ = check("train", tasks, sandbox, 2.0)
+        tasks, _ = check("train", tasks, sandbox)
     seconds = []
     with Sandbox(workers) as sandbox:
         for first in range(0, 80, 4):

@@ -86,8 +86,8 @@ def test_a_task_whose_reference_fails_is_left_out_and_listed():
         good | {"task_id": "T/8", "reference": "import time\ndef f(x):\n    time.sleep(0.6)\n    return x * x"},
     ]
     with Sandbox(workers=1, timeout=1.0) as sandbox:
-        kept, left_out = tasks.check("distill", [good, *bad], sandbox, 1.0)
-        assert tasks.check("mbpp", [bad[-1]], sandbox, 1.0) == ([bad[-1]], [])  # a benchmark is whole
+        kept, left_out = tasks.check("distill", [good, *bad], sandbox)
+        assert tasks.check("mbpp", [bad[-1]], sandbox) == ([bad[-1]], [])  # a benchmark is whole
     assert kept == [good]
     assert {row["task_id"]: row["reason"] for row in left_out} == {
         "T/2": "reference",
@@ -106,6 +106,6 @@ def test_real_references_pass_their_own_tests(split, count):
     """A seeded sample of each split; the slowest MBPP+ references do not fit into the training limits."""
     chosen = random.Random(5).sample(tasks.collect(PARAMS.tasks, PARAMS.seed, DATA)[split], count)
     with Sandbox.from_params(PARAMS.sandbox, benchmark=split in tasks.BENCHMARKS) as sandbox:
-        kept, left_out = tasks.check(split, chosen, sandbox, PARAMS.sandbox.timeout)
+        kept, left_out = tasks.check(split, chosen, sandbox)
     assert len(kept) >= count - 2, left_out
     assert {row["reason"] for row in left_out} <= {"reference", "setup", "slow"}
