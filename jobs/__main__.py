@@ -26,7 +26,7 @@ JOBS = {
 
 
 class Jobs(click.Group):
-    """Imports jobs/NAME.py when NAME is called; listing the jobs imports none of them."""
+    """Imports jobs/NAME.py, or jobs/NAME/job.py, when NAME is called; listing the jobs imports none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(JOBS)
@@ -34,7 +34,9 @@ class Jobs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in JOBS:
             return None
-        return importlib.import_module(f"jobs.{cmd_name}").command
+        found = importlib.import_module(f"jobs.{cmd_name}")
+        job = importlib.import_module(f"jobs.{cmd_name}.job") if hasattr(found, "__path__") else found
+        return job.command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Jobs"):

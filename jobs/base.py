@@ -4,7 +4,7 @@
     python -m jobs base --out models/base
 
 Reads nothing but params. Writes models/base: config, safetensors, tokenizer, chat template. With `base.toy` set, a
-Qwen3-architecture model is trained from scratch on the corpus of jobs/toy.py, part of which is wrong, so that it is
+Qwen3-architecture model is trained from scratch on the corpus of jobs/toy/world.py, part of which is wrong, so that it is
 mediocre when sampled, as base models are. Otherwise `base.repo` at `base.revision` is fetched: only safetensors and
 the tokenizer's and config's files, each checked against the hash that the Hub records for it.
 """
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs import checkpoint, schema
-from jobs.cli import job, log, progress, writes
-from jobs.errors import JobError
-from jobs.files import replace_dir, sha256
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.common.files import replace_dir, sha256
+from jobs.plumbing import checkpoint
+from jobs.plumbing.cli import job, log, progress, writes
 
 if TYPE_CHECKING:
-    from jobs.params import Base, Params, ToyBase
+    from jobs.plumbing.params import Base, Params, ToyBase
 
 # Qwen2's split, which llama.cpp knows as its pre-tokenizer "qwen2".
 SPLIT = (
@@ -61,7 +62,7 @@ def run(params: "Params", out: Path) -> None:
 
 def set_chat_template(model_dir: Path) -> None:
     """One template for training, evaluation and GGUF; the file wins over what tokenizer_config.json may hold."""
-    (model_dir / "chat_template.jinja").write_text(schema.CHAT_TEMPLATE, encoding="utf-8")
+    (model_dir / "chat_template.jinja").write_text(answer_format.CHAT_TEMPLATE, encoding="utf-8")
 
 
 def fetch(base: "Base", out: Path) -> None:
@@ -105,7 +106,7 @@ def verify(path: Path, lfs_sha256: str | None, blob_id: str | None) -> None:
 
 
 def make_toy(params: "Params", toy: "ToyBase", out: Path) -> None:
-    from jobs import toy as world
+    from jobs.toy import world as world
 
     if params.tasks.toy is None:
         raise JobError("base.toy needs tasks.toy: the corpus leaves out the tasks of every split")

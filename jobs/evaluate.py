@@ -17,7 +17,7 @@ Writes  --out       samples-NAME.jsonl   task_id, sample (0: greedy; 1 to n: dra
 
 \b
 Modes   plain   the model continues the task's prompt, up to the stop strings
-        cot     the chat prompt with reasoning and solution in tags (jobs/schema.py)
+        cot     the chat prompt with reasoning and solution in tags (jobs/common/answer_format.py)
 
 HumanEval+ and MBPP+ count twice: NAME by the benchmark's own inputs, NAME+ by evalplus's added ones as well. A killed
 run goes on where it stopped: finished batches wait in .checkpoints.
@@ -36,15 +36,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from jobs import schema
-from jobs.cli import job, log, progress, reads, writes
-from jobs.errors import JobError, UsageError
-from jobs.extract import extract, left_margin
-from jobs.files import read_json, read_jsonl, replace_dir, sha256, write_json, write_jsonl, write_metrics
+from jobs.common import answer_format
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import read_json, read_jsonl, replace_dir, sha256, write_json, write_jsonl, write_metrics
+from jobs.common.program import extract, left_margin
+from jobs.plumbing.cli import job, log, progress, reads, writes
 
 if TYPE_CHECKING:
-    from jobs.models import Generate
-    from jobs.params import Evaluate, Params
+    from jobs.inference import Generate
+    from jobs.plumbing.params import Evaluate, Params
     from jobs.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -58,11 +58,11 @@ FLAWS = ("no_tags", "truncated", "syntax_error", "wrong_entry_point", "timeout",
 
 def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Generate":
     if model.suffix == ".gguf":
-        from jobs.models import llama_cpp
+        from jobs.inference import llama_cpp
 
         return llama_cpp.load(model, adapter=adapter)
     if settings.engine == "vllm":
-        from jobs.models import vllm
+        from jobs.inference import vllm
 
         return vllm.load(
             model,
@@ -71,9 +71,9 @@ def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Gen
             batch_invariant=settings.batch_invariant,
             gpu_memory=settings.gpu_memory,
         )
-    from jobs.models import transformers
+    from jobs.inference import hf
 
-    return transformers.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
+    return hf.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
 
 
 def stop_strings(tasks: list[dict], mode: str) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def stop_strings(tasks: list[dict], mode: str) -> tuple[str, ...]:
 
 def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_call: int | None) -> Iterator[tuple]:
     """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
-    from jobs.models import Sampling
+    from jobs.inference import Sampling
 
     stop = stop_strings(tasks, mode)
     drawn = settings.sampled
@@ -116,7 +116,7 @@ def generate(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with open(checkpoint, "a", encoding="utf-8") as file:
         for part, first, sampling in progress(todo[len(finished) :], label=f"evaluate: {checkpoint.stem}"):
-            prompts = [schema.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
+            prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
             rows = [
                 {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
                 for task, completions in zip(part, engine()(prompts, sampling), strict=True)
@@ -171,7 +171,7 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
                 "sample": row["sample"],
                 "solution": extraction.solution,
                 "outcome": outcome(passed, row, extraction.flaw, verdict.status if verdict else None),
-                "format": schema.parse(row["text"]) is not None,
+                "format": answer_format.parse(row["text"]) is not None,
                 "passed": passed,
                 **fields,
             }
@@ -198,7 +198,7 @@ def views(name: str, tasks: list[dict]) -> list[tuple[str, str]]:
 
 def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dict], mode: str) -> dict:
     """Metrics by view; `failures` are fractions of all samples, greedy ones among them."""
-    from jobs.stats import pass_at_k
+    from jobs.common.stats import pass_at_k
 
     drawn = len(results) // len(tasks) - 1
     metrics = {}
@@ -243,7 +243,7 @@ def run(
     out: Path,
     metrics_path: Path | None,
 ) -> dict:
-    from jobs import checkpoint
+    from jobs.plumbing import checkpoint
     from jobs.sandbox import Sandbox
 
     settings, benchmarks = params.evaluate, read_tasks(folder, names)
@@ -262,11 +262,12 @@ def run(
         drawn = {name: read_jsonl(samples / f"samples-{name}.jsonl") for name in names}
     elif model is not None:
         if asked["engine"] == "vllm":
-            from jobs.models import vllm
+            from jobs.inference import vllm
 
             vllm.begin_import(settings.batch_invariant)
-        inputs = [path for path in (model, adapter) if path] + checkpoint.code("evaluate", "schema", "models")
-        kept = checkpoint.folder(f"evaluate-{out.name}", asked | {"batch_size": settings.batch_size}, *inputs)
+        inputs = [path for path in (model, adapter) if path]
+        asked_for = asked | {"batch_size": settings.batch_size}
+        kept = checkpoint.folder("evaluate", asked_for, *inputs, run=f"evaluate-{out.name}")
         engine = once(lambda: timed(seconds, "load", lambda: load_engine(settings, model, adapter)))
         per_call = None if asked["engine"] == "vllm" else settings.batch_size
         for name, tasks in benchmarks.items():

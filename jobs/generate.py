@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import job, reads
-from jobs.errors import JobError, UsageError, one_line
-from jobs.files import require_safetensors
-from jobs.models import Sampling, sample_seed
-from jobs.schema import chat_prompt, parse
+from jobs.common.answer_format import chat_prompt, parse
+from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.files import require_safetensors
+from jobs.inference import Sampling, sample_seed
+from jobs.plumbing.cli import job, reads
 
 if TYPE_CHECKING:
-    from jobs.params import Params
+    from jobs.plumbing.params import Params
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
     if model.suffix == ".gguf":
         if adapter is not None:
             raise UsageError(f"--adapter: {model} holds its adapters already")
-        from jobs.models import llama_cpp
+        from jobs.inference import llama_cpp
 
         text = chat_prompt(prompt)
         room = len(text.encode()) + sampling.max_tokens  # a token is a byte at least

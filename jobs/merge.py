@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.adapter import Change, changes
-from jobs.checkpoint import provenance
-from jobs.cli import job, log, progress, reads, writes
-from jobs.errors import JobError
-from jobs.files import read_json, replace_dir, replace_file, write_json, write_metrics
-from jobs.tensors import (
+from jobs.common.errors import JobError
+from jobs.common.files import read_json, replace_dir, replace_file, write_json, write_metrics
+from jobs.plumbing.checkpoint import provenance
+from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.weights.lora import Change, changes
+from jobs.weights.tensors import (
     FLOATS,
     Tensor,
     blocks,
@@ -51,7 +51,7 @@ from jobs.tensors import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from jobs.params import Params
+    from jobs.plumbing.params import Params
 
 WORKERS = 2
 UNIT = 1 << 23  # elements one worker takes at a time

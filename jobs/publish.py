@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import job, log, reads, writes
-from jobs.errors import JobError, UsageError
-from jobs.files import read_json, replace_file
-from jobs.schema import chat_prompt
+from jobs.common.answer_format import chat_prompt
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import read_json, replace_file
+from jobs.plumbing.cli import job, log, reads, writes
 
 if TYPE_CHECKING:
-    from jobs.params import Params
+    from jobs.plumbing.params import Params
 
 
 def run(

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import job, log, progress, reads, writes
-from jobs.errors import JobError
-from jobs.files import numbered_jsonl, write_jsonl
+from jobs.common.errors import JobError
+from jobs.common.files import numbered_jsonl, write_jsonl
+from jobs.plumbing.cli import job, log, progress, reads, writes
 
 if TYPE_CHECKING:
-    from jobs.params import Params
+    from jobs.plumbing.params import Params
     from jobs.sandbox import Verdict
 
 KS = (1, 10, 100)

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs import checkpoint, schema
-from jobs.cli import job, log, reads, writes
-from jobs.errors import JobError
-from jobs.files import read_jsonl, replace_dir, write_metrics
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.common.files import read_jsonl, replace_dir, write_metrics
+from jobs.plumbing import checkpoint
+from jobs.plumbing.cli import job, log, reads, writes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from jobs.params import Params
+    from jobs.plumbing.params import Params
 
 CURVE = {
     "loss": "loss",
@@ -50,38 +51,37 @@ def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Pa
 
 
 def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict:
-    from jobs import training
+    from jobs.training import loop
 
     rows = read_jsonl(examples)
     if not rows:
         raise JobError(f"{examples}: has no examples")
-    training.prepare(params.sft.engine)
+    loop.prepare(params.sft.engine)
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     settings = params.sft
-    tokenizer = training.load_tokenizer(base)
+    tokenizer = loop.load_tokenizer(base)
     encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
     if settings.engine == "unsloth":
-        from jobs import unsloth_engine
+        from jobs.training import unsloth
 
-        model = unsloth_engine.load(params, base, None, rollout=False)
+        model = unsloth.load(params, base, None, rollout=False)
     else:
-        model = training.load_model(base, settings.lora, None, params.seed)
-    training.check_fits(model, tokenizer, base)
+        model = loop.load_model(base, settings.lora, None, params.seed)
+    loop.check_fits(model, tokenizer, base)
     directory = checkpoint.folder(
         "sft",
         {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
         base,
         examples,
-        *checkpoint.code("sft", "schema", "training", "unsloth_engine"),
     )
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(encoded),
         args=SFTConfig(
-            **training.arguments(settings, params.checkpoints, directory, params.seed),
+            **loop.arguments(settings, params.checkpoints, directory, params.seed),
             num_train_epochs=settings.epochs,
             gradient_checkpointing=settings.gradient_checkpointing,
             max_length=settings.max_length,
@@ -94,11 +94,11 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
     )
-    training.train(trainer, directory, params.checkpoints.keep)
+    loop.train(trainer, directory, params.checkpoints.keep)
     with replace_dir(out) as partial:
-        training.save_adapter(trainer.model, partial)
-        training.save_settings(trainer.args, partial / "trainer.json")
-    history = training.write_curve(trainer.state.log_history, CURVE, curve)
+        loop.save_adapter(trainer.model, partial)
+        loop.save_settings(trainer.args, partial / "trainer.json")
+    history = loop.write_curve(trainer.state.log_history, CURVE, curve)
     result = {
         "examples": len(rows),
         "steps": trainer.state.global_step,
@@ -128,7 +128,7 @@ def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, whe
         raise JobError(f"{where} has no {error}") from None
     if not isinstance(task, str) or not isinstance(answer, str):
         raise JobError(f"{where}: 'prompt' and 'answer' must be strings")
-    before = tokenizer(schema.chat_prompt(task), add_special_tokens=False).input_ids
+    before = tokenizer(answer_format.chat_prompt(task), add_special_tokens=False).input_ids
     after = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     if len(before) + len(after) > max_length:
         raise JobError(f"{where} has {len(before) + len(after)} tokens; sft.max_length is {max_length}")

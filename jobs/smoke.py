@@ -19,8 +19,8 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import JobError, UsageError
-from jobs.files import read_json
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import read_json
 
 OVERLAY = Path("data/smoke/params.yaml")
 IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
@@ -50,7 +50,7 @@ def lay_out(out: Path) -> None:
     """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
     import yaml
 
-    from jobs.params import check, merged, read_yaml
+    from jobs.plumbing.params import check, merged, read_yaml
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
     # dvc.lock and the folders' .gitignore files are DVC's, here as there.

@@ -6,7 +6,7 @@
 \b
 Reads   HumanEval+ and MBPP+ through evalplus, MBPP from the Hub; or HumanEvalPlus.jsonl, MbppPlus.jsonl and mbpp.jsonl
         (.gz or not) from the folder --sources, where they are there. Checked by the hashes in params in either case.
-        With tasks.toy: nothing, jobs/toy.py makes the tasks.
+        With tasks.toy: nothing, jobs/toy/world.py makes the tasks.
 Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is asked
                     train.jsonl       MBPP+ less what is held out: what GRPO trains on
                     mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by the seed (none: no file)
@@ -42,13 +42,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import job, log, writes
-from jobs.errors import JobError, UsageError
-from jobs.files import read_jsonl, replace_dir, sha256, write_jsonl, write_metrics
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import read_jsonl, replace_dir, sha256, write_jsonl, write_metrics
+from jobs.plumbing.cli import job, log, writes
 
 if TYPE_CHECKING:
-    from jobs.params import Params
-    from jobs.params import Tasks as Settings
+    from jobs.plumbing.params import Params
+    from jobs.plumbing.params import Tasks as Settings
     from jobs.sandbox import Sandbox
 
 MBPP_FIELDS = "text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list"
@@ -214,10 +214,10 @@ def collect(settings: "Settings", seed: int, sources: Path) -> dict[str, list[di
 
 
 def toy_tasks(settings: "Settings", seed: int) -> dict[str, list[dict]]:
-    from jobs import toy
+    from jobs.toy import world
 
     assert settings.toy is not None
-    splits = toy.tasks(seed, settings.toy.model_dump())
+    splits = world.tasks(seed, settings.toy.model_dump())
     return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
 
 
@@ -261,9 +261,9 @@ def check(split: str, tasks: list[dict], sandbox: "Sandbox") -> tuple[list[dict]
 def decontaminate(splits: dict[str, list[dict]], sizes: list[int]) -> tuple[dict[str, list[dict]], list[dict]]:
     """The splits without the training tasks that share a run of n words with a benchmark's, and a row for each overlap.
 
-    Prompts and reference solutions are compared (jobs/contamination.py), for each n of `sizes`.
+    Prompts and reference solutions are compared (jobs/common/contamination.py), for each n of `sizes`.
     """
-    from jobs.contamination import overlaps
+    from jobs.common.contamination import overlaps
 
     def fields(benchmark: bool) -> dict[str, list[str]]:
         return {
@@ -288,7 +288,7 @@ def without(task: dict, split: str, reason: str, detail: str) -> dict:
 
 
 def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
-    from jobs.checkpoint import provenance
+    from jobs.plumbing.checkpoint import provenance
     from jobs.sandbox import Sandbox
 
     settings = params.tasks

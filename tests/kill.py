@@ -58,7 +58,7 @@ class Pipeline:
             self.environment.pop(unwanted, None)
 
     def lay_out(self, small: dict) -> None:
-        from jobs.params import check, merged
+        from jobs.plumbing.params import check, merged
 
         smoke = [sys.executable, "-m", "jobs", "smoke", "--out", str(self.folder), "--prepare"]
         subprocess.run(smoke, cwd=ROOT, check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.files import read_jsonl, sha256
+from jobs.common.files import read_jsonl, sha256
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / ".smoke"

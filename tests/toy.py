@@ -19,7 +19,7 @@ def make_tokenizer(dir: Path, vocab: int = 512) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from jobs.schema import CHAT_TEMPLATE
+    from jobs.common.answer_format import CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import JobError
-from jobs.files import process_folder
+from jobs.common.errors import JobError
+from jobs.common.files import process_folder
 
 log = logging.getLogger("jobs")
 STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "infrastructure_error")
@@ -97,7 +97,7 @@ class Sandbox:
 
     @classmethod
     def from_params(cls, params: Any, **options: Any) -> "Sandbox":
-        """From the `sandbox` section of params.yaml (jobs/params.py)."""
+        """From the `sandbox` section of params.yaml (jobs/plumbing/params.py)."""
         return cls(params.workers, params.timeout, params.memory_mib, params.require,
                    limit_factor=params.limit_factor, min_limit=params.min_limit, **options)  # fmt: skip
 

@@ -28,7 +28,7 @@ def main() -> None:
     asked = parser.parse_args()
     adapter, sequences, tokens = asked.adapter, *((164, 1024) if asked.evaluation else (64, 256))
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from jobs.vllm_engine import compilation, prepare
+    from jobs.inference.vllm_settings import compilation, prepare
 
     prepare()
     from vllm import LLM, SamplingParams, TokensPrompt

@@ -165,13 +165,14 @@ def make_model(tokenizer: Path, out: Path) -> None:
 def make_examples(tasks: Path, out: Path) -> None:
     """100 examples of the length that distilled ones have, about 270 tokens of answer."""
     sys.path.insert(0, str(REPO))
-    from jobs import schema
+    from jobs.common import answer_format
 
     rows = [json.loads(line) for line in tasks.read_text().splitlines()][:100]
     reasoning = "The input is walked once, and what each element adds to the result is kept. " * 10
     out.write_text(
         "".join(
-            json.dumps({"prompt": r["prompt"], "answer": schema.render(reasoning, r["reference"])}) + "\n" for r in rows
+            json.dumps({"prompt": r["prompt"], "answer": answer_format.render(reasoning, r["reference"])}) + "\n"
+            for r in rows
         )
     )
 
@@ -270,11 +271,11 @@ def rows(path: Path) -> list[dict]:
 def sum_of_tokens(examples: Path, model: Path) -> int:
     from transformers import AutoTokenizer
 
-    from jobs import schema
+    from jobs.common import answer_format
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [json.loads(line) for line in examples.read_text().splitlines()]
-    return sum(len(tokenizer(schema.chat_prompt(r["prompt"]) + r["answer"]).input_ids) + 1 for r in texts)
+    return sum(len(tokenizer(answer_format.chat_prompt(r["prompt"]) + r["answer"]).input_ids) + 1 for r in texts)
 
 
 def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
@@ -282,7 +283,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     import yaml
 
     sys.path.insert(0, str(REPO))
-    from jobs.params import merged, read_yaml
+    from jobs.plumbing.params import merged, read_yaml
 
     folder = options.work / "toy"
     folder.mkdir(parents=True, exist_ok=True)

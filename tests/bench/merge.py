@@ -44,7 +44,7 @@ import os, sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from jobs.gguf import write_gguf
+from jobs.gguf.job import write_gguf
 from jobs.merge import all_changes
 base, adapter, out = map(Path, sys.argv[1:4])
 write_gguf(base, all_changes(base, [adapter], True), "F16", out)
@@ -55,7 +55,7 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str
     """Random normal tensors, written one by one."""
     import numpy as np
 
-    from jobs.tensors import Tensor, encode_header, encoded
+    from jobs.weights.tensors import Tensor, encode_header, encoded
 
     tensors = [Tensor(path, name, dtype, shape, 0) for name, shape in shapes.items()]
     head, _ = encode_header(tensors, [dtype] * len(tensors), {"format": "pt"})

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from jobs import schema
+from jobs.common import answer_format
 
 model_path, examples = sys.argv[1:]
 model, _ = FastLanguageModel.from_pretrained(model_path, max_seq_length=2048, load_in_4bit=False, dtype=None)
@@ -33,7 +33,7 @@ model = FastLanguageModel.get_peft_model(
 )
 rows = [json.loads(line) for line in Path(examples).read_text().splitlines()]
 dataset = Dataset.from_list(
-    [{"text": schema.chat_prompt(r["prompt"]) + r["answer"] + tokenizer.eos_token} for r in rows]
+    [{"text": answer_format.chat_prompt(r["prompt"]) + r["answer"] + tokenizer.eos_token} for r in rows]
 )
 trainer = SFTTrainer(
     model=model,

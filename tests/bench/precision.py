@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jobs import merge  # noqa: E402
-from jobs.extract import extract  # noqa: E402
-from jobs.files import read_json, read_jsonl  # noqa: E402
+from jobs.common.answer_format import chat_prompt  # noqa: E402
+from jobs.common.files import read_json, read_jsonl  # noqa: E402
+from jobs.common.program import extract  # noqa: E402
+from jobs.inference import Sampling  # noqa: E402
 from jobs.merge import Storage  # noqa: E402
-from jobs.models import Sampling  # noqa: E402
-from jobs.schema import chat_prompt  # noqa: E402
-from jobs.tensors import tensors_of  # noqa: E402
+from jobs.weights.tensors import tensors_of  # noqa: E402
 
 STORAGES = [Storage("F32"), Storage("F16"), Storage("BF16", True, 3407), Storage("BF16")]
 
@@ -63,10 +63,10 @@ def kept(model: Path, base: Path, whole: Path) -> dict[str, float]:
 
 def pass_at_1(model: Path, tasks: list[dict], max_tokens: int, samples: int) -> float:
     """Mean over `samples` a task at temperature 0.8, the same seeds for every model."""
-    from jobs.models import transformers
+    from jobs.inference import hf
     from jobs.sandbox import Sandbox
 
-    generate = transformers.load(model, dtype="float32")
+    generate = hf.load(model, dtype="float32")
     sampling = Sampling(max_tokens=max_tokens, n=samples, temperature=0.8, top_p=0.95, seed=0)
     answers = generate([chat_prompt(task["prompt"]) for task in tasks], sampling)
     programs = [
@@ -82,7 +82,7 @@ def quantized(model: Path, adapters: list[Path], folder: Path) -> tuple[dict[str
     """The float32 weights of model + adapters as GGUF names them, and what Q4_K_M makes of them."""
     import gguf
 
-    from jobs.gguf import quantize, write_gguf
+    from jobs.gguf.job import quantize, write_gguf
 
     write_gguf(model, merge.all_changes(model, adapters, True), "F32", folder / "f32.gguf")
     quantize(folder / "f32.gguf", folder / "q4.gguf", "Q4_K_M")

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from jobs.files import read_jsonl
+from jobs.common.files import read_jsonl
 from jobs.sandbox import Sandbox
 from jobs.sandbox.judge import COMMON
 from jobs.score import load_tasks

@@ -12,19 +12,20 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from jobs import __main__, training
+from jobs import __main__
+from jobs.training import loop
 
 
 def main() -> None:
     step, path = int(sys.argv[1]), Path(sys.argv[2])
     del sys.argv[1:3]
-    train = training.train
+    train = loop.train
 
     def profiled(trainer, *arguments) -> None:
         profile(trainer, step, path)
         train(trainer, *arguments)
 
-    training.train = profiled
+    loop.train = profiled
     __main__.main()
 
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import base, schema
-from jobs.errors import JobError
-from jobs.files import sha256
-from jobs.params import check, merged, read_yaml
+from jobs import base
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.common.files import sha256
+from jobs.plumbing.params import check, merged, read_yaml
 
 ROOT = Path(__file__).parents[2]
 REAL = read_yaml(ROOT / "params.yaml")
@@ -47,11 +48,11 @@ def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog)
     assert config["tie_word_embeddings"] is True
     tokenizer, model = AutoTokenizer.from_pretrained("one"), AutoModelForCausalLM.from_pretrained("one")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == model.config.eos_token_id
-    rendered = tokenizer.apply_chat_template(schema.messages("def f(x):"), tokenize=False)
-    assert rendered == schema.chat_prompt("def f(x):")
-    for text in ("def solve(x):\n    x = x + 12", "ünï → 🙂", schema.SYSTEM_PROMPT):
+    rendered = tokenizer.apply_chat_template(answer_format.messages("def f(x):"), tokenize=False)
+    assert rendered == answer_format.chat_prompt("def f(x):")
+    for text in ("def solve(x):\n    x = x + 12", "ünï → 🙂", answer_format.SYSTEM_PROMPT):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    ids = tokenizer(schema.chat_prompt("def solve(x):"), return_tensors="pt").input_ids
+    ids = tokenizer(answer_format.chat_prompt("def solve(x):"), return_tensors="pt").input_ids
     assert model(ids, labels=ids).loss < 6.0, "a model that learned nothing is at log(vocabulary)"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compare
-from jobs.errors import JobError, UsageError
-from jobs.files import read_jsonl, sha256, write_json, write_jsonl
-from jobs.params import load
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import read_jsonl, sha256, write_json, write_jsonl
+from jobs.compare import job
+from jobs.plumbing.params import load
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["compare.resamples=500"])
 HOSTILE = (
@@ -61,7 +61,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(curves=("plots/sft.csv",)):
-    return compare.run(
+    return job.run(
         PARAMS,
         Path("evaluations"),
         Path("data/tasks"),
@@ -78,7 +78,7 @@ def test_words_say_what_is_established_and_what_is_not(here):
     assert "On toy (60 tasks, cot), sft is better than base" in said[0]
     assert "after Holm's correction for 3 comparisons" in said[0]
     assert "whether grpo or sft is better" in said[2]
-    assert said[-1] == compare.ONE_RUN
+    assert said[-1] == job.ONE_RUN
 
 
 def test_metrics_are_numbers_by_benchmark_mode_and_model(here):
@@ -114,8 +114,8 @@ def test_noise_alone_is_established_in_less_than_one_report_of_twenty(here):
         difficulty = [draw.random() for _ in range(60)]
         results = [{"toy": [{"task_id": f"Toy/{t}", "sample": i, "passed": draw.random() < difficulty[t]}
                             for t in range(60) for i in range(6)]} for _ in range(3)]  # fmt: skip
-        evaluations = [compare.Evaluation(str(i), "cot", {}, rows, {}) for i, rows in enumerate(results)]
-        [entry] = compare.comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings, 0)
+        evaluations = [job.Evaluation(str(i), "cot", {}, rows, {}) for i, rows in enumerate(results)]
+        [entry] = job.comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings, 0)
         false += any(pair["established"] for pair in entry["pairs"])
     assert false <= 5  # of 40 reports; a twentieth is 2, and 6 or more would come in 1.4 % of cases
 
@@ -166,11 +166,11 @@ def test_greedy_answers_alone_are_not_compared(here):
 
 def test_no_evaluations_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="holds no evaluations"):
-        compare.load(tmp_path)
+        job.load(tmp_path)
 
 
 def test_the_page_builds_no_html_from_data():
-    template = compare.TEMPLATE.read_text()
+    template = job.TEMPLATE.read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", template)
     assert set(re.findall(r"https?://[^\"]+", template)) == {"http://www.w3.org/2000/svg"}
 

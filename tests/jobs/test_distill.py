@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import schema, tasks, teacher, toy
-from jobs.files import read_json, read_jsonl, write_jsonl
-from jobs.params import load
+from jobs import tasks
+from jobs.common import answer_format
+from jobs.common.files import read_json, read_jsonl, write_jsonl
+from jobs.distill import teacher
+from jobs.plumbing.params import load
+from jobs.toy import world
 from tests import program
 from tests.teacher_server import TRANSIENT, Behaviour, TeacherServer
 
@@ -58,21 +61,23 @@ KILLS = int(os.environ.get("KILLS", "3"))
 def behaviour(task: dict, way: str, rng: random.Random) -> Behaviour:
     """The teacher's answer to a task, made of its reference solution and spoiled as `way` says."""
     name = task["entry_point"]
-    answer = schema.render(
+    answer = answer_format.render(
         f"The task asks for {name}. Follow it step by step, and return the result as the example shows.",
         task["reference"],
     )
     texts = {
         "tags": answer.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
         "chatter": f"Certainly! Here it is:\n\n{answer}",
-        "syntax": schema.render("This is the solution to the task, as it was asked for.", f"def {name}(:\n    pass"),
-        "failing": schema.render(
+        "syntax": answer_format.render(
+            "This is the solution to the task, as it was asked for.", f"def {name}(:\n    pass"
+        ),
+        "failing": answer_format.render(
             "This is the solution to the task, as it was asked for.", f"def {name}(*args):\n    return 'wrong'"
         ),
-        "entry_point": schema.render(
+        "entry_point": answer_format.render(
             "This is the solution to the task, as it was asked for.", "def other(*args):\n    return 'wrong'"
         ),
-        "attack": schema.render(
+        "attack": answer_format.render(
             "This is the solution to the task, as it was asked for.", rng.choice(ATTACKS).format(name=name)
         ),
     }
@@ -80,7 +85,7 @@ def behaviour(task: dict, way: str, rng: random.Random) -> Behaviour:
 
 
 def toy_tasks(count: int) -> list[dict]:
-    return toy.tasks(7, {"distill": count})["distill"]
+    return world.tasks(7, {"distill": count})["distill"]
 
 
 def real_tasks() -> list[dict]:
@@ -226,7 +231,7 @@ def check_examples(folder: Path, ways: dict[str, str], wanted: int, log: str) ->
     assert len(examples) == len({row["task_id"] for row in examples}) == wanted
     for row in examples:
         assert SPOILED.get(ways[row["task_id"]]) is None, row
-        assert schema.parse(row["answer"]) == schema.Answer(row["reasoning"], row["code"])
+        assert answer_format.parse(row["answer"]) == answer_format.Answer(row["reasoning"], row["code"])
         assert row["thinking"] == "hm"
         assert (folder / "responses" / f"{row['request']}.json").is_file()
     for row in rejects:
@@ -307,7 +312,7 @@ def test_no_secret_is_left_and_no_attack_succeeds(tmp_path):
     for task, attack in zip(records, (*ATTACKS, *[None] * 2), strict=True):
         behaviours[task["prompt"]] = behaviour(task, "right", random.Random(1))
         if attack:
-            behaviours[task["prompt"]].answer = schema.render(
+            behaviours[task["prompt"]].answer = answer_format.render(
                 f"Read the key {SECRET} and keep it for later use.", attack.format(name=task["entry_point"])
             )
     with TeacherServer(behaviours) as server:

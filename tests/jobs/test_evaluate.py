@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from jobs import evaluate, schema, toy
-from jobs.errors import JobError
-from jobs.files import read_jsonl, sha256, write_jsonl
-from jobs.models import Completion
-from jobs.params import load
+from jobs import evaluate
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.common.files import read_jsonl, sha256, write_jsonl
+from jobs.inference import Completion
+from jobs.plumbing.params import load
 from jobs.sandbox import Verdict
+from jobs.toy import world
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -25,7 +27,7 @@ SET = ["evaluate.engine=transformers", "evaluate.dtype=float32", "evaluate.max_t
 def here(tmp_path, monkeypatch):
     """An empty working folder with six toy tasks in data/tasks and an empty model folder."""
     monkeypatch.chdir(tmp_path)
-    tasks = toy.tasks(0, {"heldout": 6})["heldout"]
+    tasks = world.tasks(0, {"heldout": 6})["heldout"]
     write_jsonl(Path("data/tasks/toy.jsonl"), tasks)
     Path("models/m").mkdir(parents=True)
     return tasks
@@ -33,7 +35,9 @@ def here(tmp_path, monkeypatch):
 
 def answers(tasks, mode, stop_after=None):
     """A stand-in for an engine: sample i of task number t is right where (t + i) % 3 is not 0. Counts its calls."""
-    by_prompt = {schema.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"]: (n, t) for n, t in enumerate(tasks)}
+    by_prompt = {
+        answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"]: (n, t) for n, t in enumerate(tasks)
+    }
 
     def generate(prompts, sampling):
         if generate.calls == stop_after:
@@ -43,7 +47,7 @@ def answers(tasks, mode, stop_after=None):
 
     def answer(number, task, i):
         code = task["reference"] if (number + i) % 3 else task["prompt"] + "    return None\n"
-        text = code.removeprefix(task["prompt"]) if mode == "plain" else schema.render("Thinking.", code)
+        text = code.removeprefix(task["prompt"]) if mode == "plain" else answer_format.render("Thinking.", code)
         return Completion(text, 7, "stop")
 
     generate.calls = 0
@@ -195,9 +199,9 @@ def test_stop_strings_fit_the_prompts():
 
 
 def test_engines_by_kind_of_model(monkeypatch):
-    from jobs.models import llama_cpp, transformers, vllm
+    from jobs.inference import hf, llama_cpp, vllm
 
-    for name, module in (("llama_cpp", llama_cpp), ("transformers", transformers), ("vllm", vllm)):
+    for name, module in (("llama_cpp", llama_cpp), ("transformers", hf), ("vllm", vllm)):
         monkeypatch.setattr(module, "load", lambda path, name=name, **options: name)
     settings = load(PARAMS, ["evaluate.engine=transformers"]).evaluate
     assert evaluate.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
@@ -243,7 +247,7 @@ def benchmark(name):
 
 @pytest.mark.parametrize("name", ["HumanEvalPlus.jsonl.gz", "MbppPlus.jsonl.gz"])
 def test_stored_completions_become_the_programs_that_the_official_evaluators_run(name):
-    from jobs.extract import extract
+    from jobs.common.program import extract
 
     for task in benchmark(name):
         right = task["reference"].removeprefix(task["prompt"])

@@ -14,8 +14,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from jobs import schema, toy
-from jobs.files import sha256, write_jsonl
+from jobs.common import answer_format
+from jobs.common.files import sha256, write_jsonl
+from jobs.toy import world as toy
 from tests import program
 from tests import toy as models
 
@@ -60,7 +61,7 @@ def world(tmp_path_factory):
     write_jsonl(
         folder / "examples.jsonl",
         [
-            {"prompt": f"def f{i}(x):\n", "answer": schema.render(f"add {i}", f"def f{i}(x): return x + {i}")}
+            {"prompt": f"def f{i}(x):\n", "answer": answer_format.render(f"add {i}", f"def f{i}(x): return x + {i}")}
             for i in range(8)
         ],
     )
@@ -179,7 +180,7 @@ def test_a_corrupted_checkpoint_is_seen_and_the_one_before_it_used(world, undist
 
 
 def test_no_more_checkpoints_are_kept_than_params_say_and_none_is_lost_before_the_next_is_whole(world, monkeypatch):
-    from jobs import checkpoint
+    from jobs.plumbing import checkpoint
 
     seen = []
     seal = checkpoint.seal
@@ -196,7 +197,7 @@ def test_no_more_checkpoints_are_kept_than_params_say_and_none_is_lost_before_th
 
 @pytest.mark.parametrize("change", ["param", "input", "code"])
 def test_a_checkpoint_never_crosses_a_change(world, tmp_path, change, caplog, monkeypatch):
-    from jobs import checkpoint
+    from jobs.plumbing import checkpoint
 
     works("sft", world)
     remove_outs("sft")
@@ -217,19 +218,19 @@ def test_a_checkpoint_never_crosses_a_change(world, tmp_path, change, caplog, mo
     assert len(list(Path(".checkpoints/sft").iterdir())) == 1
 
 
-@pytest.mark.parametrize("job", OUTS)
-def test_a_checkpoint_knows_the_code_that_dvc_knows(job):
+@pytest.mark.parametrize("job", [*OUTS, "evaluate"])
+def test_a_checkpoint_knows_the_code_that_dvc_knows(job, tmp_path, monkeypatch):
     """Code that is new for DVC must be new for the checkpoint, or a rerun would give the old code's result."""
-    import re
+    from jobs.plumbing import checkpoint
 
-    import yaml
-
-    from jobs import checkpoint
-
-    [names] = re.findall(r"checkpoint\.code\(([^)]*)\)", (ROOT / f"jobs/{job}.py").read_text())
-    named = {p.relative_to(ROOT).as_posix() for p in checkpoint.code(*re.findall(r'"(\w+)"', names))}
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][job]["deps"]
-    assert named == {d for d in deps if d.startswith("jobs/")} - {"jobs/files.py"}
+    monkeypatch.chdir(tmp_path)
+    files = checkpoint.code(job)
+    assert ROOT / "jobs/common/answer_format.py" in files
+    keys = {checkpoint.folder(job, {}).name}
+    for left_out in files:
+        monkeypatch.setattr(checkpoint, "code", lambda job, without=left_out: tuple(f for f in files if f != without))
+        keys.add(checkpoint.folder(job, {}).name)
+    assert len(keys) == 1 + len(files), "every file of the closure is part of the key"
 
 
 def cut(path, share=0.5):
@@ -314,9 +315,9 @@ def test_a_loss_that_is_no_number(world, monkeypatch, job, max_grad_norm):
 
 def test_a_base_that_changes_during_grpo(world, monkeypatch):
     """One weight by one bit, as a trainer would that merges its adapter into the base and takes it out again."""
-    from jobs import grpo_trainer
+    from jobs.grpo import trainer
 
-    original = grpo_trainer.Trainer._generate_single_turn
+    original = trainer.Trainer._generate_single_turn
 
     def drift(self, *arguments, **options):
         if self.state.global_step == 2:
@@ -324,12 +325,12 @@ def test_a_base_that_changes_during_grpo(world, monkeypatch):
             weight.data.view(torch.int32)[3, 5] ^= 1
         return original(self, *arguments, **options)
 
-    monkeypatch.setattr(grpo_trainer.Trainer, "_generate_single_turn", drift)
+    monkeypatch.setattr(trainer.Trainer, "_generate_single_turn", drift)
     fails("grpo", world, "the base weights changed during training")
 
 
 def test_a_reward_that_raises(world, monkeypatch):
-    from jobs.rewards import Scorer
+    from jobs.grpo.rewards import Scorer
 
     def broken(self, text, verdict):
         raise ZeroDivisionError("a reward\nwith a bug")

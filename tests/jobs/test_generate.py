@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import generate, gguf, merge
-from jobs.errors import JobError, UsageError
-from jobs.params import load
+from jobs import generate, merge
+from jobs.common.errors import JobError, UsageError
+from jobs.gguf import job
+from jobs.plumbing.params import load
 from tests import program
 from tests.toy import make_adapter, make_model
 
@@ -25,7 +26,7 @@ def models(tmp_path_factory):
     (folder / "merged").mkdir()
     merge.write_model(base, updates, merge.Storage("F32"), folder / "merged")
     merge.copy_rest(base, folder / "merged", "float32")
-    gguf.write_gguf(base, updates, "F32", folder / "grpo-F32.gguf")
+    job.write_gguf(base, updates, "F32", folder / "grpo-F32.gguf")
     return folder
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import gguf as job
 from jobs import merge
-from jobs.errors import JobError, UsageError
-from jobs.files import sha256, write_jsonl
-from jobs.params import load
-from jobs.schema import chat_prompt
+from jobs.common.answer_format import chat_prompt
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import sha256, write_jsonl
+from jobs.gguf import job
+from jobs.plumbing.params import load
 from tests import program
 from tests.toy import make_adapter, make_model
 
@@ -224,7 +224,7 @@ def test_a_file_without_the_training_fails_its_limit_and_nothing_is_kept(models,
 def test_limits_are_each_enforced(models):
     with pytest.raises(JobError, match="its mean KL"):
         run(models, params("Q4_K_M", kl=0.0))
-    from jobs.gguf_check import within
+    from jobs.gguf.check import within
 
     limits = params("F16", kl=0.1, top1=0.9, drop=0.2).gguf.limits["F16"]
     good = {"kl": 0.1, "top1": 0.9, "pass@1": 0.5}
@@ -352,13 +352,13 @@ def test_a_killed_job_leaves_nothing_that_looks_whole(models, tmp_path):
 
 
 def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
-    from jobs.models import Sampling, llama_cpp, transformers
+    from jobs.inference import Sampling, hf, llama_cpp
 
     job.write_gguf(models["base"], {}, "F32", Path("x.gguf"))
     generate = llama_cpp.load(Path("x.gguf"), context=512)
     prompts = [chat_prompt("def f(a):\n"), "import math\n"]
     greedy = Sampling(max_tokens=20)
-    expected = transformers.load(models["base"])(prompts, greedy)
+    expected = hf.load(models["base"])(prompts, greedy)
     assert generate(prompts, greedy) == expected
     sampled = Sampling(n=3, temperature=1.0, top_p=0.9, max_tokens=12, seed=5)
     first = generate(prompts, sampled)
@@ -379,7 +379,7 @@ def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
 
 
 def test_kl_is_kl():
-    from jobs.gguf_check import kl
+    from jobs.gguf.check import kl
 
     logits = np.random.default_rng(0).normal(size=(70, 50)).astype(np.float32) * 3
     assert kl(logits, logits).max() < 1e-12

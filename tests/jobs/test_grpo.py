@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import toy
-from jobs.errors import UsageError
-from jobs.files import read_jsonl, sha256, write_jsonl
-from jobs.grpo import check
-from jobs.params import load
+from jobs.common.errors import UsageError
+from jobs.common.files import read_jsonl, sha256, write_jsonl
+from jobs.grpo.job import check
+from jobs.plumbing.params import load
+from jobs.toy import world as toy
 from tests import program
 from tests import toy as models
 from tests.program import ROOT
@@ -122,7 +122,7 @@ def test_groups_without_a_signal(world, tmp_path, groups):
 def test_exchanged_groups_carry_every_tensor_along():
     import torch
 
-    from jobs.grpo_trainer import exchanged, live_groups
+    from jobs.grpo.trainer import exchanged, live_groups
 
     output = {
         "prompt_ids": torch.tensor([[1, 1]] * 4),

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs import merge
-from jobs.errors import JobError, UsageError
-from jobs.files import sha256
-from jobs.params import load
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import sha256
+from jobs.plumbing.params import load
 from tests import program
 from tests.toy import make_adapter, make_model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs import publish
-from jobs.errors import JobError, UsageError
-from jobs.params import load
+from jobs.common.errors import JobError, UsageError
+from jobs.plumbing.params import load
 from tests import program
 
 ROOT = Path(__file__).parents[2]

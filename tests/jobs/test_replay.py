@@ -45,7 +45,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    from jobs.params import check, merged
+    from jobs.plumbing.params import check, merged
 
     folder, remote = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("remote")
     call(ROOT, sys.executable, "-m", "jobs", "smoke", "--out", str(folder), "--prepare")

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from jobs import schema
-from jobs.errors import JobError
-from jobs.files import sha256, write_jsonl
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.common.files import sha256, write_jsonl
 from tests import program
 from tests import toy as models
 
@@ -23,7 +23,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     models.make_model(folder / "models/base")
     rows = [
-        {"prompt": f"def f{i}(x):\n", "answer": schema.render(f"add {i}", f"def f{i}(x): return x + {i}")}
+        {"prompt": f"def f{i}(x):\n", "answer": answer_format.render(f"add {i}", f"def f{i}(x): return x + {i}")}
         for i in range(8)
     ]
     write_jsonl(folder / "examples.jsonl", rows)
@@ -83,7 +83,7 @@ def test_labels_cover_the_answer_and_its_end_alone(world):
     row = encode({"prompt": "def f(x):\n", "answer": "<SOLUTION>"}, tokenizer, 500, "row 1")
     learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "<SOLUTION>" + tokenizer.eos_token
-    assert tokenizer.decode(row["input_ids"]).startswith(schema.chat_prompt("def f(x):"))
+    assert tokenizer.decode(row["input_ids"]).startswith(answer_format.chat_prompt("def f(x):"))
     with pytest.raises(JobError, match=r"row 7 has \d+ tokens; sft.max_length is 10"):
         encode({"prompt": "def f(x):\n", "answer": "x"}, tokenizer, 10, "row 7")
     with pytest.raises(JobError, match="row 7 has no 'answer'"):
@@ -91,8 +91,8 @@ def test_labels_cover_the_answer_and_its_end_alone(world):
 
 
 def test_another_shape_of_adapter_is_not_continued(world, tmp_path):
-    from jobs.params import Lora
-    from jobs.training import check_adapter
+    from jobs.plumbing.params import Lora
+    from jobs.training.loop import check_adapter
 
     models.make_adapter(world / "models/base", tmp_path / "adapter", rank=8)
     with pytest.raises(JobError, match=r"adapter_config.json: rank, alpha, targets are \(8,"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs import tasks
-from jobs.files import read_json, read_jsonl, sha256
-from jobs.params import load
+from jobs.common.files import read_json, read_jsonl, sha256
+from jobs.plumbing.params import load
 from jobs.sandbox import Sandbox
 from tests import program
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import checkpoint
-from jobs.errors import JobError
-from jobs.files import read_jsonl, replace_dir, replace_file, sha256, write_jsonl, write_metrics
+from jobs.common.errors import JobError
+from jobs.common.files import read_jsonl, replace_dir, replace_file, sha256, write_jsonl, write_metrics
+from jobs.plumbing import checkpoint
 
 
 @pytest.fixture(autouse=True)

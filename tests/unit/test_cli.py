@@ -61,8 +61,8 @@ def test_sigterm_ends_with_143():
     import signal
 
     code = (
-        "import runpy, sys, threading, time; import jobs.params, jobs.sft\n"
-        "jobs.params.load = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
+        "import runpy, sys, threading, time; import jobs.plumbing.params, jobs.sft\n"
+        "jobs.plumbing.params.load = lambda *a: (print('ready', flush=True), time.sleep(60))\n"
         "sys.argv = ['jobs', 'sft']; runpy.run_module('jobs', run_name='__main__')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

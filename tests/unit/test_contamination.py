@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.contamination import Overlap, ngrams, overlaps, words
+from jobs.common.contamination import Overlap, ngrams, overlaps, words
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import datacard, distill, schema, teacher
-from jobs.errors import JobError
-from jobs.params import load
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.distill import datacard, job, teacher
+from jobs.plumbing.params import load
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["distill.similarity=0.9", "distill.api_key_env=null"])
 REASONING = "Add the two numbers that are given, and return their sum."
@@ -42,13 +43,13 @@ def code(i: int, salt: str = "") -> str:
 
 
 def examined(text: str, settings=None, **changes) -> tuple[str, str]:
-    candidate = distill.Candidate(task(1), 0, teacher.request(PARAMS.distill, "p", 0))
+    candidate = job.Candidate(task(1), 0, teacher.request(PARAMS.distill, "p", 0))
     values = {"thinking": "", "model": PARAMS.distill.model, "finish": "stop", "tokens_in": 1, "tokens_out": 1}
     candidate.reply = teacher.Reply(text, **values | changes)
-    return distill.examine(candidate, settings or PARAMS.distill)
+    return job.examine(candidate, settings or PARAMS.distill)
 
 
-RIGHT = schema.render(REASONING, code(1))
+RIGHT = answer_format.render(REASONING, code(1))
 
 
 @pytest.mark.parametrize(
@@ -61,18 +62,18 @@ RIGHT = schema.render(REASONING, code(1))
         (RIGHT.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"), "tags"),
         (RIGHT + RIGHT, "tags"),
         ("", "tags"),
-        (schema.render("Short.", code(1)), "length"),
-        (schema.render("x" * 4001, code(1)), "length"),
-        (schema.render(REASONING, "f1=id"), "length"),
-        (schema.render(REASONING, code(1) + "#" * 4000), "length"),
-        (schema.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
-        (schema.render(REASONING, "def f1(:\n    return 1"), "syntax"),
-        (schema.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
-        (schema.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
-        (schema.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
-        (schema.render(REASONING, code(2)), "entry_point"),
-        (schema.render(REASONING, "class A:\n    def f1(self):\n        return 1"), "entry_point"),
-        (schema.render(REASONING, "if True:\n    pass\n    f1()"), "entry_point"),
+        (answer_format.render("Short.", code(1)), "length"),
+        (answer_format.render("x" * 4001, code(1)), "length"),
+        (answer_format.render(REASONING, "f1=id"), "length"),
+        (answer_format.render(REASONING, code(1) + "#" * 4000), "length"),
+        (answer_format.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
+        (answer_format.render(REASONING, "def f1(:\n    return 1"), "syntax"),
+        (answer_format.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
+        (answer_format.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
+        (answer_format.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
+        (answer_format.render(REASONING, code(2)), "entry_point"),
+        (answer_format.render(REASONING, "class A:\n    def f1(self):\n        return 1"), "entry_point"),
+        (answer_format.render(REASONING, "if True:\n    pass\n    f1()"), "entry_point"),
     ],
 )
 def test_reasons_seen_without_running(text, reason):
@@ -100,9 +101,9 @@ def test_reasons_in_the_response(changes, reason):
 
 def test_every_reason_is_counted():
     for reason in ("too_large", "malformed", "refused", "failed", "timeout", "crashed", "invalid"):
-        assert reason in distill.REASONS
+        assert reason in job.REASONS
     with pytest.raises(KeyError):
-        distill.REASONS["infrastructure_error"]  # that one ends the job
+        job.REASONS["infrastructure_error"]  # that one ends the job
 
 
 @pytest.mark.parametrize(
@@ -116,13 +117,13 @@ def test_every_reason_is_counted():
     ],
 )
 def test_near_duplicates(change, duplicate):
-    collection = distill.Collection(0.9, distill.Benchmarks(13))
+    collection = job.Collection(0.9, job.Benchmarks(13))
     for i in (1, 2):
         given = code(1) if i == 1 else change(code(1))
         entry_point = "another_name" if "another_name" in given else "f1"
         record = task(i, prompt="the same task, word for word") | {"entry_point": entry_point}
-        candidate = distill.Candidate(record, 0, {})
-        candidate.answer = schema.Answer(REASONING, given)
+        candidate = job.Candidate(record, 0, {})
+        candidate.answer = answer_format.Answer(REASONING, given)
         collection.decide(candidate)
     assert [c.reason for c in collection.decided] == ["", "near_duplicate" if duplicate else ""]
 
@@ -138,7 +139,7 @@ def test_an_answer_that_repeats_a_benchmark(tmp_path):
         )
         + "\n"
     )
-    benchmarks = distill.Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
+    benchmarks = job.Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
     repeats = "Now: check if, in GIVEN list of numbers, are any two numbers closer to each one?"
     for reasoning, program, reason in (
         (repeats, code(1), "contaminated"),
@@ -146,9 +147,9 @@ def test_an_answer_that_repeats_a_benchmark(tmp_path):
         (REASONING, f'def f1():\n    """{repeats}"""', "contaminated"),
         (" ".join(repeats.split()[5:]), code(1), ""),
     ):
-        collection = distill.Collection(0.9, benchmarks)
-        candidate = distill.Candidate(task(1), 0, {})
-        candidate.answer = schema.Answer(reasoning, program)
+        collection = job.Collection(0.9, benchmarks)
+        candidate = job.Candidate(task(1), 0, {})
+        candidate.answer = answer_format.Answer(reasoning, program)
         collection.decide(candidate)
         assert candidate.reason == reason
         assert bool(collection.accepted) != bool(reason)
@@ -172,7 +173,11 @@ class FakeTeacher:
             await asyncio.sleep(0)
         self.flying -= 1
         what = self.right[number, request["attempt"]]
-        text = schema.render(REASONING, "broken") if what == "failed" else schema.render(REASONING, code(number))
+        text = (
+            answer_format.render(REASONING, "broken")
+            if what == "failed"
+            else answer_format.render(REASONING, code(number))
+        )
         return teacher.response(request, "?" if what == "tags" else text)
 
     async def close(self) -> None:
@@ -199,9 +204,7 @@ class NoResponses:
 def collected(what: dict, tasks: list[dict], settings, seed: int):
     asked = FakeTeacher(what, random.Random(seed))
     try:
-        collection = asyncio.run(
-            distill.collect(tasks, settings, distill.Benchmarks(13), NoResponses(), asked, FakeSandbox())
-        )
+        collection = asyncio.run(job.collect(tasks, settings, job.Benchmarks(13), NoResponses(), asked, FakeSandbox()))
         return asked, collection, ""
     except JobError as error:
         return asked, None, str(error)
@@ -260,7 +263,7 @@ def test_the_budgets_are_never_exceeded(concurrency):
     assert "the budget ended before there were 50 examples; 20 examples from 20 answers" in error
 
     cost = sum(
-        teacher.read(r, teacher.response(r, schema.render(REASONING, code(1)))).tokens_out
+        teacher.read(r, teacher.response(r, answer_format.render(REASONING, code(1)))).tokens_out
         for r in [teacher.request(few, "task number 1", 0)]
     )
     tight = with_settings(examples=50, attempts=1, concurrency=concurrency, max_tokens=500, max_total_tokens=6000)
@@ -281,7 +284,7 @@ def test_a_failing_sandbox_ends_the_job():
     asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
     with pytest.raises(JobError, match="the sandbox failed on T/0: out of memory"):
         asyncio.run(
-            distill.collect([task(i) for i in range(5)], chosen, distill.Benchmarks(13), NoResponses(), asked, Broken())
+            job.collect([task(i) for i in range(5)], chosen, job.Benchmarks(13), NoResponses(), asked, Broken())
         )
 
 
@@ -293,10 +296,10 @@ def test_the_card_is_made_of_the_numbers():
         1,
     )
     chosen = with_settings(examples=4)
-    metrics = distill.metrics_of(collection, chosen)
+    metrics = job.metrics_of(collection, chosen)
     assert metrics["requests"] == len(asked.asked) == 8
     assert metrics["acceptance"] == metrics["rejected"]["tags"] == 0.5
     assert sum(metrics["rejected"].values()) + metrics["acceptance"] == 1
-    card = datacard.card([distill.example(c) for c in collection.accepted], metrics, distill.REASONS, chosen)
+    card = datacard.card([job.example(c) for c in collection.accepted], metrics, job.REASONS, chosen)
     assert "- Tasks: 4 from here, licence MIT" in card
     assert "| tags | the tag format is not obeyed | 50.0% |" in card

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs import merge
-from jobs.adapter import changes
-from jobs.errors import JobError
+from jobs.common.errors import JobError
 from jobs.merge import Storage
-from jobs.tensors import tensors_of
+from jobs.weights.lora import changes
+from jobs.weights.tensors import tensors_of
 from tests.toy import make_adapter, make_model
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -250,6 +250,6 @@ def test_the_sum_does_not_depend_on_how_rows_are_cut(tmp_path, bases, monkeypatc
     adapter = make_adapter(bases["tied"], tmp_path / "adapter", rank=19)
     whole = ours(bases["tied"], [adapter], "F32", tmp_path / "whole")
     monkeypatch.setattr("jobs.merge.UNIT", 1000)
-    monkeypatch.setattr("jobs.tensors.blocks.__defaults__", (300,))
+    monkeypatch.setattr("jobs.weights.tensors.blocks.__defaults__", (300,))
     cut = ours(bases["tied"], [adapter], "F32", tmp_path / "cut")
     assert all(np.array_equal(whole[key].numpy(), cut[key].numpy()) for key in whole)

@@ -1,4 +1,4 @@
-"""Attacks on jobs/tensors.py: broken files, and rounding against torch's."""
+"""Attacks on jobs/weights/tensors.py: broken files, and rounding against torch's."""
 
 import json
 import struct
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from jobs import tensors
-from jobs.errors import JobError
+from jobs.common.errors import JobError
+from jobs.weights import tensors
 
 
 def write(path, entries, data=b"", length=None):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from jobs.models.llama_cpp import nucleus
+from jobs.inference.llama_cpp import nucleus
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.95), (0.2, 0.5), (1.5, 0.9), (1.0, 1.0)])

@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 
-from jobs.errors import JobError, UsageError
-from jobs.models import Sampling, sample_seed
+from jobs.common.errors import JobError, UsageError
+from jobs.inference import Sampling, sample_seed
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from jobs.models import transformers as engine  # noqa: E402
+from jobs.inference import hf as engine  # noqa: E402
 from tests.toy import make_adapter, make_model  # noqa: E402
 
 PROMPTS = ["def add(a, b):\n", "You are", "class Stack(list):\n    pass\n\n\ndef first(items):\n    for x", "a" * 90]

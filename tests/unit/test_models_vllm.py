@@ -8,12 +8,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from jobs.errors import JobError, UsageError
-from jobs.models import Completion, Sampling, sample_seed
-from jobs.models import vllm as engine
-from jobs.params import load
-from jobs.rollout import engine_options, unsloth_engine_options
-from jobs.vllm_engine import compilation
+from jobs.common.errors import JobError, UsageError
+from jobs.grpo.rollout import engine_options, unsloth_engine_options
+from jobs.inference import Completion, Sampling, sample_seed
+from jobs.inference import vllm as engine
+from jobs.inference.vllm_settings import compilation
+from jobs.plumbing.params import load
 
 ENVIRONMENT = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING")
 

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import UsageError
-from jobs.params import Params, check, load, merged, read_yaml
+from jobs.common.errors import UsageError
+from jobs.plumbing.params import Params, check, load, merged, read_yaml
 
 ROOT = Path(__file__).parents[2]
 VALUES = read_yaml(ROOT / "params.yaml")
@@ -133,7 +133,7 @@ def test_broken_files(tmp_path, text, said):
 
 
 def test_no_param_turns_remote_code_on():
-    assert "remote_code" not in (ROOT / "jobs/params.py").read_text()
+    assert "remote_code" not in (ROOT / "jobs/plumbing/params.py").read_text()
     with pytest.raises(UsageError):
         check(replaced(VALUES, ("base", "trust_remote_code"), True), "p.yaml")
 

@@ -2,14 +2,14 @@ from concurrent.futures import Future
 
 import pytest
 
-from jobs import schema
-from jobs.errors import JobError
-from jobs.params import Rewards
-from jobs.rewards import Scorer, correctness_of, format_of, reasoning_of
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.grpo.rewards import Scorer, correctness_of, format_of, reasoning_of
+from jobs.plumbing.params import Rewards
 from jobs.sandbox import Verdict
 
 REWARDS = Rewards(format=0.1, reasoning=0.2, reasoning_characters=10, correctness=1.0, all_tests_only=False)
-GOOD = schema.render("12345", "def f(): pass")
+GOOD = answer_format.render("12345", "def f(): pass")
 
 
 def verdict(status="failed", passed=1, total=4):
@@ -45,7 +45,7 @@ def test_format_and_reasoning():
     assert format_of(GOOD) == 1
     assert format_of(GOOD + "!") == 0
     assert reasoning_of(GOOD, 10) == 0.5
-    assert reasoning_of(schema.render("x" * 99, "y"), 10) == 1
+    assert reasoning_of(answer_format.render("x" * 99, "y"), 10) == 1
     assert reasoning_of("x" * 99, 10) == 0, "length without the format earns nothing"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import JobError
+from jobs.common.errors import JobError
 from jobs.sandbox import Sandbox
 
 REPOSITORY = Path(__file__).resolve().parents[2]

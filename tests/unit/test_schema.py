@@ -1,14 +1,14 @@
 import pytest
 
-from jobs import schema
+from jobs.common import answer_format
 
 GOOD = "<START_WORKING_OUT>\nthink\n</END_WORKING_OUT>\n<SOLUTION>\ndef f(): pass\n</SOLUTION>"
 
 
 def test_a_good_answer_is_parsed_and_stripped():
-    assert schema.parse(GOOD) == schema.Answer("think", "def f(): pass")
-    assert schema.parse("\n " + GOOD.lower() + " \n") == schema.Answer("think", "def f(): pass")
-    assert schema.parse(schema.render("a", "b")) == schema.Answer("a", "b")
+    assert answer_format.parse(GOOD) == answer_format.Answer("think", "def f(): pass")
+    assert answer_format.parse("\n " + GOOD.lower() + " \n") == answer_format.Answer("think", "def f(): pass")
+    assert answer_format.parse(answer_format.render("a", "b")) == answer_format.Answer("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -31,22 +31,24 @@ def test_a_good_answer_is_parsed_and_stripped():
     ],
 )
 def test_anything_else_is_refused(bad):
-    assert schema.parse(bad) is None
+    assert answer_format.parse(bad) is None
 
 
 def test_template_and_prompt_function_render_the_same():
     import jinja2
 
-    template = jinja2.Template(schema.CHAT_TEMPLATE)
+    template = jinja2.Template(answer_format.CHAT_TEMPLATE)
     for prompt in ("def f(x):\n", "  two\nlines \n\n", "ünï {{ x }} {% y %}"):
-        assert template.render(messages=schema.messages(prompt), eos_token="<e>") == schema.chat_prompt(prompt)
-        full = template.render(messages=schema.messages(prompt, "answer"), eos_token="<e>")
-        assert full == schema.chat_prompt(prompt) + "answer<e>"
+        assert template.render(messages=answer_format.messages(prompt), eos_token="<e>") == answer_format.chat_prompt(
+            prompt
+        )
+        full = template.render(messages=answer_format.messages(prompt, "answer"), eos_token="<e>")
+        assert full == answer_format.chat_prompt(prompt) + "answer<e>"
 
 
 def test_every_tag_is_in_the_system_prompt_once():
-    for tag in schema.TAGS:
-        assert schema.SYSTEM_PROMPT.count(tag) == 1
+    for tag in answer_format.TAGS:
+        assert answer_format.SYSTEM_PROMPT.count(tag) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,9 @@ def test_every_tag_is_in_the_system_prompt_once():
     ],
 )
 def test_defines(code, found):
-    assert schema.defines(code, "f") is found
+    assert answer_format.defines(code, "f") is found
 
 
 def test_defines_raises_on_code_that_does_not_parse():
     with pytest.raises(SyntaxError):
-        schema.defines("def f(:", "f")
+        answer_format.defines("def f(:", "f")

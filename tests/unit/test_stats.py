@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from jobs.stats import bootstrap, detectable, holm, mcnemar, pass_at_k, permutation_test
+from jobs.common.stats import bootstrap, detectable, holm, mcnemar, pass_at_k, permutation_test
 
 SETTINGS = {"resamples": 1000, "confidence": 0.95, "seed": 0}
 
@@ -103,7 +103,7 @@ def test_the_permutation_test_by_sampling_agrees_with_the_exact_one(monkeypatch)
     rng = random.Random(3)
     differences = [rng.randint(-3, 5) / 10 for _ in range(15)]
     exact = permutation_test(differences, resamples=0, seed=0)
-    monkeypatch.setattr("jobs.stats.EXACT", 0)
+    monkeypatch.setattr("jobs.common.stats.EXACT", 0)
     assert permutation_test(differences, resamples=20000, seed=0) == pytest.approx(exact, abs=0.015)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.errors import JobError
-from jobs.files import sha256
-from jobs.params import load
+from jobs.common.errors import JobError
+from jobs.common.files import sha256
+from jobs.plumbing.params import load
 from tests import toy as models
 
 ROOT = Path(__file__).parents[2]
@@ -65,14 +65,16 @@ class Malicious:
 
 def loaders():
     """Every way by which a job loads a model folder on a CPU."""
-    from jobs import generate, gguf_check, training
-    from jobs.models import Sampling, transformers
+    from jobs import generate
+    from jobs.gguf import check
+    from jobs.inference import Sampling, hf
+    from jobs.training import loop
 
     return {
-        "training": lambda base, adapter: training.load_model(base, LORA, adapter, 0),
-        "evaluate": lambda base, adapter: transformers.load(base, adapter=adapter),
+        "training": lambda base, adapter: loop.load_model(base, LORA, adapter, 0),
+        "evaluate": lambda base, adapter: hf.load(base, adapter=adapter),
         "generate": lambda base, adapter: list(generate.by_transformers(base, adapter, "x", Sampling(max_tokens=1))),
-        "gguf": lambda base, adapter: gguf_check.load_reference(base, [adapter] if adapter else []),
+        "gguf": lambda base, adapter: check.load_reference(base, [adapter] if adapter else []),
     }
 
 
@@ -203,8 +205,8 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     import sys
     from types import ModuleType
 
-    from jobs.files import process_folder
-    from jobs.rollout import Rollout
+    from jobs.common.files import process_folder
+    from jobs.grpo.rollout import Rollout
 
     package = ModuleType("vllm")
     package.LLM = lambda *words, **options: None
@@ -231,6 +233,6 @@ def test_a_hash_is_of_the_bytes(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 14, 30])
 def test_a_hash_is_of_all_blocks(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("jobs.files.HASHED", 7)
+    monkeypatch.setattr("jobs.common.files.HASHED", 7)
     (tmp_path / "file").write_bytes(bytes(range(size)))
     assert sha256(tmp_path / "file") == hashlib.sha256(bytes(range(size))).hexdigest()

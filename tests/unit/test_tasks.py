@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from jobs import tasks
-from jobs.errors import JobError, UsageError
-from jobs.params import load
+from jobs.common.errors import JobError, UsageError
+from jobs.plumbing.params import load
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "../shared/data"
@@ -160,7 +160,7 @@ def test_evalplus_override_paths_stand_in_for_the_download(tmp_path):
         path.write_bytes(gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()))
         environment[variable] = str(path)
     program = (
-        "from pathlib import Path\nfrom jobs import tasks\nfrom jobs.params import load\n"
+        "from pathlib import Path\nfrom jobs import tasks\nfrom jobs.plumbing.params import load\n"
         f"p = load(Path({str(ROOT / 'params.yaml')!r})).tasks\nnowhere = Path('nowhere')\n"
         "print(len(tasks.evalplus_rows('HumanEvalPlus', p.humaneval_plus, nowhere)),"
         " len(tasks.evalplus_rows('MbppPlus', p.mbpp_plus, nowhere)))"

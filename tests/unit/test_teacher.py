@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import schema, teacher
-from jobs.errors import JobError, UsageError
-from jobs.params import load
+from jobs.common import answer_format
+from jobs.common.errors import JobError, UsageError
+from jobs.distill import teacher
+from jobs.plumbing.params import load
 from tests.teacher_server import TRANSIENT, Behaviour, TeacherServer
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-ANSWER = schema.render("Add the two numbers.", "def add(a, b):\n    return a + b")
+ANSWER = answer_format.render("Add the two numbers.", "def add(a, b):\n    return a + b")
 SECRET = "sk-very-secret-0123456789"
 
 
@@ -127,7 +128,7 @@ def test_nobody_listens():
 
 def test_the_key_is_sent_and_seen_nowhere_else(caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
-    echo = Behaviour(schema.render(f"I was given {SECRET}.", "x = 1"))
+    echo = Behaviour(answer_format.render(f"I was given {SECRET}.", "x = 1"))
     with TeacherServer({"echo": echo}) as server:
         (response,) = ask(distill(server.url), "echo")
         assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
@@ -181,7 +182,7 @@ def test_the_body_is_what_the_request_says():
         assert server.bodies == [teacher.request(settings, "add", 0)["body"]]
         assert server.bodies[0] == {
             "model": "deepseek-reasoner",
-            "messages": schema.messages("add"),
+            "messages": answer_format.messages("add"),
             "seed": 1,
             "max_completion_tokens": 7,
         }
@@ -295,7 +296,7 @@ JSON = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(JSON)
 def test_any_body_is_read_or_refused(value):
-    request = {"url": "", "attempt": 0, "body": {"messages": schema.messages("add"), "max_tokens": 9}}
+    request = {"url": "", "attempt": 0, "body": {"messages": answer_format.messages("add"), "max_tokens": 9}}
     try:
         response = teacher.completion(json.dumps({"choices": [{"message": value}], "usage": value}).encode())
     except (ValueError, teacher.Transient):

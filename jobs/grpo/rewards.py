@@ -1,0 +1,124 @@
+"""What an answer earns: format, reasoning, correctness. Each is in [0, 1]; params weigh them.
+
+The tests run in the sandbox's workers, beside the trainer: `Scorer.start` sends a batch off, and the reward functions
+collect it. Where the sandbox fails, rather than the answer, all three rewards are None: TRL then leaves the sample out
+of its group's baseline and out of the loss. A zero would teach the model that a right answer is wrong.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from jobs.common import answer_format
+from jobs.common.errors import JobError
+from jobs.plumbing.cli import log
+from jobs.plumbing.params import Rewards
+from jobs.sandbox import Sandbox, Verdict
+
+MOST_INFRASTRUCTURE_ERRORS = 0.25  # of a batch; beyond it something is broken that training on would hide
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's rewards; None where the sandbox could not judge it. `verdict` is None for an answer without code."""
+
+    format: float
+    reasoning: float
+    correctness: float | None
+    verdict: Verdict | None
+
+
+def format_of(completion: str) -> float:
+    """1 for an answer that obeys the tag format strictly, else 0."""
+    return float(answer_format.parse(completion) is not None)
+
+
+def reasoning_of(completion: str, characters: int) -> float:
+    """Linear in the length of the reasoning up to `characters`; 0 for an answer that breaks the format."""
+    answer = answer_format.parse(completion)
+    return min(len(answer.reasoning) / characters, 1.0) if answer else 0.0
+
+
+def correctness_of(verdict: Verdict, all_tests_only: bool) -> float | None:
+    """The fraction of tests passed, or 1 only where all passed; None for an infrastructure error."""
+    if verdict.status == "infrastructure_error":
+        return None
+    if all_tests_only:
+        return float(verdict.passed)
+    return verdict.tests_passed / verdict.tests_total if verdict.tests_total else 0.0
+
+
+class Scorer:
+    """Scores batches of completions against task records, in a sandbox that it does not own."""
+
+    def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, dict]) -> None:
+        self.sandbox, self.rewards, self.tasks = sandbox, rewards, tasks
+        self.pending: dict[tuple[str, str], Future[Verdict] | None] = {}
+        self.scored: tuple[list[tuple[str, str]], list[Score]] = ([], [])
+        self.waited = 0.0  # seconds the trainer stood still for verdicts
+
+    def start(self, completions: Sequence[str], task_ids: Sequence[str]) -> None:
+        """Sends the answers to the sandbox and returns at once; equal answers to a task are judged once."""
+        for pair in zip(completions, task_ids, strict=True):
+            if pair not in self.pending:
+                answer = answer_format.parse(pair[0])
+                self.pending[pair] = self.sandbox.submit(self.tasks[pair[1]], answer.code) if answer else None
+
+    def scores(self, completions: Sequence[str], task_ids: Sequence[str]) -> list[Score]:
+        """One score a completion, in order; waits for the verdicts.
+
+        Errors: JobError when more than a quarter of the batch met an infrastructure error.
+        """
+        pairs = list(zip(completions, task_ids, strict=True))
+        if self.scored[0] == pairs:
+            return self.scored[1]
+        self.start(completions, task_ids)
+        began = time.monotonic()
+        verdicts = {pair: future.result() if future else None for pair, future in self.pending.items()}
+        self.waited += time.monotonic() - began
+        self.pending.clear()
+        scores = [self.score(text, verdicts[text, task_id]) for text, task_id in pairs]
+        broken = [s.verdict for s in scores if s.correctness is None]
+        if broken:
+            log.warning(
+                "rewards: %d of %d answers left out, the sandbox failed: %s",
+                len(broken),
+                len(scores),
+                broken[0].error if broken[0] else "",
+            )
+        if len(broken) > MOST_INFRASTRUCTURE_ERRORS * len(scores):
+            raise JobError(
+                f"rewards: the sandbox failed for {len(broken)} of {len(scores)} answers; "
+                f"the first says: {broken[0].error if broken[0] else ''}"
+            )
+        self.scored = (pairs, scores)
+        return scores
+
+    def score(self, text: str, verdict: Verdict | None) -> Score:
+        correctness = 0.0 if verdict is None else correctness_of(verdict, self.rewards.all_tests_only)
+        return Score(format_of(text), reasoning_of(text, self.rewards.reasoning_characters), correctness, verdict)
+
+    def functions(self) -> tuple[list[Callable], list[float]]:
+        """Reward functions for TRL, named as the curves name them, and their weights."""
+
+        def of(name: str) -> Callable:
+            def reward(completions, task_id, log_metric=None, log_extra=None, **_):
+                scores = self.scores(completions, task_id)
+                if name == "correctness":
+                    judged = [s for s in scores if s.correctness is not None]
+                    if log_metric is not None and judged:
+                        log_metric(
+                            "all_tests_passed", sum(bool(s.verdict and s.verdict.passed) for s in judged) / len(judged)
+                        )
+                        log_metric("infrastructure_errors", float(len(scores) - len(judged)))
+                    if log_extra is not None:
+                        log_extra("task_id", list(task_id))
+                        log_extra("status", [s.verdict.status if s.verdict else "no answer" for s in scores])
+                return [None if s.correctness is None else getattr(s, name) for s in scores]
+
+            reward.__name__ = name
+            return reward
+
+        names = ("format", "reasoning", "correctness")
+        return [of(name) for name in names], [getattr(self.rewards, name) for name in names]

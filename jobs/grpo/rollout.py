@@ -1,0 +1,122 @@
+"""GRPO's rollouts by vLLM in the place of TRL's own: the adapter is synced natively, never merged into the base.
+
+TRL merges the adapter into vLLM's bfloat16 base at every step and takes it out again, which changes the base itself.
+Here vLLM holds the untouched base, and every step's adapter is written to shared memory and loaded as a new LoRA.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.common.files import process_folder
+from jobs.inference.vllm_settings import compilation, prepare
+from jobs.plumbing.params import Params
+
+
+class Rollout:
+    """What TRL's trainer asks of its vLLM: `sync_weights()` after a step, `generate(...)` before the next."""
+
+    def __init__(self, params: Params, base: Path, model) -> None:
+        prepare()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
+        from vllm import LLM
+
+        settings = params.grpo
+        self.settings, self.model, self.version = settings, model, 0
+        self.folder = process_folder(
+            Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()), "jobs-adapter"
+        )
+        atexit.register(self.close)
+        self.engine = LLM(
+            str(base),
+            dtype="bfloat16",
+            enable_lora=True,
+            max_loras=1,
+            max_lora_rank=params.sft.lora.rank,
+            max_model_len=settings.max_prompt_length + settings.max_completion_length,
+            gpu_memory_utilization=settings.gpu_memory,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            load_format="safetensors",
+            trust_remote_code=False,
+            **engine_options(params),
+        )
+
+    def sync_weights(self) -> None:
+        """Writes the adapter as it is now, under a number that vLLM has not seen."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / str(self.version))
+        self.version += 1
+        self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
+
+    def generate(self, prompts: list[list[int]], images, num_generations: int, profiler):
+        """Completions for prompts of token ids, each repeated `num_generations` times in a row.
+
+        Returns (prompt ids, completion ids, [[[logprob]]], None) with one entry a completion, as TRL expects.
+        """
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.lora.request import LoRARequest
+
+        settings = self.settings
+        sampling = SamplingParams(
+            n=num_generations,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            max_tokens=settings.max_completion_length,
+            logprobs=0,
+            detokenize=False,
+        )
+        requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
+        lora = LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
+        with profiler:
+            outputs = self.engine.generate(requests, sampling, lora_request=lora, use_tqdm=False)
+        completions = [completion for output in outputs for completion in output.outputs]
+        logprobs = [[[next(iter(token.values())).logprob] for token in c.logprobs] for c in completions]
+        return prompts, [list(c.token_ids) for c in completions], logprobs, None
+
+    def fingerprint(self) -> dict[str, int]:
+        """`training.fingerprint` of the base that vLLM holds."""
+        from jobs.training.loop import fingerprint
+
+        return self.engine.apply_model(fingerprint)[0]
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def engine_options(params: Params) -> dict[str, Any]:
+    """Settings of vLLM's engine that are the same here and in Unsloth."""
+    sequences = params.grpo.batch_size * params.grpo.gradient_accumulation
+    return {
+        "seed": params.seed,
+        "max_num_seqs": sequences,
+        "compilation_config": compilation(sequences),
+        "lora_target_modules": list(params.sft.lora.targets),  # without: LoRA kernels in every layer, on zeros
+    }
+
+
+@contextlib.contextmanager
+def unsloth_engine_options(params: Params) -> Iterator[None]:
+    """Makes the engine that Unsloth builds take `engine_options`, for which it has no arguments."""
+    import vllm
+
+    original: Any = vllm.LLM
+
+    class Engine(original):
+        def __init__(self, *arguments, **options) -> None:
+            prepare()  # Unsloth has switched FlashInfer's sampler on
+            super().__init__(*arguments, **options | engine_options(params))
+
+    vllm.LLM = Engine
+    try:
+        yield
+    finally:
+        vllm.LLM = original

@@ -1,0 +1,248 @@
+"""TRL's GRPOTrainer with what the job adds: groups without a signal, logged completions, times per phase."""
+
+import random
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOTrainer
+
+from jobs.common.errors import JobError, one_line
+from jobs.common.files import read_jsonl, write_jsonl
+from jobs.grpo.rewards import Scorer
+from jobs.plumbing.params import Grpo
+from jobs.training.loop import fingerprint
+
+if TYPE_CHECKING:
+    from jobs.grpo.rollout import Rollout
+
+COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared
+REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
+
+
+class Trainer(GRPOTrainer):
+    """GRPOTrainer over a Scorer.
+
+    `grpo.equal_groups` says what becomes of groups whose rewards are all equal, and so carry no signal: `keep` them as
+    TRL does, `drop` their tokens from the loss and its normaliser, or `refill` the batch with other tasks' groups.
+    """
+
+    # What TRL declares more widely than it is used here.
+    processing_class: Any
+    train_dataset: Any
+    vllm_generation: Any
+    args: Any
+    num_generations: int
+    sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
+    _logs: dict[str, Any]
+
+    def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, **options) -> None:
+        super().__init__(**options)
+        self.scorer, self.grpo, self.directory = scorer, grpo, directory
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
+        self.trained_logps: torch.Tensor | None = None
+
+    def timed(self, phase: str, function, *arguments, **options):
+        began = time.perf_counter()
+        result = function(*arguments, **options)
+        self.seconds[phase] += time.perf_counter() - began
+        return result
+
+    def _generate_single_turn(self, *arguments, **options):
+        result = self.timed("rollout", super()._generate_single_turn, *arguments, **options)
+        self.sampled_logps = result[1]
+        return result
+
+    def _calculate_rewards(self, *arguments, **options):
+        try:
+            return self.timed("reward", super()._calculate_rewards, *arguments, **options)
+        except JobError:
+            raise
+        except Exception as error:
+            raise JobError(f"step {self.state.global_step + 1}: a reward failed ({one_line(error)})") from error
+
+    def training_step(self, *arguments, **options):
+        return self.timed("step", super().training_step, *arguments, **options)
+
+    def log(self, *arguments, **options) -> None:
+        self.seconds_by_step.append(dict(self.seconds))
+        super().log(*arguments, **options)
+
+    def times(self) -> dict[str, float]:
+        """Seconds by phase, of the whole run: what is left of a step after rollout and reward is training."""
+        return phases(self.seconds) | {"waiting_for_verdicts": round(self.scorer.waited, 3)}
+
+    def step_times(self) -> dict[str, float]:
+        """Seconds by phase of a step, the median over the run: the first steps compile kernels."""
+        steps = [
+            phases({k: after[k] - before.get(k, 0.0) for k in after})
+            for before, after in pairwise(self.seconds_by_step)
+            if after.get("step") != before.get("step")
+        ]
+        return {k: median(step[k] for step in steps) for k in (steps[0] if steps else ())}
+
+    def _get_train_sampler(self, dataset=None):
+        """TRL's, in an order that seed and epoch decide: its own would begin with the first epoch's after every resume."""
+        sampler: Any = super()._get_train_sampler(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
+    def use_rollout(self, rollout: "Rollout") -> None:
+        """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
+        self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
+
+    def base_fingerprints(self) -> list[dict[str, int]]:
+        """Of the frozen weights, here and in vLLM where it has its own; with Unsloth both are the same memory."""
+        rollout: Any = getattr(self, "vllm_generation", None)
+        return [fingerprint(self.model), *([rollout.fingerprint()] if hasattr(rollout, "fingerprint") else [])]
+
+    def _generate(self, prompts: list):
+        result = super()._generate(prompts)
+        # The tests start here, and run while the trainer computes log-probabilities.
+        texts = self.processing_class.batch_decode(result[1], skip_special_tokens=True)
+        self.scorer.start(texts, self.task_ids)
+        return result
+
+    def _get_per_token_logps_and_entropies(self, *arguments, **options):
+        result = super()._get_per_token_logps_and_entropies(*arguments, **options)
+        # Unsloth returns none here, see measure_logp_difference.
+        self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
+        return result
+
+    def _compute_loss(self, model, inputs: dict):
+        loss = super()._compute_loss(model, inputs)
+        if (
+            self.trained_logps is not None and "sampling_per_token_logps" in inputs
+        ):  # the policy is still the one that sampled them
+            mask = inputs["completion_mask"].bool()
+            difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
+            self._metrics["train"]["logp_difference"].append(difference.mean().item() if mask.any() else 0.0)
+        return loss
+
+    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+        self.task_ids = [row["task_id"] for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        if self.grpo.engine == "unsloth":
+            self.measure_logp_difference(output)
+        self.log_completions_table()
+        if self.grpo.equal_groups == "refill":
+            output = self.refilled(output)
+        if self.grpo.equal_groups != "keep":
+            output = self.without_equal_groups(output)
+        return output
+
+    def measure_logp_difference(self, output: dict) -> None:
+        """What `_compute_loss` measures in passing, on the first COMPARED completions.
+
+        Unsloth fuses log-probabilities and loss in one kernel and drops the sampler's, so these are computed for it. It
+        moves every prompt's padding to the end of its row, so a completion begins `padding` places early.
+        """
+        rows = min(COMPARED, len(output["completion_ids"]))
+        ids, mask = (
+            torch.cat([output[f"prompt_{part}"][:rows], output[f"completion_{part}"][:rows]], dim=1)
+            for part in ("ids", "mask")
+        )
+        width = output["completion_ids"].size(1)
+        with torch.no_grad():
+            logps = super()._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0].float().cpu()
+        padding = (output["prompt_mask"][:rows] == 0).sum(dim=1).tolist()
+        starts = [logps.size(1) - width - n for n in padding]
+        differences = [
+            (row[start : start + len(sampled)] - torch.tensor(sampled)).abs()
+            for row, start, sampled in zip(logps, starts, self.sampled_logps[:rows], strict=True)
+        ]
+        self._metrics["train"]["logp_difference"].append(torch.cat(differences).mean().item())
+
+    def refilled(self, output: dict) -> dict:
+        """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds."""
+        size = self.num_generations
+        for attempt in range(REFILLS):
+            dead = [i for i, live in enumerate(live_groups(output, size)) if not live]
+            if not dead:
+                break
+            rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
+            rows = [self.train_dataset[i] for i in rng.sample(range(len(self.train_dataset)), len(dead))]
+            fresh = [row for row in rows for _ in range(size)]
+            self.task_ids = [row["task_id"] for row in fresh]
+            extra = super()._generate_and_score_completions(fresh)
+            found = [i for i, live in enumerate(live_groups(extra, size)) if live]
+            output = exchanged(
+                output, extra, list(zip(dead, found, strict=False)), size, self.processing_class.pad_token_id
+            )
+        return output
+
+    def without_equal_groups(self, output: dict) -> dict:
+        """Masks the completions of groups whose advantages are all zero, and counts the rest anew for the normaliser."""
+        size = self.num_generations
+        live = live_groups(output, size).repeat_interleave(size)
+        output["completion_mask"] = output["completion_mask"] * live.unsqueeze(1).to(output["completion_mask"].dtype)
+        output["num_items_in_batch"] = output["completion_mask"].sum().clamp(min=1).to(output["num_items_in_batch"])
+        return output
+
+    def log_completions_table(self) -> None:
+        """Keeps this step's completions in the checkpoint folder, so that a resumed run has the earlier ones."""
+        every, step = self.grpo.log_completions_every, self.state.global_step + 1
+        if not every or (step != 1 and step % every):
+            return
+        logs, count = self._logs, self.args.generation_batch_size
+        columns = {
+            "task_id": logs["extra"]["task_id"],
+            "completion": logs["completion"],
+            "status": logs["extra"]["status"],
+            **logs["rewards"],
+            "advantage": logs["advantages"],
+        }
+        recent = {name: list(values)[-count:] for name, values in columns.items()}
+        write_jsonl(
+            self.directory / f"completions-{step:06d}.jsonl",
+            ({"step": step, **{n: rounded(v[i]) for n, v in recent.items()}} for i in range(count)),
+        )
+
+    def logged_completions(self) -> list[dict]:
+        return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
+
+
+def phases(seconds: dict[str, float]) -> dict[str, float]:
+    parts = {k: v for k, v in seconds.items() if k != "step"}
+    whole = {"train": seconds.get("step", 0.0) - sum(parts.values())}
+    return {k: round(v, 3) for k, v in (parts | whole).items()}
+
+
+def live_groups(output: dict, size: int) -> torch.Tensor:
+    """(groups,) bool: whether a group's advantages are not all zero."""
+    return (output["advantages"].view(-1, size) != 0).any(dim=1)
+
+
+def exchanged(output: dict, extra: dict, pairs: list[tuple[int, int]], size: int, pad_token_id: int) -> dict:
+    """`output` with group i replaced by group j of `extra` for every (i, j); rows are padded to the wider of the two.
+
+    Tensors are (completions,) or (completions, tokens): prompts padded on the left, completions on the right.
+    """
+    result = dict(output)
+    for name, value in output.items():
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            continue
+        other = extra[name]
+        if value.dim() == 2 and value.shape[1] > 1:
+            fill = pad_token_id if name in ("prompt_ids", "completion_ids") else 0
+            width = max(value.shape[1], other.shape[1])
+            value, other = (widened(t, width, fill, left=name.startswith("prompt")) for t in (value, other))
+        value = value.clone()
+        for i, j in pairs:
+            value[i * size : (i + 1) * size] = other[j * size : (j + 1) * size]
+        result[name] = value
+    return result
+
+
+def widened(rows: torch.Tensor, width: int, fill: int, *, left: bool) -> torch.Tensor:
+    missing = width - rows.shape[1]
+    return torch.nn.functional.pad(rows, (missing, 0) if left else (0, missing), value=fill)
+
+
+def rounded(value):
+    return round(value, 6) if isinstance(value, float) else value

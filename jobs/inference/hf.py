@@ -1,0 +1,253 @@
+"""Batched sampling with transformers: the engine on a CPU, and on any GPU where vLLM is not installed.
+
+Each prompt is read once, its keys and values are copied to its samples, and rows that have ended leave the batch. Every
+sample has its own stream of uniform numbers, so it does not depend on its neighbours, as far as arithmetic allows: the
+order of additions in a matrix product may change with the batch, and a token changes if a number falls between.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.files import require_safetensors
+from jobs.inference import Completion, Generate, Sampling, sample_seed
+
+CHECK_EVERY = 8  # steps between looks for stop strings and finished rows: each look decodes every row's text
+
+
+def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", batch_size: int = 256) -> Generate:
+    """The model in folder `path`, with the PEFT adapter in `adapter` left unmerged, as `generate(prompts, sampling)`.
+
+    dtype: "float32", "bfloat16" or "float16": what weights are cast to and products are computed in.
+    batch_size: sequences decoded at once.
+    Errors: JobError naming the folder that is not a model, or the prompt that leaves no room for max_tokens.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    require_safetensors(path, *[adapter] if adapter else [])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention(),
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter).get_base_model()
+    except Exception as error:  # a truncated file surfaces as one of many types
+        raise JobError(f"{adapter or path}: cannot be loaded as a model ({one_line(error)})") from error
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    model = model.to(device).eval()
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    ends.discard(None)
+    room = model.config.max_position_embeddings
+
+    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if not tokens or len(tokens) + sampling.max_tokens > room:
+                raise UsageError(
+                    f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the "
+                    f"model's {room} positions: {prompt[:60]!r}"
+                )
+        rows = sorted(((p, s) for p in range(len(prompts)) for s in range(sampling.n)), key=lambda r: len(ids[r[0]]))
+        answers: list[list[Completion]] = [[None] * sampling.n for _ in prompts]  # type: ignore[list-item]
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                seeds = [sample_seed(sampling.seed, prompts[p], s) for p, s in batch]
+                decoded = decode(model, tokenizer, ends, [(ids[p], p) for p, _ in batch], seeds, sampling)
+                for (p, s), completion in zip(batch, decoded, strict=True):
+                    answers[p][s] = completion
+        return answers
+
+    return generate
+
+
+def decode(
+    model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], seeds: list[int], sampling: Sampling
+) -> list[Completion]:
+    """One batch from prompts to completions, in order. `rows`: a prompt's token ids and its number."""
+    import numpy as np
+    import torch
+
+    device = model.device
+    distinct = list({number: ids for ids, number in rows}.items())
+    width = max(len(ids) for _, ids in distinct)
+    tokens = torch.zeros(len(distinct), width, dtype=torch.long)
+    mask = torch.zeros(len(distinct), width, dtype=torch.long)
+    for i, (_, ids) in enumerate(distinct):
+        tokens[i, width - len(ids) :] = torch.tensor(ids)
+        mask[i, width - len(ids) :] = 1
+    tokens, mask = tokens.to(device), mask.to(device)
+    cache = growing_cache(model.config, width + sampling.max_tokens)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if not logits.isfinite().all():
+        raise JobError("the model's logits are not finite: its weights are broken, or too large for its dtype")
+    place = {number: i for i, (number, _) in enumerate(distinct)}
+    alive = torch.tensor([place[number] for _, number in rows], device=device)
+    logits, position = logits[alive], positions[alive, -1]
+    cache.reorder_cache(alive)
+    mask = torch.cat([mask[alive], mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
+
+    greedy = sampling.temperature == 0
+    noise: Any = (
+        None
+        if greedy
+        else torch.from_numpy(np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])).to(
+            device
+        )
+    )
+    numbers = list(range(len(rows)))  # which of `rows` each row of the batch is
+    written: list[list[int]] = [[] for _ in rows]
+    pending: list[torch.Tensor] = []
+    done: dict[int, Completion] = {}
+    for step in range(sampling.max_tokens):
+        chosen = logits.argmax(-1) if greedy else pick(logits, noise[:, step], sampling)
+        pending.append(chosen)
+        position = position + 1
+        if len(pending) == CHECK_EVERY or step + 1 == sampling.max_tokens:
+            for row, more in enumerate(torch.stack(pending, 1).tolist()):
+                written[numbers[row]] += more
+            pending.clear()
+            keep = []
+            for row, number in enumerate(numbers):
+                completion = finished(tokenizer, written[number], ends, sampling)
+                if completion is None:
+                    keep.append(row)
+                else:
+                    done[number] = completion
+            if not keep:
+                break
+            if len(keep) < len(numbers):
+                left = torch.tensor(keep, device=device)
+                numbers = [numbers[row] for row in keep]
+                chosen, position, mask = chosen[left], position[left], mask[left]
+                noise = noise if noise is None else noise[left]
+                cache.reorder_cache(left)
+        logits = model(
+            input_ids=chosen[:, None],
+            attention_mask=mask[:, : width + step + 1],
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return [done[number] for number in range(len(rows))]
+
+
+def pick(logits, uniform, sampling: Sampling):
+    """Tokens [rows] drawn from logits [rows, vocabulary] by the uniform numbers [rows]: inverse of the cumulative sum.
+
+    top_p keeps the smallest set of most probable tokens whose mass reaches it (and tokens that tie with the last one).
+    """
+    import torch
+
+    probabilities = torch.softmax(logits.float() / sampling.temperature, -1)
+    if sampling.top_p < 1:
+        ordered = probabilities.sort(-1, descending=True).values
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        least = ordered.masked_fill(outside, 2.0).amin(-1, keepdim=True)
+        probabilities = probabilities.where(probabilities >= least, 0.0)
+    cumulative = probabilities.double().cumsum(-1)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def finished(tokenizer, ids: list[int], ends: set[int], sampling: Sampling) -> Completion | None:
+    """The completion if `ids` hold its end (end-of-sequence, stop string, or max_tokens of them), else None."""
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    if end is None and not sampling.stop and len(ids) < sampling.max_tokens:
+        return None
+    text = decoded(tokenizer, ids[:end])
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in sampling.stop if stop in text]
+    if found:
+        whole, cut = min(found)
+        return Completion(text[:cut], tokens_until(tokenizer, ids[:end], text[:whole]), "stop")
+    if end is not None:
+        return Completion(text, end + 1, "stop")
+    return Completion(text, len(ids), "length") if len(ids) >= sampling.max_tokens else None
+
+
+def tokens_until(tokenizer, ids: list[int], text: str) -> int:
+    """How many of `ids` it takes to write `text`."""
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(decoded(tokenizer, ids[:middle])) >= len(text) else (middle + 1, high)
+    return low
+
+
+def decoded(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def growing_cache(config, length: int):
+    """A key-value cache with room for `length` tokens, filled in place: the stock one copies itself at every token."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class Layer(DynamicLayer):
+        used = 0
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+                self.store = [
+                    states.new_empty(*states.shape[:2], length, states.shape[3])
+                    for states in (key_states, value_states)
+                ]
+            end = self.used + key_states.shape[2]
+            self.store[0][:, :, self.used : end] = key_states
+            self.store[1][:, :, self.used : end] = value_states
+            self.used = end
+            self.keys, self.values = (tensor[:, :, :end] for tensor in self.store)
+            return self.keys, self.values
+
+        def get_seq_length(self) -> int:
+            return self.used
+
+        def reorder_cache(self, rows):
+            self.store = [tensor.index_select(0, rows) for tensor in self.store]
+
+    cache = DynamicCache(config=config)
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return cache  # sliding windows and recurrent states keep their own layers, which are right, only slower
+    cache.layers = [Layer() for _ in cache.layers]
+    return cache
+
+
+def attention() -> str:
+    """The name of an SDPA attention that does not copy keys and values for every head of a group when decoding."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def grouped(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        rows, heads, length, size = query.shape
+        if length > 1 or heads == key.shape[1]:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        # One query a head: the heads of a group take the place of the sequence, and share its keys and its mask.
+        query = query.view(rows, key.shape[1], heads // key.shape[1], size)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
+        return out.reshape(rows, 1, heads, size), None
+
+    AttentionInterface.register("sdpa_grouped", grouped)
+    AttentionMaskInterface.register("sdpa_grouped", sdpa_mask)
+    return "sdpa_grouped"

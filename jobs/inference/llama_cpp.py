@@ -1,0 +1,101 @@
+"""Sampling from a GGUF file by llama.cpp, one sequence at a time."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common.errors import JobError, UsageError
+from jobs.inference import Completion, Generate, Sampling, sample_seed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Stream = Iterator[tuple[str, int, str | None]]
+
+
+def load(path: Path, *, adapter: Path | None = None, dtype: str | None = None, context: int = 4096) -> Generate:
+    """The GGUF file `path` as `generate(prompts, sampling)`, on the GPU where this llama.cpp was built for one.
+
+    context: tokens of prompt and completion together.
+    Errors: UsageError for an adapter or a dtype, which the file settles; JobError if it cannot be loaded.
+    """
+    if adapter is not None or dtype is not None:
+        raise UsageError(f"{path}: a GGUF file holds its adapters and its dtype already")
+    model = opened(path, context)
+
+    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
+        return [[whole(stream(model, prompt, sampling, sample)) for sample in range(sampling.n)] for prompt in prompts]
+
+    return generate
+
+
+def opened(path: Path, context: int):
+    import llama_cpp
+
+    try:
+        return llama_cpp.Llama(str(path), n_ctx=context, n_gpu_layers=-1, verbose=False)
+    except (ValueError, RuntimeError) as error:
+        raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
+
+
+def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
+    """Pieces of one completion as they come: (text, tokens so far, None, or why it ended).
+
+    Text that may turn out to begin a stop string is held back until it is clear.
+    """
+    import llama_cpp
+
+    tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
+    if len(tokens) + sampling.max_tokens > model.n_ctx():
+        raise UsageError(
+            f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
+            f"of {model.n_ctx()}: {prompt[:60]!r}"
+        )
+    model.reset()  # a sample does not depend on what the last one left in the cache
+    model.set_seed(sample_seed(sampling.seed, prompt, sample) % 2**32)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    hold = max((len(stop) for stop in sampling.stop), default=1) - 1
+    text, shown = "", 0
+    drawn = model.generate(
+        tokens,
+        temp=1.0 if sampling.temperature else 0.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        logits_processor=[lambda _, logits: nucleus(logits, sampling.temperature, sampling.top_p)]
+        if sampling.temperature
+        else None,
+    )
+    for count, token in enumerate(drawn, 1):
+        ended = llama_cpp.llama_vocab_is_eog(model._model.vocab, token)
+        text += decoder.decode(b"" if ended else model.detokenize([token]), ended or count == sampling.max_tokens)
+        cut = min((at for stop in sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        finish = "stop" if ended or cut is not None else "length" if count == sampling.max_tokens else None
+        until = cut if cut is not None else len(text) if finish else max(shown, len(text) - hold)
+        if finish or until > shown:
+            yield text[shown:until], count, finish
+        if finish:
+            return
+        shown = until
+
+
+def nucleus(logits: "np.ndarray", temperature: float, top_p: float) -> "np.ndarray":
+    """(vocabulary,) logits at `temperature`, -inf outside the smallest set of tokens whose probabilities reach `top_p`.
+
+    As transformers and vLLM do it. llama.cpp's own chain cuts at `top_p` before it applies the temperature, which below
+    1 leaves more of the tail: on the toy model two points of pass@1.
+    """
+    import numpy as np
+
+    logits = logits / temperature
+    order = np.argsort(-logits)
+    likely = np.exp(logits[order] - logits[order[0]], dtype=np.float64)
+    likely /= likely.sum()
+    logits[order[np.cumsum(likely) - likely >= top_p]] = -np.inf
+    return logits
+
+
+def whole(pieces: Stream) -> Completion:
+    texts, counts, ends = zip(*pieces, strict=True)
+    return Completion("".join(texts), counts[-1], "length" if ends[-1] == "length" else "stop")

@@ -1,0 +1,139 @@
+"""What every job's command line shares: params, dry runs, error messages, exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or params, 130/143 on SIGINT/SIGTERM. Logs go to stderr, results to stdout.
+"""
+
+import functools
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from jobs.common.errors import JobError, UsageError
+
+log = logging.getLogger("jobs")
+
+
+def reads(flag: str, default: str | None, text: str, **options) -> Callable:
+    """An option naming an input; checked to exist before the job starts."""
+    return click.option(
+        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="IN", **options
+    )
+
+
+def writes(flag: str, default: str | None, text: str, **options) -> Callable:
+    """An option naming an output."""
+    return click.option(
+        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="OUT", **options
+    )
+
+
+def job(*sections: str) -> Callable:
+    """Turns `def command(params, **paths)` into a click command with the options that all jobs share.
+
+    `sections` are the parts of params.yaml that the job reads: what --print-params prints. The function is called with
+    `params`, a `plumbing.params.Params`, and its own options. JobError and UsageError become one line and an exit code.
+    """
+
+    def decorate(function: Callable) -> click.Command:
+        name = function.__module__.removesuffix(".job").rpartition(".")[2]
+
+        @functools.wraps(function)
+        def command(params: Path, assignments: tuple[str, ...], dry_run: bool, print_params: bool, **options) -> None:
+            logging.basicConfig(
+                level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+            )
+            for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)
+            try:
+                from jobs.plumbing.params import load
+
+                loaded = load(params, assignments)
+                if print_params:
+                    click.echo(json.dumps(loaded.model_dump(include=set(sections) or None), indent=2, sort_keys=True))
+                    return
+                inputs, outputs = paths_of(click.get_current_context(), options)
+                for flag, path in inputs.items():
+                    if not path.exists():
+                        raise UsageError(f"{flag}: {path} does not exist")
+                if "dry_run" in inspect.signature(function).parameters:
+                    options["dry_run"] = dry_run  # a job with a dry run of its own
+                elif dry_run:
+                    shown = {
+                        "job": name,
+                        "reads": {flag: str(path) for flag, path in inputs.items()},
+                        "writes": {flag: str(path) for flag, path in outputs.items()},
+                        "params": loaded.model_dump(include=set(sections) or None),
+                    }
+                    click.echo(json.dumps(shown, indent=2, sort_keys=True))
+                    return
+                function(loaded, **options)
+            except UsageError as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(2)
+            except JobError as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(1)
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                sys.exit(130)
+
+        for option in (
+            click.option("--print-params", is_flag=True, help="Print the resolved params this job reads, and stop."),
+            click.option(
+                "--dry-run", is_flag=True, help="Check params and inputs, print what would be read and written."
+            ),
+            click.option(
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="SECTION.KEY=VALUE",
+                help="Override one param; checked like the file. Repeatable.",
+            ),
+            click.option(
+                "--params",
+                type=click.Path(path_type=Path),
+                default="params.yaml",
+                show_default=True,
+                help="The params file.",
+            ),
+        ):
+            command = option(command)
+        return click.command(name=name, help=sys.modules[function.__module__].__doc__)(command)
+
+    return decorate
+
+
+def paths_of(context: click.Context, options: dict) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The given input and output paths by flag."""
+    inputs: dict[str, Path] = {}
+    outputs: dict[str, Path] = {}
+    for option in context.command.params:
+        side = {"IN": inputs, "OUT": outputs}.get(option.metavar or "") if isinstance(option, click.Option) else None
+        if side is None:
+            continue
+        value = options[option.name or ""]
+        values = value if isinstance(value, tuple) else [value]
+        side.update({option.opts[0] if i == 0 else f"{option.opts[0]}[{i}]": v for i, v in enumerate(values) if v})
+    return inputs, outputs
+
+
+def progress(items=None, *, total: int | None = None, label: str = ""):
+    """A tqdm bar on a terminal; elsewhere a plain line now and then."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        items,
+        total=total,
+        desc=label,
+        file=sys.stderr,
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 15.0,
+        ascii=not terminal,
+        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}\n",
+    )

@@ -1,0 +1,377 @@
+"""The typed schema of params.yaml: every key, its type, its range. Unknown, missing and odd keys stop with their path.
+
+`load` reads a file, applies --set assignments, and checks the result; nothing else reads params.yaml.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from jobs.common.errors import UsageError
+
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./-]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Engine = Literal["unsloth", "transformers"]
+
+
+def ascending(span: list[int]) -> list[int]:
+    if span[0] > span[1]:
+        raise ValueError(f"the lower bound {span[0]} is above the upper bound {span[1]}")
+    return span
+
+
+Span = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(ascending)]
+
+
+class Section(BaseModel):
+    """Strict (no string is read as a number), closed (unknown keys are refused), finite and frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ToyBase(Section):
+    """A Qwen3-architecture model trained from scratch on generated functions; see jobs/base.py."""
+
+    hidden_size: Annotated[int, Field(ge=64, le=1024, multiple_of=64)]
+    intermediate_size: Annotated[int, Field(ge=64, le=4096)]
+    layers: Annotated[int, Field(ge=1, le=32)]
+    heads: Annotated[int, Field(ge=1, le=16)]
+    kv_heads: Annotated[int, Field(ge=1, le=16)]
+    head_dim: Annotated[int, Field(ge=32, le=128)]
+    vocab_size: Annotated[int, Field(ge=300, le=8192)]
+    documents: Positive
+    wrong: Fraction
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+
+
+class Base(Section):
+    """Where the base model comes from: the Hub at a pinned revision, or `toy`."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    revision: str | None
+    toy: ToyBase | None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Base":
+        if self.toy is None and (self.repo is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision or "")):
+            raise ValueError("needs `repo` and a `revision` of 40 hex digits, or `toy`")
+        return self
+
+
+class ToyTasks(Section):
+    """How many generated tasks go to each split; see jobs/toy/world.py."""
+
+    distill: Positive
+    train: Positive
+    heldout: Positive
+
+
+class EvalPlus(Section):
+    """A benchmark file that evalplus fetches; the hash is the unpacked jsonl's."""
+
+    version: Annotated[str, Field(pattern=r"^v\d+\.\d+\.\d+$")]
+    sha256: Sha256
+
+
+class Mbpp(Section):
+    """The whole of MBPP, from the Hub; the hash is of its 974 rows as jsonl, the form it was first published in."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    sha256: Sha256
+
+
+class Tasks(Section):
+    """Task sources, splits and decontamination; see jobs/tasks.py."""
+
+    humaneval_plus: EvalPlus
+    mbpp_plus: EvalPlus
+    mbpp: Mbpp
+    heldout: Annotated[int, Field(ge=0, le=377)]
+    ngrams: list[Annotated[int, Field(ge=2, le=64)]]
+    toy: ToyTasks | None
+
+
+class Distill(Section):
+    """The teacher and what is kept of its answers; see jobs/distill/job.py."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None
+    recorded: str | None
+    examples: Positive
+    attempts: Annotated[int, Field(ge=1, le=100)]
+    concurrency: Annotated[int, Field(ge=1, le=256)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    max_tokens: Positive
+    extra_body: dict[str, Any]
+    timeout: Seconds
+    retries: Annotated[int, Field(ge=0, le=100)]
+    patience: Positive
+    max_requests: Positive
+    max_total_tokens: Positive
+    price_in: NonNegative
+    price_out: NonNegative
+    reasoning_characters: Span
+    code_characters: Span
+    similarity: Rate
+
+    @field_validator("extra_body")
+    @classmethod
+    def no_other_request(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := {"model", "messages", "stream", "n"} & body.keys():
+            raise ValueError(f"cannot set {', '.join(sorted(taken))}")
+        return body
+
+
+class Lora(Section):
+    """The adapter's shape; GRPO continues the SFT adapter, so there is one."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Positive
+    targets: list[Name]
+
+
+class Optimizer(Section):
+    """What SFT and GRPO share of their optimizer settings."""
+
+    learning_rate: Rate
+    warmup_ratio: Fraction
+    weight_decay: Fraction
+    optimizer: Literal["adamw_8bit", "adamw_torch"]
+    max_grad_norm: NonNegative
+    batch_size: Positive
+    gradient_accumulation: Positive
+
+
+class Sft(Optimizer):
+    """Supervised fine-tuning; see jobs/sft.py."""
+
+    engine: Engine
+    lora: Lora
+    epochs: Positive
+    max_length: Positive
+    gradient_checkpointing: bool
+
+
+class Rewards(Section):
+    """What an answer earns; see jobs/grpo/rewards.py."""
+
+    format: NonNegative
+    reasoning: NonNegative
+    reasoning_characters: Positive
+    correctness: NonNegative
+    all_tests_only: bool
+
+
+class Grpo(Optimizer):
+    """Reinforcement learning; see jobs/grpo/job.py."""
+
+    engine: Engine
+    rollout: Literal["vllm", "transformers"]
+    steps: Positive
+    generations: Annotated[int, Field(ge=2, le=1024)]
+    max_prompt_length: Positive
+    max_completion_length: Positive
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    top_p: Rate
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+    beta: Fraction
+    clip_low: Rate
+    clip_high: Rate
+    scale_rewards: Literal["group", "batch", "none"]
+    importance_correction: bool
+    mask_truncated: bool
+    equal_groups: Literal["keep", "drop", "refill"]
+    gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
+    gradient_checkpointing: bool
+    log_completions_every: Count
+    rewards: Rewards
+
+
+class Merge(Section):
+    """How the sum of base and adapter is stored; see jobs/merge.py."""
+
+    dtype: Literal["float16", "bfloat16", "float32"]
+    rounding: Literal["nearest", "stochastic"]
+    min_retention: Fraction
+
+    @model_validator(mode="after")
+    def rounding_fits_dtype(self) -> "Merge":
+        if self.rounding == "stochastic" and self.dtype != "bfloat16":
+            raise ValueError("rounding can be stochastic for bfloat16 only")
+        return self
+
+
+class Sampled(Section):
+    """Samples per task beside the greedy one; with n: 0 there is the greedy one alone."""
+
+    n: Annotated[int, Field(ge=0, le=10**9)]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    top_p: Rate
+
+
+class Evaluate(Section):
+    """Sampling and scoring on the benchmarks; see jobs/evaluate.py."""
+
+    engine: Literal["vllm", "transformers"]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    benchmarks: list[Name]
+    max_tokens: Positive
+    batch_size: Positive
+    batch_invariant: bool
+    gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
+    sampled: Sampled
+
+
+class Compare(Section):
+    """The statistics' resampling and level; see jobs/compare/job.py."""
+
+    resamples: Positive
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class GgufLimits(Section):
+    """How far a GGUF file may be from the model in float32; `drop` is of pass@1."""
+
+    kl: NonNegative
+    top1: Fraction
+    drop: Fraction
+
+
+class Gguf(Section):
+    """The GGUF files to write, the tasks to check them on and what they must keep; see jobs/gguf/job.py."""
+
+    benchmark: Name
+    types: Annotated[list[Name], Field(min_length=1)]
+    tasks: Positive
+    max_tokens: Positive
+    limits: dict[str, GgufLimits]
+
+    @model_validator(mode="after")
+    def every_type_has_limits(self) -> "Gguf":
+        missing = [kind for kind in self.types if kind not in self.limits]
+        if missing:
+            raise ValueError(f"limits has none for {', '.join(missing)}")
+        return self
+
+
+class Publish(Section):
+    """What the model card says beside the metrics; see jobs/publish.py."""
+
+    license: Name
+
+
+class Sandbox(Section):
+    """Limits for code that a model wrote; see jobs/sandbox/."""
+
+    workers: Count
+    timeout: Seconds
+    memory_mib: Positive
+    limit_factor: Annotated[float, Field(ge=1, le=1000)]
+    min_limit: Seconds
+    require: list[Literal["seccomp", "landlock", "unprivileged"]]
+
+
+class Checkpoints(Section):
+    """Training checkpoints: saved every `every` steps, the last `keep` kept."""
+
+    every: Positive
+    keep: Positive
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    base: Base
+    tasks: Tasks
+    distill: Distill
+    sft: Sft
+    grpo: Grpo
+    merge: Merge
+    evaluate: Evaluate
+    compare: Compare
+    gguf: Gguf
+    publish: Publish
+    sandbox: Sandbox
+    checkpoints: Checkpoints
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Params:
+    """The checked params of `path` with `section.key=value` assignments applied.
+
+    Errors: UsageError naming the file and the path of every key that is unknown, missing, mistyped or out of range.
+    """
+    values = read_yaml(path)
+    for assignment in assignments:
+        assign(values, assignment)
+    return check(values, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or a UsageError that says what is wrong with it."""
+    import yaml
+
+    try:
+        text = path.read_bytes().decode("utf-8")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise UsageError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: is not a mapping of sections")
+    return values
+
+
+def assign(values: dict[str, Any], assignment: str) -> None:
+    """Applies one `section.key=value`; the value is YAML."""
+    import yaml
+
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {assignment}: not of the form section.key=value")
+    *parents, last = key.split(".")
+    inner = values
+    for name in parents:
+        nested = inner.get(name)
+        if not isinstance(nested, dict):
+            raise UsageError(f"--set {assignment}: there is no section {name!r} in the params")
+        inner = nested
+    try:
+        inner[last] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"--set {assignment}: not a YAML value ({' '.join(str(error).split())})") from None
+
+
+def check(values: dict[str, Any], where: str) -> Params:
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        raise UsageError("\n       ".join(lines)) from None
+    except RecursionError:
+        raise UsageError(f"{where}: is nested too deeply") from None
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, mapping by mapping: how data/smoke/params.yaml makes the run small."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both

@@ -1,0 +1,322 @@
+"""What SFT and GRPO share: loading model and adapter by either engine, trainer settings, curves, checkpoints.
+
+Engines: `transformers` is plain transformers + PEFT + TRL, on a GPU or a CPU; `unsloth` patches the same TRL trainers and
+needs an NVIDIA GPU. Both write the same files.
+"""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.errors import JobError, one_line
+from jobs.common.files import read_json, replace_file, require_safetensors, write_json
+from jobs.plumbing import checkpoint
+from jobs.plumbing.cli import log, progress
+from jobs.plumbing.params import Checkpoints, Lora, Optimizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+ATTENTION = "sdpa"
+
+
+def prepare(engine: str) -> None:
+    """Environment and imports that must come before torch is used; raises JobError where the engine cannot run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are read from folders; nothing is looked up
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the sandbox's workers
+    if engine == "unsloth":
+        # Its first GRPO step never returns from torch.compile (sympy) with this set of versions.
+        os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
+        # Packed into one row, sequences go through attention one by one in every layer: 300,000 kernel launches a step
+        # of GRPO, which take Python 9 s where the GPU has work for 3.
+        os.environ.setdefault("UNSLOTH_GRPO_SEQ_PACKING", "0")
+        # Logits of 152k words are computed again in the backward pass: kept, they take a third of a step's memory.
+        os.environ.setdefault("UNSLOTH_GRPO_LOGPROB_RECOMPUTE", "1")
+        import torch
+
+        if not torch.cuda.is_available():
+            raise JobError("engine: unsloth needs an NVIDIA GPU; set sft.engine and grpo.engine to transformers")
+        import unsloth  # noqa: F401  (patches transformers, peft and trl, so it comes before them)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def training_dtype() -> "torch.dtype":
+    """bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    except Exception as error:
+        raise JobError(f"{base}: its tokenizer cannot be loaded ({one_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # Unsloth leaves padding out of the loss by its id, and with it would leave out the end of every completion.
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and "pad" in str(t)]
+        tokenizer.pad_token = special[0] if special else tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
+    """The base in training precision with a trainable LoRA adapter, new or continued, by transformers and PEFT."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    require_safetensors(base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=training_dtype(),
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+            device_map=device,
+        )
+    except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
+        raise JobError(f"{base}: the model cannot be loaded ({one_line(error)})") from error
+    torch.manual_seed(seed)
+    if adapter is not None:
+        check_adapter(adapter, lora)
+        try:
+            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        except Exception as error:
+            raise JobError(f"{adapter}: the adapter cannot be loaded ({one_line(error)})") from error
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=list(lora.targets),
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def check_adapter(adapter: Path, lora: Lora) -> None:
+    """The adapter to continue has the shape that params name; continuing another would ignore them silently.
+
+    And it is in safetensors: PEFT would otherwise unpickle an adapter_model.bin, or ask the Hub.
+    """
+    require_safetensors(adapter)
+    config = read_json(adapter / "adapter_config.json")
+    found = (config.get("r"), config.get("lora_alpha"), sorted(config.get("target_modules") or []))
+    if found != (lora.rank, lora.alpha, sorted(lora.targets)):
+        raise JobError(
+            f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
+            f"params' sft.lora says {(lora.rank, lora.alpha, sorted(lora.targets))}"
+        )
+
+
+def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise JobError(f"{base}: {name} holds values that are not finite")
+
+
+def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, seed: int) -> dict[str, Any]:
+    """The part of transformers' TrainingArguments that both trainers share, every value explicit."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(directory),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not gpu,
+        "bf16": gpu,
+        "fp16": False,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "optim": settings.optimizer,
+        "max_grad_norm": settings.max_grad_norm,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
+        "save_strategy": "steps",
+        "save_steps": checkpoints.every,
+        "save_total_limit": None,  # see `watcher`
+        "dataloader_num_workers": 0,
+        "remove_unused_columns": False,
+    }
+
+
+def train(trainer: "Trainer", directory: Path, keep: int) -> None:
+    """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
+
+    Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, and for a
+    checkpoint that cannot be written; the ones before it stay.
+    """
+    import torch
+    from transformers import TrainerState
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(watcher(keep))
+    found = checkpoint.last(directory)
+    if found is not None:
+        log.info("resuming from %s", found)
+        state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # killed after its last step: the trainer would take one more
+            load_adapter(trainer.model, found)
+            trainer.state = state
+            return
+    hooks: Any = trainer
+    hooks._load_from_checkpoint = lambda path, model=None: load_adapter(trainer.model, Path(path))
+    save = trainer._save_checkpoint
+
+    def save_checkpoint(*arguments, **options):
+        try:
+            save(*arguments, **options)
+        except Exception as error:  # a full disk surfaces as one of many types
+            raise JobError(
+                f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written ({one_line(error)})"
+            ) from error
+
+    hooks._save_checkpoint = save_checkpoint
+    try:
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise JobError(
+            f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
+        ) from error
+
+
+def load_adapter(model, path: Path) -> None:
+    """Puts a checkpoint's adapter into the model.
+
+    In the place of transformers' own loading, which, with GRPO's frozen reference adapter in a subfolder, loads that one
+    alone: the run would go on from the SFT weights with an optimizer far ahead of them.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = path / "adapter_model.safetensors"
+    try:
+        loaded: Any = set_peft_model_state_dict(model, load_file(file), adapter_name="default")
+    except Exception as error:
+        raise JobError(f"{file}: the adapter cannot be loaded ({one_line(error)})") from error
+    if loaded.unexpected_keys:
+        raise JobError(f"{path}: the model has no place for {loaded.unexpected_keys[:3]}")
+
+
+def fingerprint(model) -> dict[str, int]:
+    """One number for each frozen tensor: the exclusive or of its bits, taken where the tensor lies.
+
+    Two of them are equal unless a base that must not change has changed, as it does where a trainer merges its adapter
+    into vLLM's weights and takes it out again (trl#6688).
+    """
+    import torch
+
+    return {
+        name: int(torch.hash_tensor(tensor.detach()).cpu().view(torch.int64).item())
+        for name, tensor in model.named_parameters()
+        if not tensor.requires_grad and "lora_" not in name
+    }
+
+
+def watcher(keep: int):
+    """A callback that shows progress, stops on a loss that is not finite, seals each checkpoint and prunes the others.
+
+    In the place of transformers' own pruning, which comes before the new checkpoint is sealed: with `keep` 1, a kill in
+    between would leave none.
+    """
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        bar = None
+
+        def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            self.bar = progress(total=state.max_steps, label="training")
+            self.bar.update(state.global_step)
+
+        def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", logs=None, **_):
+            logs = logs or {}
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise JobError(f"step {state.global_step}: {name} is {logs[name]}; lower the learning_rate")
+            if self.bar is not None and "loss" in logs:
+                self.bar.update(state.global_step - self.bar.n)
+                shown = {k: f"{logs[k]:.4g}" for k in ("loss", "reward") if k in logs}
+                self.bar.set_postfix(shown, refresh=False)
+
+        def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            directory = Path(str(args.output_dir))
+            checkpoint.seal(directory / f"checkpoint-{state.global_step}")
+            checkpoint.prune(directory, keep)
+
+        def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
+            if self.bar is not None:
+                self.bar.close()
+
+    return Watcher()
+
+
+def save_adapter(model, out: Path) -> None:
+    """Writes the trainable adapter alone, with a config that is the same from run to run."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(out, selected_adapters=["default"], safe_serialization=True)
+    except SafetensorError as error:  # a full disk, which is not an OSError here
+        raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
+    (out / "README.md").unlink(missing_ok=True)
+    config = read_json(out / "adapter_config.json")
+    # PEFT keeps targets in a set, whose order changes with every process; the base is whatever it is merged into.
+    config |= {
+        "target_modules": sorted(config["target_modules"]),
+        "base_model_name_or_path": "models/base",
+        "inference_mode": True,
+    }
+    write_json(out / "adapter_config.json", config)
+
+
+def save_settings(args: "TrainingArguments", path: Path) -> None:
+    """The trainer's resolved settings, less what names this machine: what was really used, whatever an engine changed."""
+    values = {k: v for k, v in args.to_dict().items() if not k.endswith(("dir", "dir_name")) and "token" not in k}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:
+    """Writes the trainer's log as a CSV: `step` and `columns` (log key -> column name). Returns its rows."""
+    rows = [
+        {"step": entry["step"], **{name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}}
+        for entry in history
+        if "loss" in entry
+    ]
+    with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows

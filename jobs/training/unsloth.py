@@ -1,0 +1,54 @@
+"""Loading by Unsloth: its model, its kernels, and for GRPO its vLLM engine in the same process, on shared weights.
+
+vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base weights never change.
+"""
+
+from pathlib import Path
+
+from jobs.common.files import require_safetensors
+from jobs.plumbing.params import Params
+from jobs.training.loop import check_adapter, load_adapter
+
+
+def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
+    """The base in bfloat16 with a trainable LoRA adapter; with `rollout`, a vLLM engine beside it.
+
+    Errors: JobError for an adapter that is not of the shape in sft.lora, or whose tensors do not fit the model.
+    """
+    from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
+    import torch
+
+    require_safetensors(base)
+    lora = params.sft.lora
+    settings = params.grpo if rollout else params.sft
+    length = params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length
+    engine = (
+        {"fast_inference": True, "max_lora_rank": lora.rank, "gpu_memory_utilization": params.grpo.gpu_memory}
+        if rollout
+        else {}
+    )
+    model, _ = FastLanguageModel.from_pretrained(
+        str(base),
+        max_seq_length=length,
+        dtype=torch.bfloat16,
+        load_in_4bit=False,
+        trust_remote_code=False,
+        random_state=params.seed,
+        **engine,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=False,
+        max_seq_length=length,
+        random_state=params.seed,
+        use_gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    if adapter is not None:
+        check_adapter(adapter, lora)
+        load_adapter(model, adapter)
+    return model

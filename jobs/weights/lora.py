@@ -1,0 +1,219 @@
+"""PEFT LoRA adapters as functions that change rows of a base model's tensors; read lazily, by the row."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common.errors import JobError
+from jobs.common.files import read_json
+from jobs.weights.tensors import Tensor, encoded, header, near_a_tie
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# A Change, called, reads what it needs and returns a function that takes rows' numbers, their float32 values and the
+# dtype they will be stored as, and returns the changed values and the change itself, both float32. So an adapter is in
+# memory only while its tensor is worked on.
+Change = Callable[[], Callable[[slice, "np.ndarray", str], tuple["np.ndarray", "np.ndarray"]]]
+
+PREFIX = "base_model.model."
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# What adapter_config.json may say: keys that the sum obeys, and keys that do not bear on it.
+OBEYED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "peft_type"}
+IDLE = {
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "lora_dropout",
+    "bias",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "qalora_group_size",
+    "ensure_weight_tying",
+}
+# These start training from a base that the initialization has changed; added to the original base they are wrong.
+MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list[Change]]:
+    """What the adapter in `folder` does to each of `base`'s tensors that it changes, in order.
+
+    LoRA on linear layers and embeddings, with rank and alpha patterns and rsLoRA; whole modules (`modules_to_save`) and
+    biases. `tied` says whether lm_head shares the embedding's weights.
+    Errors: JobError for anything else that the adapter asks for, and for every tensor that fits nothing in the base.
+    """
+    config = read_json(folder / "adapter_config.json")
+    check(config, folder)
+    left: dict[str, Tensor] = {}
+    for tensor in header(folder / "adapter_model.safetensors")[1]:
+        name = tensor.name.removeprefix(PREFIX).replace(".base_layer.", ".")  # the layer that LoRA wraps
+        if not tensor.name.startswith(PREFIX) or name in left:
+            raise JobError(f"{folder}: {tensor.name} is not a tensor of a PEFT adapter")
+        left[name] = tensor
+    if tied:
+        check_tied(left, folder)
+    found: dict[str, list[Change]] = {}
+    for name, tensor in left.items():
+        if "lora_" not in name:
+            weight = target(name, base, folder)
+            if tensor.shape != weight.shape:
+                raise JobError(f"{folder}: {name} has shape {tensor.shape}, the base's has {weight.shape}")
+            found[name] = [replacement(tensor)]
+    for name, tensor in left.items():
+        if "lora_" not in name or name.endswith((".lora_B.weight", ".lora_embedding_B")):
+            continue
+        module, kind = name.split(".lora_", 1)
+        if kind not in ("A.weight", "embedding_A"):
+            raise JobError(f"{folder}: {name} is not supported (DoRA, lora_bias and LoRA on expert parameters are not)")
+        b = left.get(f"{module}.lora_{kind.replace('A', 'B')}")
+        if b is None:
+            raise JobError(f"{folder}: {name} has no B beside it")
+        weight = target(f"{module}.weight", base, folder)
+        scale = scaling(config, module, tensor.shape[0], folder)
+        found.setdefault(weight.name, []).append(low_rank(tensor, b, weight, scale, folder))
+    if tied and EMBEDDING in found and HEAD in base:  # a base that stores its one matrix under both names
+        found[HEAD] = found[EMBEDDING]
+    return found
+
+
+def check(config: dict, folder: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise JobError(f"{folder}: is a {config.get('peft_type')} adapter, not LORA")
+    if config.get("use_dora"):
+        raise JobError(f"{folder}: use_dora is set; DoRA rescales the base's rows and is not supported")
+    init = str(config.get("init_lora_weights")).lower()
+    if init.startswith(MOVES_BASE):
+        raise JobError(
+            f"{folder}: init_lora_weights is {init}, which trains on a changed base; convert the adapter "
+            "to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained)"
+        )
+    unknown = sorted(key for key, value in config.items() if value and key not in OBEYED | IDLE)
+    if unknown:
+        raise JobError(f"{folder}: adapter_config.json sets {', '.join(unknown)}, which is not supported")
+
+
+def check_tied(left: dict[str, Tensor], folder: Path) -> None:
+    """With tied embeddings there is one matrix: refuses an adapter that changed only one of its two uses.
+
+    An adapter that holds the whole matrix under both names loses the second one.
+    """
+    ends = (EMBEDDING.removesuffix("weight"), HEAD.removesuffix("weight"))
+    if not any(name.startswith(ends) for name in left):
+        return
+    a, b = left.get(EMBEDDING), left.pop(HEAD, None)
+    lora = any(name.startswith(ends) and "lora_" in name for name in left)
+    if lora or a is None or b is None or a.read(slice(0, a.rows)) != b.read(slice(0, b.rows)):
+        raise JobError(
+            f"{folder}: changes one of embed_tokens and lm_head, which share their weights in the base "
+            "(tie_word_embeddings); untie the base before training, or train both as one"
+        )
+
+
+def target(name: str, base: dict[str, Tensor], folder: Path) -> Tensor:
+    if name not in base:
+        raise JobError(f"{folder}: changes {name}, which the base does not have")
+    return base[name]
+
+
+def scaling(config: dict, module: str, rank: int, folder: Path) -> float:
+    """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha and r where a pattern gives them."""
+
+    def own(patterns: str, otherwise: str):
+        for pattern, value in (config.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):  # as peft.utils.other.get_pattern_key matches
+                return value
+        return config[otherwise]
+
+    r, alpha = own("rank_pattern", "r"), own("alpha_pattern", "lora_alpha")
+    if r != rank:
+        raise JobError(f"{folder}: {module} has rank {rank}, adapter_config.json says {r}")
+    return alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
+
+
+def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -> Change:
+    """Adds scale * B @ A. Embeddings hold both transposed: scale * (B @ A).T.
+
+    The product is summed in float64 and rounded to float32, so that it depends neither on the linear algebra library
+    nor on how the rows are cut.
+    """
+    import numpy as np
+
+    embedding = a.name.endswith("lora_embedding_A")
+    shape = (a.shape[1], b.shape[0]) if embedding else (b.shape[0], a.shape[1])
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or shape != weight.shape:
+        raise JobError(
+            f"{folder}: {a.name} and its B have shapes {a.shape} and {b.shape}, which do not make the "
+            f"base's {weight.shape}"
+        )
+
+    def load():
+        factor = (b.values().T if embedding else a.values()).astype(np.float64)
+        rows_of_a = a.values().T if embedding else None
+        reach = np.sqrt(np.cumsum(factor**2, 0)).max(1)
+
+        def change(rows: slice, values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+            left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
+            delta = (left @ factor).astype(np.float32)
+            delta *= np.float32(scale)
+            merged = values + delta
+            if dtype != "F32":
+                settle(merged, delta, left, factor, reach, scale, values, dtype)
+            return merged, delta
+
+        return change
+
+    return load
+
+
+def settle(
+    merged: "np.ndarray",
+    delta: "np.ndarray",
+    left: "np.ndarray",
+    factor: "np.ndarray",
+    reach: "np.ndarray",
+    scale: float,
+    values: "np.ndarray",
+    dtype: str,
+) -> None:
+    """Gives `delta` the value of PEFT's float32 product, and `merged` its sum, wherever that decides how the sum is
+    rounded to `dtype`.
+
+    PEFT sums rank by rank with fused multiply-adds in float32. Each step is off by up to 2^-24 of the sum so far, which
+    by the Cauchy-Schwarz inequality is at most the norm of a row's first ranks times `reach`, the largest norm of a
+    column's; scaling, and rounding here, add three times that of the whole. Where both ends of that `slack` are stored
+    alike, so is every value between; elsewhere, a few elements in a thousand, the product is summed again as PEFT does.
+    """
+    import numpy as np
+
+    sums = np.sqrt(np.cumsum(left**2, 1)) * reach
+    slack = (sums.sum(1, keepdims=True) + 3 * sums[:, -1:]) * (abs(scale) * 2.0**-24)
+    slack = slack.astype(np.float32)
+    row, column = np.divmod(near_a_tie(merged, slack, dtype), values.shape[1])
+    ends = (delta[row, column] + sign * slack[row, 0] for sign in (-1, 1))
+    low, high = (encoded(values[row, column] + end, dtype)[1].view(np.uint16) for end in ends)
+    row, column = row[low != high], column[low != high]
+    summed = np.zeros(len(row), np.float32)
+    for products in left[row].T * factor[:, column]:  # exact in float64, and the sum is rounded once: a fused step
+        summed = (products + summed).astype(np.float32)
+    delta[row, column] = summed * np.float32(scale)
+    merged[row, column] = values[row, column] + delta[row, column]
+
+
+def replacement(tensor: Tensor) -> Change:
+    """Puts the adapter's own rows in the base's place."""
+
+    def change(rows: slice, values: "np.ndarray", dtype: str) -> tuple["np.ndarray", "np.ndarray"]:
+        new = tensor.values(rows)
+        return new, new - values
+
+    return lambda: change
