@@ -43,7 +43,7 @@ SMALL_FILES = {
 }
 
 
-@job("base", "tasks", "seed")
+@job("base", "tasks")
 @writes("--out", "models/base", "The model folder.")
 def command(params: "Params", out: Path) -> None:
     run(params, out)
@@ -110,10 +110,10 @@ def make_toy(params: "Params", toy: "ToyBase", out: Path) -> None:
 
     if params.tasks.toy is None:
         raise JobError("base.toy needs tasks.toy: the corpus leaves out the tasks of every split")
-    reserved = {p for split in world.splits(params.seed, params.tasks.toy.model_dump()).values() for p in split}
-    documents = list(world.corpus(params.seed, toy.documents, toy.wrong, reserved))
+    reserved = {p for split in world.splits(params.tasks.seed, params.tasks.toy.model_dump()).values() for p in split}
+    documents = list(world.corpus(toy.seed, toy.documents, toy.wrong, reserved))
     tokenizer = train_tokenizer(documents, toy.vocab_size)
-    model = pretrain(tokenizer, documents, toy, params.seed)
+    model = pretrain(tokenizer, documents, toy)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -144,12 +144,12 @@ def train_tokenizer(documents: list[str], vocab_size: int):
     )
 
 
-def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
+def pretrain(tokenizer, documents: list[str], toy: "ToyBase"):
     """A Qwen3 model trained on the documents, AdamW with a cosine schedule; returns it in float32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 
-    torch.manual_seed(seed)
+    torch.manual_seed(toy.seed)
     end = tokenizer.eos_token_id
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -175,7 +175,7 @@ def pretrain(tokenizer, documents: list[str], toy: "ToyBase", seed: int):
     encoded = sorted((tokenizer(text).input_ids + [end] for text in documents), key=len)
     optimizer = torch.optim.AdamW(model.parameters(), lr=toy.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = get_cosine_schedule_with_warmup(optimizer, toy.steps // 10, toy.steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(toy.seed)
     model.train()
     bar = progress(range(toy.steps), label="base: pre-training")
     for _ in bar:

@@ -82,7 +82,7 @@ def stop_strings(tasks: list[dict], mode: str) -> tuple[str, ...]:
     return STOP_BODY if all(left_margin(task["prompt"], task["entry_point"]) for task in tasks) else STOP_PROGRAM
 
 
-def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_call: int | None) -> Iterator[tuple]:
+def calls(settings: "Evaluate", tasks: list[dict], mode: str, per_call: int | None) -> Iterator[tuple]:
     """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
     from jobs.inference import Sampling
 
@@ -91,7 +91,7 @@ def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_cal
     ordered = sorted(tasks, key=lambda task: len(task["prompt"]))
     wanted = [(0, Sampling(max_tokens=settings.max_tokens, stop=stop))]
     if drawn.n:
-        wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, seed)))
+        wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, settings.seed)))
     for first, sampling in wanted:
         size = max(1, per_call // sampling.n) if per_call else len(tasks)
         for start in range(0, len(ordered), size):
@@ -100,7 +100,6 @@ def calls(settings: "Evaluate", seed: int, tasks: list[dict], mode: str, per_cal
 
 def generate(
     settings: "Evaluate",
-    seed: int,
     tasks: list[dict],
     mode: str,
     engine: "Callable[[], Generate]",
@@ -110,7 +109,7 @@ def generate(
     """The samples of all tasks, in their order. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
     samples = {(row["task_id"], row["sample"]): row for rows in finished for row in rows}
-    todo = list(calls(settings, seed, tasks, mode, per_call))
+    todo = list(calls(settings, tasks, mode, per_call))
     if finished:
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +249,6 @@ def run(
     asked = {
         "mode": mode,
         "engine": "llama_cpp" if model and model.suffix == ".gguf" else settings.engine,
-        "seed": params.seed,
         **settings.model_dump(exclude={"engine", "benchmarks", "batch_size", "gpu_memory"}),
         "benchmarks": {name: sha256(folder / f"{name}.jsonl") for name in names},
     }
@@ -274,7 +272,7 @@ def run(
             drawn[name] = timed(
                 seconds,
                 "generate",
-                partial(generate, settings, params.seed, tasks, mode, engine, per_call, kept / f"{name}.jsonl"),
+                partial(generate, settings, tasks, mode, engine, per_call, kept / f"{name}.jsonl"),
             )
         seconds["generate"] -= seconds["load"]  # the engine is loaded within the first call
         del engine
@@ -317,7 +315,7 @@ def once(make: "Callable[[], Generate]") -> "Callable[[], Generate]":
     return get
 
 
-@job("evaluate", "sandbox", "seed")
+@job("evaluate", "sandbox")
 @reads("--model", None, "A model folder or GGUF file.")
 @reads("--adapter", None, "A PEFT adapter on top of --model.")
 @reads("--samples", None, "An earlier --out, whose samples are scored anew.")

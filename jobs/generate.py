@@ -12,7 +12,7 @@ Reads   --model    a model folder, or a GGUF file
 Writes  to stdout, the answer as it comes; with --json, one object: text, reasoning and code (null where the answer does
         not obey the tag format), tokens and finish
 
-The most likely answer, up to `evaluate.max_tokens`; with --draw, one drawn as `evaluate.sampled` says, by `seed`.
+The most likely answer, up to `evaluate.max_tokens`; with --draw, one drawn as `evaluate.sampled` says, by `evaluate.seed`.
 """
 
 import json
@@ -45,7 +45,7 @@ def run(
         drawn.temperature if draw else 0.0,
         drawn.top_p if draw else 1.0,
         params.evaluate.max_tokens,
-        seed=params.seed,
+        seed=params.evaluate.seed,
     )
     if model.suffix == ".gguf":
         if adapter is not None:
@@ -115,7 +115,7 @@ def by_transformers(
     yield "", tokens, "stop" if ended else "length"
 
 
-@job("evaluate", "seed")
+@job("evaluate")
 @reads("--model", "models/grpo-merged", "A model folder, or a GGUF file.")
 @reads("--adapter", None, "A PEFT adapter that is not merged.")
 @click.option("--draw", is_flag=True, help="Draw an answer instead of the most likely one.")

@@ -9,7 +9,7 @@ Reads   HumanEval+ and MBPP+ through evalplus, MBPP from the Hub; or HumanEvalPl
         With tasks.toy: nothing, jobs/toy/world.py makes the tasks.
 Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is asked
                     train.jsonl       MBPP+ less what is held out: what GRPO trains on
-                    mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by the seed (none: no file)
+                    mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by tasks.seed (none: no file)
                     humaneval.jsonl   the benchmark HumanEval+
                     toy.jsonl         with tasks.toy, in place of both benchmarks
                     left_out.jsonl    the tasks that are in no split, and why
@@ -195,14 +195,14 @@ def entry_point(code: str, tests: list[str]) -> str:
     return common[0] if common else ""
 
 
-def collect(settings: "Settings", seed: int, sources: Path) -> dict[str, list[dict]]:
+def collect(settings: "Settings", sources: Path) -> dict[str, list[dict]]:
     """Task records by split, before any check."""
     plus = evalplus_rows("MbppPlus", settings.mbpp_plus, sources)
     mbpp = {task["task_id"]: task for task in map(mbpp_task, mbpp_rows(settings.mbpp, sources))}
     known = {row["task_id"] for row in plus}
     if not known <= mbpp.keys() or settings.heldout >= len(plus):
         raise UsageError(f"tasks.heldout: {settings.heldout} of {len(plus)} MBPP+ tasks cannot be set aside")
-    chosen = set(random.Random(f"heldout {seed}").sample(sorted(known), settings.heldout))
+    chosen = set(random.Random(f"heldout {settings.seed}").sample(sorted(known), settings.heldout))
     plus_tasks = [mbpp_plus_task(row, settings.mbpp_plus.version) for row in plus]
     humaneval = evalplus_rows("HumanEvalPlus", settings.humaneval_plus, sources)
     return {
@@ -213,11 +213,11 @@ def collect(settings: "Settings", seed: int, sources: Path) -> dict[str, list[di
     }
 
 
-def toy_tasks(settings: "Settings", seed: int) -> dict[str, list[dict]]:
+def toy_tasks(settings: "Settings") -> dict[str, list[dict]]:
     from jobs.toy import world
 
     assert settings.toy is not None
-    splits = world.tasks(seed, settings.toy.model_dump())
+    splits = world.tasks(settings.seed, settings.toy.model_dump())
     return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
 
 
@@ -292,7 +292,7 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
     from jobs.sandbox import Sandbox
 
     settings = params.tasks
-    splits = toy_tasks(settings, params.seed) if settings.toy else collect(settings, params.seed, sources)
+    splits = toy_tasks(settings) if settings.toy else collect(settings, sources)
     overlap: list[dict] = []
     if not settings.toy:  # toy tasks are of one phrasing; their splits are disjoint by construction
         splits, overlap = decontaminate(splits, settings.ngrams)
@@ -339,7 +339,7 @@ def run(params: "Params", sources: Path, out: Path, metrics_path: Path) -> dict:
     return metrics
 
 
-@job("tasks", "sandbox", "seed")
+@job("tasks", "sandbox")
 @click.option(
     "--sources",
     type=click.Path(path_type=Path),

@@ -134,7 +134,7 @@ def rates(rows: list[dict], field: str) -> Rates:
     )
 
 
-def of_one(rates: Rates, settings: "Compare", seed: int) -> dict:
+def of_one(rates: Rates, settings: "Compare") -> dict:
     """A model's pass rates on a view with their intervals."""
 
     def interval(values: dict[str, float]) -> dict:
@@ -144,30 +144,30 @@ def of_one(rates: Rates, settings: "Compare", seed: int) -> dict:
                 resamples=settings.resamples,
                 bounds=(0, 1),
                 confidence=settings.confidence,
-                seed=seed,
+                seed=settings.seed,
             )
         )
 
     return {"greedy": interval(rates.greedy), "pass@1": interval(rates.mean), f"pass@{rates.k}": interval(rates.at_k)}
 
 
-def of_two(old: Rates, new: Rates, settings: "Compare", seed: int) -> dict:
+def of_two(old: Rates, new: Rates, settings: "Compare") -> dict:
     """The paired difference of two models on a view: new minus old."""
     differences = [round(new.mean[task] - old.mean[task], 9) for task in old.mean]
     won = sum(new.greedy[task] > old.greedy[task] for task in old.greedy)
     lost = sum(new.greedy[task] < old.greedy[task] for task in old.greedy)
-    interval = stats.bootstrap(differences, resamples=settings.resamples, confidence=settings.confidence, seed=seed)
+    interval = stats.bootstrap(
+        differences, resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed
+    )
     return {
         "difference": asdict(interval),
-        "p": stats.permutation_test(differences, resamples=settings.resamples, seed=seed),
+        "p": stats.permutation_test(differences, resamples=settings.resamples, seed=settings.seed),
         "detectable": stats.detectable(differences, settings.confidence),
         "greedy": {"won": won, "lost": lost, "p": stats.mcnemar(lost, won)},
     }
 
 
-def comparisons(
-    evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare", seed: int
-) -> list[dict]:
+def comparisons(evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare") -> list[dict]:
     """One entry for each view and mode: `models` by name, and `pairs` with their verdicts."""
     entries: list[dict] = []
     modes = list(dict.fromkeys(e.mode for e in evaluations))
@@ -175,7 +175,7 @@ def comparisons(
         for view, field in views(benchmark, tasks[benchmark]):
             known = {e.model: rates(e.results[benchmark], field) for e in evaluations if e.mode == mode}
             pairs = [
-                {"old": old, "new": new, **of_two(known[old], known[new], settings, seed)}
+                {"old": old, "new": new, **of_two(known[old], known[new], settings)}
                 for old, new in itertools.combinations(known, 2)
             ]
             entries.append(
@@ -184,7 +184,7 @@ def comparisons(
                     "view": view,
                     "mode": mode,
                     "tasks": len(tasks[benchmark]),
-                    "models": {m: of_one(r, settings, seed) for m, r in known.items()},
+                    "models": {m: of_one(r, settings) for m, r in known.items()},
                     "pairs": pairs,
                 }
             )
@@ -333,7 +333,7 @@ def run(
     for name, recorded in evaluations[0].settings["benchmarks"].items():
         if sha256(benchmarks / f"{name}.jsonl") != recorded:
             raise JobError(f"{benchmarks / name}.jsonl: is not the file that {folder} was evaluated on")
-    entries = comparisons(evaluations, tasks, settings, params.seed)
+    entries = comparisons(evaluations, tasks, settings)
     said = statements(entries, evaluations, settings.confidence)
     for line in said:
         log.info(line)
@@ -370,7 +370,7 @@ def finite(value):
     return None if isinstance(value, float) and abs(value) == float("inf") else value
 
 
-@job("compare", "seed")
+@job("compare")
 @reads("--evaluations", "data/evaluations", "Folder of evaluations.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
 @reads("--curve", None, "A learning curve to show; repeatable.", multiple=True)

@@ -4,7 +4,7 @@
     python -m jobs distill --tasks data/tasks/distill.jsonl --out data/distill --metrics metrics/distill.json
 
 \b
-Reads   --tasks       task records; their order is shuffled by the seed, each gives at most one example
+Reads   --tasks       task records; their order is shuffled by tasks.seed, each gives at most one example
         --benchmarks  what no answer may repeat, by runs of the longest of tasks.ngrams
         --responses   the response cache, data/responses: one file a request; it only grows
 Writes  --out         examples.jsonl, rejects.jsonl (with reasons), README.md (the data card)
@@ -341,7 +341,7 @@ def run(
             f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "
             "each gives at most one example"
         )
-    random.Random(f"distill {params.seed}").shuffle(tasks)
+    random.Random(f"distill {params.tasks.seed}").shuffle(tasks)
     benchmarks = Benchmarks.read(benchmarks_path, params.tasks.ngrams)
     responses = teacher.Responses(responses_path, Path(settings.recorded) if settings.recorded else None)
     asked = teacher.Teacher(settings)
@@ -423,7 +423,7 @@ def spread(values: list[int]) -> dict[str, float]:
     }
 
 
-@job("distill", "tasks", "sandbox", "seed")
+@job("distill", "tasks", "sandbox")
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
 @reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts and solutions that no answer may repeat.")
 @writes("--responses", "data/responses", "The response cache; read, and added to.")

@@ -238,7 +238,7 @@ def sizes(path: Path, kind: str) -> dict[str, float]:
     return {"bytes": size, "bits_per_weight": 8 * size / weights, "fallback_tensors": len(fallen)}
 
 
-@job("gguf", "sandbox", "seed")
+@job("gguf", "sandbox")
 @reads("--base", "models/base", "The base model's folder.")
 @reads("--adapter", None, "A PEFT adapter's folder; repeatable.", multiple=True)
 @reads("--tasks", "data/tasks/humaneval.jsonl", "The benchmark to check on.")

@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e9)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w./-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -53,6 +54,7 @@ class ToyBase(Section):
     steps: Positive
     batch_size: Positive
     learning_rate: Rate
+    seed: Seed
 
 
 class Base(Section):
@@ -98,6 +100,7 @@ class Tasks(Section):
     humaneval_plus: EvalPlus
     mbpp_plus: EvalPlus
     mbpp: Mbpp
+    seed: Seed
     heldout: Annotated[int, Field(ge=0, le=377)]
     ngrams: list[Annotated[int, Field(ge=2, le=64)]]
     toy: ToyTasks | None
@@ -228,6 +231,7 @@ class Evaluate(Section):
     engine: Literal["vllm", "transformers"]
     dtype: Literal["float16", "bfloat16", "float32"]
     benchmarks: list[Name]
+    seed: Seed
     max_tokens: Positive
     batch_size: Positive
     batch_invariant: bool
@@ -238,6 +242,7 @@ class Evaluate(Section):
 class Compare(Section):
     """The statistics' resampling and level; see jobs/compare/job.py."""
 
+    seed: Seed
     resamples: Positive
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 
@@ -294,7 +299,7 @@ class Checkpoints(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    seed: Seed  # of training alone, see docs/seeds.md
     base: Base
     tasks: Tasks
     distill: Distill

@@ -173,8 +173,8 @@ def recorded(params: "Params") -> Iterator[dict]:
 
     if params.tasks.toy is None:
         raise UsageError("tasks.toy: recorded answers are made of toy tasks")
-    rng = random.Random(f"toy teacher {params.seed}")
-    for program in splits(params.seed, params.tasks.toy.model_dump())["distill"]:
+    rng = random.Random(f"toy teacher {params.tasks.seed}")
+    for program in splits(params.tasks.seed, params.tasks.toy.model_dump())["distill"]:
         right = answer_of(program)
         spoilings = (
             right.replace("</SOLUTION>", ""),

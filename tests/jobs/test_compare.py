@@ -115,7 +115,7 @@ def test_noise_alone_is_established_in_less_than_one_report_of_twenty(here):
         results = [{"toy": [{"task_id": f"Toy/{t}", "sample": i, "passed": draw.random() < difficulty[t]}
                             for t in range(60) for i in range(6)]} for _ in range(3)]  # fmt: skip
         evaluations = [job.Evaluation(str(i), "cot", {}, rows, {}) for i, rows in enumerate(results)]
-        [entry] = job.comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings, 0)
+        [entry] = job.comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings)
         false += any(pair["established"] for pair in entry["pairs"])
     assert false <= 5  # of 40 reports; a twentieth is 2, and 6 or more would come in 1.4 % of cases
 

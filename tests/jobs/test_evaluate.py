@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(here, monkeypatch):
 def test_other_params_do_not_resume(here, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluated(monkeypatch, answers(here, "cot", 2))
-    evaluated(monkeypatch, engine := answers(here, "cot"), more=["seed=1"])
+    evaluated(monkeypatch, engine := answers(here, "cot"), more=["evaluate.seed=1"])
     assert engine.calls == 4  # one of six greedy answers, three of two tasks' three samples
 
 

@@ -57,7 +57,9 @@ def test_the_answer_comes_in_pieces_and_says_how_it_ended(models, name):
 @pytest.mark.parametrize("name", ["merged", "grpo-F32.gguf"])
 def test_a_drawn_answer_depends_on_the_seed(models, name):
     def drawn(seed):
-        return "".join(p for p, _, _ in generate.run(params(f"seed={seed}"), models / name, None, PROMPT, True))
+        return "".join(
+            p for p, _, _ in generate.run(params(f"evaluate.seed={seed}"), models / name, None, PROMPT, True)
+        )
 
     assert drawn(1) == drawn(1)
     assert len({drawn(seed) for seed in range(1, 5)}) > 1

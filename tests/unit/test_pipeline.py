@@ -76,6 +76,13 @@ def test_paths_in_the_command_are_dependencies_or_outputs(stage):
             assert any(word == k or k.startswith(word + "/") or word.startswith(k + "/") for k in known), word
 
 
+def test_another_training_seed_keeps_base_tasks_and_examples():
+    """The seeds of what is trained on and judged by are keys of their sections; `seed` reaches what is trained alone."""
+    seeded = {name for name in STAGES if "seed" in definition(name)["params"]}
+    assert seeded == {"sft", "grpo", "merge"}
+    assert {name for name in STAGES if "tasks.seed" in definition(name)["params"]} == {"base", "distill"}
+
+
 def test_metrics_live_in_git():
     for stage in STAGES:
         for metric in definition(stage).get("metrics", []):

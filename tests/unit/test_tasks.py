@@ -25,7 +25,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark f
 
 
 def splits(**changes) -> dict[str, list[dict]]:
-    return tasks.collect(PARAMS.tasks.model_copy(update=changes), PARAMS.seed, DATA)
+    return tasks.collect(PARAMS.tasks.model_copy(update=changes), DATA)
 
 
 @needs_data
@@ -69,7 +69,7 @@ def test_mbpp_prompts_show_the_signature_as_those_of_mbpp_plus_do():
 
 
 @needs_data
-def test_heldout_is_drawn_by_the_seed_and_taken_from_train():
+def test_heldout_is_drawn_by_a_seed_of_its_own_and_taken_from_train():
     known = {task["task_id"] for task in splits(heldout=0)["train"]}
     assert len(known) == 378
     for heldout in (1, 377):
@@ -78,7 +78,7 @@ def test_heldout_is_drawn_by_the_seed_and_taken_from_train():
         assert len(held) == heldout
         assert held | train == known
         assert not held & train
-    again = tasks.collect(PARAMS.tasks, PARAMS.seed + 1, DATA)["mbpp"]
+    again = splits(seed=PARAMS.tasks.seed + 1)["mbpp"]
     assert {task["task_id"] for task in again} != {task["task_id"] for task in splits()["mbpp"]}
     with pytest.raises(UsageError, match=r"tasks\.heldout"):
         splits(heldout=378)
