@@ -5,7 +5,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed-$(shell cat docker/cpu.lock docker/build.lock docker/llama.cmake | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
+DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
+.PHONY: $(DVC_REMOTES) help install smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -30,6 +31,11 @@ bench: $(INSTALLED)  ## the sandbox beside the official evaluators, and the merg
 
 precision: $(INSTALLED)  ## what each way of storing a merge keeps, on the smoke run's models
 	$(VENV)/bin/python tests/bench/precision.py
+
+install: $(INSTALLED)  ## the environment in .venv; then `. .venv/bin/activate` puts dvc and python on the PATH
+
+$(DVC_REMOTES): $(INSTALLED)  # what DVC needs for a remote of that kind, beside what the lock has
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint docker/cpu.lock $(patsubst dvc-webdavs,dvc-webdav,$@)
 
 $(INSTALLED):
 	docker/install $(PYTHON) $(VENV) $(TORCH_INDEX)

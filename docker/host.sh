@@ -13,10 +13,76 @@ engine() {
     esac
     local engine=${RUNTIME:-docker}
     command -v "$engine" > /dev/null ||
-        die "$engine is not installed: install it, or run in this environment with RUNTIME=local"
+        die "$engine is not installed: install Docker Engine, or podman for RUNTIME=podman; RUNTIME=local runs without a container"
     "$engine" version > /dev/null 2>&1 ||
         die "$engine does not answer: start its daemon (systemctl start $engine) or check that you may use it, or RUNTIME=local"
+    [ "$engine" = podman ] || [[ $("$engine" --version 2> /dev/null) != *podman* ]] ||
+        die "docker is podman under another name here: say RUNTIME=podman"
     echo "$engine"
+}
+
+# What the engine makes of user ids: `rootless` or `remapped` (userns-remap) for docker, `keep-id` for a rootless podman
+# (after its option), `no` where an id in a container is that id here.
+confined() {  # ENGINE
+    if [ "$1" = podman ]; then
+        if [ "$(id -u)" = 0 ]; then echo no; else echo keep-id; fi
+        return
+    fi
+    case $("$1" info --format '{{.SecurityOptions}}' 2> /dev/null) in
+        *name=rootless*) echo rootless ;;
+        *name=userns*) echo remapped ;;
+        *) echo no ;;
+    esac
+}
+
+# The Hugging Face cache's absolute path, found as huggingface_hub does: ~ is the home folder, and a relative path counts
+# from where the caller stands.
+hf_home() {  # FOLDER
+    [ -n "${HF_HOME:-}${XDG_CACHE_HOME:-}${HOME:-}" ] || die "neither HF_HOME nor HOME is set: where is the Hub's cache?"
+    local cache=${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}
+    case $cache in
+        "~" | "~/"*) cache=$HOME${cache#"~"} ;;
+        /*) ;;
+        *) cache=$1/$cache ;;
+    esac
+    realpath --canonicalize-missing -- "$cache"
+}
+
+is_loopback() {  # URL
+    local host=${1#*://}
+    host=${host%%[/?#]*} host=${host##*@}
+    case ${host,,} in
+        "[::1]"* | "[::]"*) return 0 ;;
+    esac
+    host=${host%%:*}
+    case ${host,,} in
+        localhost | *.localhost | 127.* | 0.0.0.0) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+# What a job will read of params.yaml, a line a key, by the first python here that can read it; exit code 3 if none can.
+params() {  # KEY... [-- ARGUMENTS]
+    local python status dvc
+    dvc=$(command -v dvc) || dvc=/dev/null
+    for python in "${PYTHON:-}" .venv/bin/python python3 python "$(sed -n '1s/^#!\([^ ]*\).*/\1/p;q' "$dvc" 2> /dev/null)"; do
+        if [ -n "$python" ] && command -v "$python" > /dev/null; then
+            status=0
+            "$python" docker/param.py "$@" || status=$?
+            [ $status = 3 ] || return $status
+        fi
+    done
+    return 3
+}
+
+# The same; where no python here can read YAML, the image's does.
+asked_params() {  # ENGINE IMAGE KEY... [-- ARGUMENTS]
+    local status=0
+    params "${@:3}" || status=$?
+    [ $status = 3 ] || return $status
+    "$1" run --rm --network none --cap-drop ALL --security-opt no-new-privileges --security-opt label=disable \
+        --volume "$PWD/docker/param.py:/repo/docker/param.py:ro" --volume "$PWD/params.yaml:/repo/params.yaml:ro" \
+        --workdir /repo --entrypoint python "$2" docker/param.py "${@:3}"
 }
 
 has_gpu() {

@@ -1,10 +1,13 @@
 """docker/run and docker/build against an engine that only writes down what it was asked: flags, policy, refusals."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,24 @@ case $1 in
     image) [ -z "$NO_IMAGE" ] || [ -e "$LOG.built" ] || exit 1; echo 1000000 ;;
     build) touch "$LOG.built" ;;
     pull) [ -n "$REGISTRY_HAS" ] ;;
-    run) printf '%s\n' "$@" > "$LOG.run"; env > "$LOG.env"; sleep "${JOB_SECONDS:-0}"; exit "${JOB_STATUS:-0}" ;;
+    info) echo "$ENGINE_INFO" ;;
+    run)
+        printf '%s\n' "$@" > "$LOG.run"
+        env > "$LOG.env"
+        [ -z "$JOB" ] || (cd "$REPO" && bash -c "$JOB")
+        sleep "${JOB_SECONDS:-0}"
+        exit "${JOB_STATUS:-0}"
+        ;;
     kill) pkill -TERM -P "$(cat "$LOG.pid" 2> /dev/null)" sleep 2> /dev/null; true ;;
 esac
+"""
+
+PARAMS = """\
+distill:
+  base_url: https://teacher.example/v1
+  model: some-model
+  api_key_env: TEACHER_KEY  # which
+  recorded: null
 """
 
 
@@ -30,7 +48,7 @@ def repo(tmp_path):
     shutil.copytree(ROOT / "docker", root / "docker")
     (root / "jobs").mkdir()
     (root / "jobs/__init__.py").write_text('__version__ = "9"\n')
-    (root / "params.yaml").write_text("distill:\n  api_key_env: TEACHER_KEY  # which\n")
+    (root / "params.yaml").write_text(PARAMS)
     (root / "data/smoke").mkdir(parents=True)
     (root / ".git").mkdir()
     (root / ".dvc").mkdir()
@@ -47,8 +65,8 @@ def repo(tmp_path):
 def launch(repo, *words, script="docker/run", **env):
     above = repo.parent
     environment = {"PATH": f"{above}/bin:{os.environ['PATH']}", "HOME": str(above), "LOG": f"{above}/log",
-                   "MIN_DISK_GIB": "0", "SHM_GIB": "1"} | env  # fmt: skip
-    return subprocess.run([repo / script, *words], env=environment, cwd=repo.parent, stdin=subprocess.DEVNULL,
+                   "REPO": str(repo), "MIN_DISK_GIB": "0", "SHM_GIB": "1"} | env  # fmt: skip
+    return subprocess.run([repo / script, *words], env=environment, cwd=above, stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
 
 
@@ -96,7 +114,7 @@ def test_the_repository_is_read_only_but_for_outputs_and_secrets_are_covered(rep
     assert launch(repo, "cpu", "score").returncode == 0
     words = flags(repo)
     volumes = values(words, "--volume")
-    writable = {v.split(":")[1] for v in volumes if not v.endswith(":ro")}
+    writable = {v.split(":")[1] for v in volumes if not v.endswith(":ro") and ":/hf/" not in v}
     outputs = ("data", "models", "metrics", "plots", "reports", ".checkpoints", ".cache")
     assert writable == {f"/repo/{folder}" for folder in outputs}
     assert f"{repo}:/repo:ro" in volumes
@@ -115,7 +133,9 @@ def test_jobs_that_need_no_network_have_none(repo, job):
     names = values(words, "--env")
     assert not {"HF_TOKEN", "TEACHER_KEY", "HTTPS_PROXY"} & set(names)
     assert "HF_HUB_OFFLINE=1" in names
-    assert any(v.endswith(":/hf:ro") for v in values(words, "--volume"))
+    assert {v for v in values(words, "--volume") if ":/hf" in v} == {
+        f"{repo.parent}/.cache/huggingface/{folder}:/hf/{folder}:ro" for folder in ("hub", "datasets", "xet")
+    } | {"/dev/null:/hf/token:ro"}
 
 
 @pytest.mark.parametrize(("job", "secret"), [("base", "HF_TOKEN"), ("publish", "HF_TOKEN"), ("distill", "TEACHER_KEY"),
@@ -127,6 +147,200 @@ def test_secrets_go_by_name_to_the_jobs_that_need_them(repo, job, secret):
     assert values(words, "--network") == ["bridge"]
     assert set(values(words, "--env")) & set(secrets) == ({secret} if secret else set())
     assert not any(value in (repo.parent / "log").read_text() for value in secrets.values())
+
+
+def hub(repo) -> Path:
+    cache = repo.parent / ".cache/huggingface"
+    (cache / "hub/models--x").mkdir(parents=True)
+    for name in ("token", "stored_tokens", "credentials.json"):
+        (cache / name).write_text("hf_secret")
+    return cache
+
+
+@pytest.mark.parametrize("job", ["base", "publish", "tasks", "distill", "evaluate", "score"])
+def test_the_hubs_token_goes_to_the_jobs_that_need_it_and_no_other_file_of_the_cache(repo, job):
+    """What lies in the cache beside models and data is not mounted, whatever it is called."""
+    cache = hub(repo)
+    assert launch(repo, "cpu", job).returncode == 0
+    mounted = {v.split(":")[0] for v in values(flags(repo), "--volume") if v.split(":")[1].startswith("/hf")}
+    token = f"{cache}/token" if job in ("base", "publish") else "/dev/null"
+    assert mounted == {f"{cache}/hub", f"{cache}/datasets", f"{cache}/xet", token}
+
+
+@pytest.mark.parametrize(("given", "found"), [
+    ("rel/hub", "rel/hub"), ("~/mine", "mine"), ("./a/../b", "b"), ("with space", "with space"),
+])  # fmt: skip
+def test_the_hubs_cache_is_found_as_the_hub_finds_it(repo, given, found):
+    """A relative path would be the name of a volume to the engine."""
+    assert launch(repo, "cpu", "score", HF_HOME=given).returncode == 0
+    assert f"{repo.parent / found}/hub:/hf/hub:ro" in values(flags(repo), "--volume")
+    assert (repo.parent / found / "hub").is_dir()
+
+
+def test_paths_that_a_volume_cannot_name_are_refused(repo):
+    done = launch(repo, "cpu", "score", HF_HOME="/tmp/a:b")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "/tmp/a:b holds a colon" in done.stderr
+    moved = repo.parent / "odd : place"
+    moved.mkdir()
+    done = launch(repo.rename(moved / "repo"), "cpu", "score", PATH=f"{repo.parent}/bin:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "odd : place/repo holds a colon" in done.stderr
+    assert not (moved / "log.run").exists()
+
+
+def test_a_repository_with_spaces_in_its_path_runs(repo):
+    moved = repo.rename(repo.parent / "a folder of mine")
+    assert launch(moved, "cpu", "score").returncode == 0
+    assert f"{moved}/data:/repo/data" in values(flags(moved), "--volume")
+
+
+def params(repo, **changed):
+    known = {
+        "base_url": "https://teacher.example/v1",
+        "model": "some-model",
+        "api_key_env": "TEACHER_KEY",
+        "recorded": "null",
+    }
+    lines = "".join(f"  {key}: {value}\n" for key, value in (known | changed).items())
+    (repo / "params.yaml").write_text(f"# api_key_env: OTHER_KEY\nbase: {{repo: me/mine}}\ndistill:\n{lines}")
+
+
+@pytest.mark.parametrize(("url", "network"), [
+    ("http://localhost:8000/v1", "host"), ("http://127.0.0.1:8000", "host"), ("http://[::1]:8000/v1", "host"),
+    ("HTTP://LocalHost/v1", "host"), ("http://0.0.0.0:1/", "host"), ("http://localhost.example:8000/v1", "bridge"),
+    ("http://host.docker.internal:8000/v1", "bridge"), ("https://teacher.example/localhost", "bridge"),
+])  # fmt: skip
+def test_a_teacher_on_this_machine_is_reached(repo, url, network):
+    """A loopback address is the container's own unless it shares the machine's network; a gateway has a name."""
+    params(repo, base_url=f'"{url}"')
+    assert launch(repo, "cpu", "distill", TEACHER_KEY="sk", HTTPS_PROXY="http://proxy").returncode == 0
+    words = flags(repo)
+    assert values(words, "--network") == [network]
+    assert ("HTTPS_PROXY" in values(words, "--env")) == (network == "bridge")
+    assert values(words, "--add-host") == (["host.docker.internal:host-gateway"] if network == "bridge" else [])
+
+
+def test_recorded_answers_need_no_way_to_this_machine(repo):
+    params(repo, base_url="http://localhost:8000", recorded="data/answers.jsonl")
+    assert launch(repo, "cpu", "distill").returncode == 0
+    assert values(flags(repo), "--network") == ["bridge"]
+
+
+@pytest.mark.parametrize(("written", "words", "expected"), [
+    ("null", [], None), ("~", [], None), ("", [], None), ("'TEACHER_KEY'", [], "TEACHER_KEY"),
+    ("TEACHER_KEY", ["--set", "distill.api_key_env=null"], None),
+    ("null", ["--set=distill.api_key_env=OTHER_KEY"], "OTHER_KEY"),
+    ("TEACHER_KEY", ["--params", "mine.yaml"], "OTHER_KEY"),
+])  # fmt: skip
+def test_the_teachers_key_is_the_one_that_the_job_will_read(repo, written, words, expected):
+    params(repo, api_key_env=written)
+    (repo / "mine.yaml").write_text("distill: {api_key_env: OTHER_KEY, base_url: http://teacher.example}\n")
+    done = launch(repo, "cpu", "distill", *words, TEACHER_KEY="sk-1", OTHER_KEY="sk-2")
+    assert done.returncode == 0, done.stderr
+    assert {"TEACHER_KEY", "OTHER_KEY"} & set(values(flags(repo), "--env")) == ({expected} if expected else set())
+
+
+@pytest.mark.parametrize(("written", "message"), [
+    ("'a[$(touch pwned)]'", "is not the name of a variable"), ("x y", "is not the name of a variable"),
+    ("[", "cannot be read as params"),
+])  # fmt: skip
+def test_a_teachers_key_that_is_no_name_is_refused(repo, written, message):
+    params(repo, api_key_env=written)
+    done = launch(repo, "cpu", "distill")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
+    assert not (repo.parent / "log.run").exists()
+    assert not (repo / "pwned").exists()
+
+
+def test_the_image_reads_the_params_where_no_python_here_can(repo):
+    for name in ("python", "python3"):
+        (repo.parent / "bin" / name).write_text("#!/bin/sh\nexit 3\n")
+        (repo.parent / "bin" / name).chmod(0o755)
+    assert launch(repo, "cpu", "distill").returncode == 0
+    asked = [
+        line for line in (repo.parent / "log").read_text().splitlines() if "docker/param.py distill.api_key_env" in line
+    ]
+    assert len(asked) == 1
+    assert "--network none" in asked[0]
+
+
+@pytest.mark.parametrize(("info", "user", "more"), [
+    ("[name=seccomp,profile=builtin name=rootless name=cgroupns]", "0:0", ["--cap-add", "SETUID", "--cap-add", "SETGID"]),
+    ("[name=seccomp,profile=builtin name=userns]", None, ["--userns", "host"]),
+    ("[name=apparmor name=seccomp,profile=builtin]", None, []),
+])  # fmt: skip
+def test_the_job_is_the_owner_of_the_repository_whatever_docker_makes_of_ids(repo, info, user, more):
+    assert launch(repo, "cpu", "score", ENGINE_INFO=info).returncode == 0
+    words = flags(repo)
+    owner = "1234:1234" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+    assert values(words, "--user") == [user or owner]
+    found = [
+        word
+        for i, word in enumerate(words)
+        if word in ("--cap-add", "--userns") or words[i - 1] in ("--cap-add", "--userns")
+    ]
+    assert found == more
+    assert values(words, "--cap-drop") == ["ALL"]
+    lines = launch(repo, script="docker/doctor", ENGINE_INFO=info).stdout
+    assert ("rootless" in lines, "userns-remap" in lines) == (user is not None, more[:1] == ["--userns"])
+
+
+def test_a_rootless_docker_cannot_reach_this_machines_loopback(repo):
+    params(repo, base_url="http://localhost:8000/v1")
+    done = launch(repo, "cpu", "distill", ENGINE_INFO="name=rootless")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "http://localhost:8000/v1 is this machine" in done.stderr
+
+
+def test_podman_by_dockers_name_is_told_apart(repo):
+    with open(repo.parent / "bin/docker", "a") as file:
+        file.write('[ "$1" != --version ] || echo podman version 4.3.1\n')
+    done = launch(repo, "cpu", "score")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "RUNTIME=podman" in done.stderr
+
+
+@pytest.mark.parametrize(("left", "message"), [
+    ("ln -s /etc/passwd data/x", "data/x is a link that leaves data/ (to /etc/passwd)"),
+    ("mkdir models/m && ln -s ../../params.yaml models/m/c.json", "models/m/c.json is a link that leaves models/"),
+    ("ln -s /repo/data/y data/x; touch data/y", "data/x is a link that leaves"),  # /repo is the container's name alone
+    ("ln -s ../metrics plots/m", "plots/m is a link that leaves"),
+    ("ln -s .. data/up", "data/up is a link that leaves"),
+    ("ln -s /etc/passwd 'reports/a\nb'", "is a link that leaves"),
+    ("mkfifo data/pipe", "data/pipe is neither file nor folder"),
+    ("mkdir data/d && echo 'stages: {}' > data/d/dvc.yaml", "data/d/dvc.yaml is part of a pipeline"),
+    ("touch metrics/x.dvc", "metrics/x.dvc is part of a pipeline"),
+    ("echo changed >> data/mine.dvc", "data/mine.dvc is part of a pipeline"),
+    ("mkdir -p reports/.git", "reports/.git is part of a pipeline"),
+])  # fmt: skip
+def test_what_dvc_would_follow_is_refused_before_it_does(repo, left, message):
+    (repo / "data/mine.dvc").write_text("outs: []\n")  # `dvc add` of the user's own
+    time.sleep(0.02)
+    done = launch(repo, "cpu", "score", JOB=left)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_links_within_a_folder_and_the_users_own_files_are_left_in_peace(repo):
+    (repo / "data/mine.dvc").write_text("outs: []\n")
+    away = repo.parent / "big disk"
+    away.mkdir()
+    shutil.chown(away, repo.stat().st_uid)
+    (repo / "models").symlink_to(away)
+    time.sleep(0.02)
+    done = launch(
+        repo, "cpu", "score", JOB="touch models/a && ln -s a models/b && mkdir data/d && ln -s ../mine.dvc data/d/x"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failed_jobs_links_are_named_too_and_its_exit_code_stays(repo):
+    done = launch(repo, "cpu", "score", JOB="ln -s /etc/passwd data/x", JOB_STATUS="7")
+    assert done.returncode == 7
+    assert "data/x is a link" in done.stderr
 
 
 def test_a_gpu_is_passed_only_where_there_is_one_and_wanted_where_needed(repo):
@@ -176,7 +390,10 @@ def test_without_an_engine_it_says_what_to_do(repo):
         (repo.parent / "bin" / tool).symlink_to(shutil.which(tool))
     done = launch(repo, "cpu", "score", PATH=f"{repo.parent}/bin")
     assert done.returncode == 1
-    assert done.stderr == "error: docker is not installed: install it, or run in this environment with RUNTIME=local\n"
+    assert done.stderr == (
+        "error: docker is not installed: install Docker Engine, or podman for RUNTIME=podman; RUNTIME=local runs without a "
+        "container\n"
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to own the repository as root")
@@ -289,9 +506,95 @@ def test_doctor_holds_the_driver_against_cuda_13_and_prints_no_secret(repo, driv
     done = launch(repo, script="docker/doctor", TEACHER_KEY="sk-secret", HF_TOKEN="hf_secret")
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
     assert lines["driver"].startswith(verdict)
-    assert lines["teacher"].startswith("ok")
+    assert lines["teacher"].startswith("note")  # the key is set, but the endpoint does not exist
     assert "sk-secret" not in done.stdout + done.stderr
     assert "hf_secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("card", "base", "verdict"), [
+    ("Tesla T4, 15360 MiB", "Qwen/Qwen3-4B-Base", "MISSING"),
+    ("NVIDIA H100 80GB HBM3, 81559 MiB", "Qwen/Qwen3-4B-Base", "ok"),
+    ("Tesla T4, 15360 MiB", "me/mine", "note"), ("NVIDIA GB10, [N/A]", "me/mine", "note"),
+])  # fmt: skip
+def test_doctor_knows_the_cards_memory(repo, card, base, verdict):
+    gpu(repo)
+    (repo.parent / "bin/nvidia-smi").write_text(
+        f"#!/bin/sh\ncase $* in *driver*) echo 580.65 ;; *query*) echo '{card}' ;; *) echo GPU ;; esac\n"
+    )
+    params(repo)
+    (repo / "params.yaml").write_text((repo / "params.yaml").read_text().replace("me/mine", base))
+    lines = {line.split()[1]: line for line in launch(repo, script="docker/doctor").stdout.splitlines()}
+    assert lines["gpu"].startswith(verdict)
+    assert card in lines["gpu"]
+
+
+@pytest.fixture
+def teacher():
+    """An endpoint that lists two models to whoever brings the key."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path == "/v1/models" and self.headers["Authorization"] == "Bearer sk-secret"
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "new-model"}, {"id": "other"}]}' if known else b"sk-secret is wrong")
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("changes", "key", "verdict", "said"), [
+    ({"model": "new-model"}, "sk-secret", "ok", "is served"),
+    ({"model": "gone"}, "sk-secret", "MISSING", "gone is not served by"),
+    ({"model": "gone"}, "sk-other", "note", "401"),
+    ({"model": "gone", "api_key_env": "null"}, "", "note", "401"),
+    ({"model": "gone"}, "", "note", "TEACHER_KEY is not set"),
+    ({"model": "deepseek-reasoner", "base_url": "https://api.deepseek.com"}, "", "MISSING", "2026-07-24"),
+    ({"api_key_env": "no name"}, "", "MISSING", "not the name of a variable"),
+    ({"recorded": "answers.jsonl"}, "", "ok", "answers.jsonl"),
+])  # fmt: skip
+def test_doctor_asks_the_teacher_whether_the_model_is_still_there(repo, teacher, changes, key, verdict, said):
+    params(repo, **({"base_url": teacher} | changes))
+    done = launch(repo, script="docker/doctor", TEACHER_KEY=key)
+    [line] = [line for line in done.stdout.splitlines() if line.split()[1] == "teacher"]
+    assert line.startswith(verdict)
+    assert said in line
+    assert "sk-" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("url", "package", "verdict"), [
+    ("s3://bucket/x", None, "MISSING"), ("s3://bucket/x", "dvc_s3", "ok"), ("gs://bucket", "dvc_s3", "MISSING"),
+    ("ssh://host/x", None, "MISSING"), ("/mnt/shared", None, "ok"),
+])  # fmt: skip
+def test_doctor_knows_what_a_remote_needs(repo, url, package, verdict):
+    python = repo.parent / "bin/dvcpython"
+    (repo.parent / "bin/dvc").write_text(f"#!{python}\n")
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"remote default"*) echo shared ;; *remote.shared.url*) echo {url} ;; '
+        f'"-c import {package}") exit 0 ;; *) exit 1 ;; esac\n'
+    )
+    for file in (python, repo.parent / "bin/dvc"):
+        file.chmod(0o755)
+    done = launch(repo, script="docker/doctor")
+    [line] = [line for line in done.stdout.splitlines() if line.split()[1] == "dvc"]
+    assert line.startswith(verdict)
+    if verdict == "MISSING":
+        target = line.split("make ")[1]
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_every_remedy_of_doctor_is_a_target():
+    said = (ROOT / "docker/doctor").read_text()
+    targets = set(re.findall(r"\bmake ([a-z.][\w.-]*)", said)) - {"dvc-"}
+    assert "install" in targets
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (target, done.stderr)
 
 
 @pytest.mark.parametrize("version", ["(3, 10)", "(3, 13)"])
