@@ -225,10 +225,31 @@ def mean(values) -> float:
 
 
 def read_tasks(folder: Path, names: list[str]) -> dict[str, list[dict]]:
+    """The tasks of each benchmark. Errors: JobError for one with another number of tasks than sizes.json says."""
     missing = [name for name in names if not (folder / f"{name}.jsonl").is_file()]
     if missing:
         raise UsageError(f"benchmark {missing[0]}: {folder / missing[0]}.jsonl does not exist")
-    return {name: read_jsonl(folder / f"{name}.jsonl") for name in names}
+    benchmarks = {name: read_jsonl(folder / f"{name}.jsonl") for name in names}
+    sizes = read_json(folder / "sizes.json") if (folder / "sizes.json").is_file() else {}
+    for name, tasks in benchmarks.items():
+        if len(tasks) != sizes.get(name, len(tasks)):
+            raise JobError(
+                f"{folder / name}.jsonl: has {len(tasks)} tasks, and {sizes[name]} are recorded in sizes.json"
+            )
+    return benchmarks
+
+
+def require_all(where: str, tasks: list[dict], rows: list[dict]) -> None:
+    """Errors: JobError unless `rows` has each sample of each task once: a metric over fewer would be another one."""
+    found: dict[str, list[int]] = {task["task_id"]: [] for task in tasks}
+    for row in rows:
+        found.setdefault(row["task_id"], []).append(row["sample"])
+    wanted = sorted({number for numbers in found.values() for number in numbers})
+    odd = [task["task_id"] for task in tasks if sorted(found[task["task_id"]]) != wanted or not wanted]
+    if odd:
+        raise JobError(
+            f"{where}: has not each sample of {odd[0]} once; all {len(tasks)} tasks are to have the same samples"
+        )
 
 
 def run(
@@ -258,6 +279,8 @@ def run(
     if samples is not None:
         asked = read_json(samples / "settings.json") | {"mode": mode, "benchmarks": asked["benchmarks"]}
         drawn = {name: read_jsonl(samples / f"samples-{name}.jsonl") for name in names}
+        for name, rows in drawn.items():
+            require_all(f"{samples}/samples-{name}.jsonl", benchmarks[name], rows)
     elif model is not None:
         if asked["engine"] == "vllm":
             from jobs.inference import vllm

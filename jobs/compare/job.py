@@ -31,7 +31,7 @@ import click
 from jobs.common import stats
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json, read_jsonl, replace_file, sha256, write_metrics
-from jobs.evaluate import read_tasks, views
+from jobs.evaluate import read_tasks, require_all, views
 from jobs.plumbing.cli import job, log, reads, writes
 
 if TYPE_CHECKING:
@@ -333,6 +333,8 @@ def run(
     for name, recorded in evaluations[0].settings["benchmarks"].items():
         if sha256(benchmarks / f"{name}.jsonl") != recorded:
             raise JobError(f"{benchmarks / name}.jsonl: is not the file that {folder} was evaluated on")
+        one = evaluations[0]
+        require_all(f"{folder}/{one.model}-{one.mode}/results-{name}.jsonl", tasks[name], one.results[name])
     entries = comparisons(evaluations, tasks, settings)
     said = statements(entries, evaluations, settings.confidence)
     for line in said:

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,16 +95,32 @@ class Mbpp(Section):
     sha256: Sha256
 
 
+class Exclusion(Section):
+    """A training task that is left out on every machine, and why."""
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class Tasks(Section):
-    """Task sources, splits and decontamination; see jobs/tasks.py."""
+    """Task sources, splits and decontamination; see jobs/tasks/job.py."""
 
     humaneval_plus: EvalPlus
     mbpp_plus: EvalPlus
     mbpp: Mbpp
     seed: Seed
     heldout: Annotated[int, Field(ge=0, le=377)]
+    exclude: list[Exclusion]
     ngrams: list[Annotated[int, Field(ge=2, le=64)]]
     toy: ToyTasks | None
+
+    @field_validator("exclude")
+    @classmethod
+    def each_once(cls, rows: list[Exclusion]) -> list[Exclusion]:
+        twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+        if twice:
+            raise ValueError(f"names {twice[0]} twice")
+        return rows
 
 
 class Distill(Section):

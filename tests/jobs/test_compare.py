@@ -141,6 +141,13 @@ def test_samples_of_other_numbers_are_not_compared(here):
         run()
 
 
+def test_evaluations_that_all_lack_a_task_are_refused(here):
+    for path in Path("evaluations").glob("*/*-toy.jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in read_jsonl(path) if row["task_id"] != "Toy/7"))
+    with pytest.raises(JobError, match=r"results-toy\.jsonl: has not each sample of Toy/7"):
+        run()
+
+
 def test_other_tasks_than_those_evaluated_are_refused(here):
     tasks_file(Path("data/tasks/toy.jsonl"), 59)
     with pytest.raises(JobError, match="is not the file"):

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import tasks
 from jobs.common import answer_format
 from jobs.common.files import read_json, read_jsonl, write_jsonl
 from jobs.distill import teacher
 from jobs.plumbing.params import load
+from jobs.tasks import sources
 from jobs.toy import world
 from tests import program
 from tests.teacher_server import TRANSIENT, Behaviour, TeacherServer
@@ -93,8 +93,8 @@ def real_tasks() -> list[dict]:
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data (mbpp.jsonl.gz, MbppPlus.jsonl.gz)")
     params = load(ROOT / "params.yaml").tasks
-    known = {row["task_id"] for row in tasks.evalplus_rows("MbppPlus", params.mbpp_plus, DATA)}
-    records = map(tasks.mbpp_task, tasks.mbpp_rows(params.mbpp, DATA))
+    known = {row["task_id"] for row in sources.evalplus_rows("MbppPlus", params.mbpp_plus, DATA)}
+    records = map(sources.mbpp_task, sources.mbpp_rows(params.mbpp, DATA))
     return [task for task in records if task["task_id"] not in known and not task["setup"]]
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from jobs import evaluate
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.common.files import read_jsonl, sha256, write_jsonl
+from jobs.common.files import read_jsonl, sha256, write_json, write_jsonl
 from jobs.inference import Completion
 from jobs.plumbing.params import load
 from jobs.sandbox import Verdict
@@ -126,12 +126,38 @@ def test_a_finished_generation_is_not_repeated_when_scoring_failed(here, monkeyp
 
 def test_scoring_alone_gives_the_same_results(here, monkeypatch):
     evaluated(monkeypatch, answers(here, "cot"))
-    arguments = ["--params", str(PARAMS), *(word for text in SET for word in ("--set", text)), "--samples",
-                 "evaluations/m-cot", "--mode", "cot", "--out", "again", "--metrics", "again.json"]  # fmt: skip
-    result = CliRunner().invoke(evaluate.command, arguments, catch_exceptions=False)
+    result = score_again("evaluations/m-cot")
     assert result.exit_code == 0
     assert sha256(Path("again")) == sha256(Path("evaluations/m-cot"))
     assert sha256(Path("again.json")) == sha256(Path("metrics/evaluate-m.json"))
+
+
+def score_again(*more):
+    words = ["--params", str(PARAMS), *(word for text in SET for word in ("--set", text)), "--samples", *more]
+    return CliRunner().invoke(evaluate.command, [*words, "--mode", "cot", "--out", "again", "--metrics", "again.json"])
+
+
+@pytest.mark.parametrize("change", ["task", "sample", "twice"])
+def test_a_metric_over_fewer_samples_is_refused(here, monkeypatch, change):
+    evaluated(monkeypatch, answers(here, "cot"))
+    path = Path("evaluations/m-cot/samples-toy.jsonl")
+    rows = read_jsonl(path)
+    last = rows[-1]["task_id"]
+    changed = {"task": [r for r in rows if r["task_id"] != last], "sample": rows[:-1], "twice": [*rows, rows[-1]]}
+    write_jsonl(path, changed[change])
+    result = score_again("evaluations/m-cot")
+    assert result.exit_code == 1
+    assert last in result.output
+    assert "samples-toy.jsonl" in result.output
+    assert not Path("again").exists()
+
+
+def test_a_benchmark_that_has_lost_tasks_is_refused(here, monkeypatch):
+    write_json(Path("data/tasks/sizes.json"), {"toy": len(here)})
+    evaluated(monkeypatch, answers(here, "cot"))
+    write_jsonl(Path("data/tasks/toy.jsonl"), here[1:])
+    with pytest.raises(JobError, match=rf"toy\.jsonl: has {len(here) - 1} tasks, and {len(here)} are recorded"):
+        evaluated(monkeypatch, answers(here, "cot"))
 
 
 def verdict(status):

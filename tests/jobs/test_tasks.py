@@ -1,16 +1,20 @@
 """`jobs tasks` as a process, and references judged in the real sandbox."""
 
 import json
+import os
 import random
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from jobs import tasks
+from jobs.common.errors import JobError
 from jobs.common.files import read_json, read_jsonl, sha256
 from jobs.plumbing.params import load
-from jobs.sandbox import Sandbox
+from jobs.tasks import check
+from jobs.tasks import job as tasks
 from tests import program
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +42,12 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
         "contamination.jsonl",
         "distill.jsonl",
         "left_out.jsonl",
+        "sizes.json",
         "toy.jsonl",
         "train.jsonl",
     ]
     counts = {name: len(read_jsonl(folder / f"{name}.jsonl")) for name in ("distill", "train", "toy", "left_out")}
+    assert read_json(folder / "sizes.json") == {"toy": 5}
     assert counts == {"distill": 8, "train": 6, "toy": 5, "left_out": 0}
 
 
@@ -57,55 +63,81 @@ def test_bad_params_and_missing_sources_end_in_one_line(tmp_path):
     assert not (tmp_path / "tasks").exists()
 
 
-def test_a_task_whose_reference_fails_is_left_out_and_listed():
-    good = {
-        "task_id": "T/1",
+def record(number: int, reference: str, **changes) -> dict:
+    return {
+        "task_id": f"T/{number}",
         "prompt": "",
         "entry_point": "f",
         "setup": "",
         "tests": ["assert f(2) == 4"],
-        "reference": "def f(x): return x * x",
+        "reference": reference,
         "source": "here",
         "license": "MIT",
-    }
+    } | changes
+
+
+SQUARE = "def f(x): return x * x"
+SLOW = """import time
+def f(x):
+    end = time.process_time() + 1.0
+    while time.process_time() < end: pass
+    return x * x"""
+LIMITS = PARAMS.sandbox.model_copy(update={"workers": 1})
+
+
+def test_references_that_fail_stop_the_job_by_name():
+    inputs = {"base_input": [[1]], "plus_input": [], "atol": 0, "contract": ""}
     bad = [
-        good | {"task_id": "T/2", "reference": "def f(x): return x"},
-        good | {"task_id": "T/3", "reference": "def f(x):\n    while True: pass"},
-        good | {"task_id": "T/4", "reference": "import os\nos._exit(0)"},
-        good
-        | {
-            "task_id": "T/5",
-            "base_input": [[1]],
-            "plus_input": [],
-            "atol": 0,
-            "contract": "",
-            "reference": "def f(x): raise MemoryError",
-        },
-        good | {"task_id": "T/6", "entry_point": ""},
-        good | {"task_id": "T/7", "setup": "from os import path"},
-        good | {"task_id": "T/8", "reference": "import time\ndef f(x):\n    time.sleep(0.6)\n    return x * x"},
+        record(2, "def f(x): return x"),
+        record(3, "import os\nos._exit(0)"),
+        record(4, "def f(x): raise MemoryError", **inputs),
+        record(5, SQUARE, tests=[]),
     ]
-    with Sandbox(workers=1, timeout=1.0) as sandbox:
-        kept, left_out = tasks.check("distill", [good, *bad], sandbox)
-        assert tasks.check("mbpp", [bad[-1]], sandbox) == ([bad[-1]], [])  # a benchmark is whole
-    assert kept == [good]
-    assert {row["task_id"]: row["reason"] for row in left_out} == {
-        "T/2": "reference",
-        "T/3": "reference",
-        "T/4": "reference",
-        "T/5": "reference",
-        "T/6": "entry_point",
-        "T/7": "setup",
-        "T/8": "slow",
-    }
+    with pytest.raises(JobError, match=r"tasks\.exclude") as caught:
+        check.references({"distill": [record(1, SQUARE), *bad[:2]], "mbpp": bad[2:]}, ["mbpp"], LIMITS)
+    for task, split in zip(bad, ("distill", "distill", "mbpp", "mbpp"), strict=True):
+        assert f"{task['task_id']} ({split}): " in str(caught.value)
+    assert "T/1 " not in str(caught.value)
+
+
+def test_a_slow_reference_is_told_of_and_kept(caplog):
+    """It takes longer than an answer has in training: nothing but a word on the log may come of that."""
+    limits = LIMITS.model_copy(update={"timeout": 0.5})
+    check.references({"train": [record(1, SQUARE), record(2, SLOW)], "mbpp": [record(3, SLOW)]}, ["mbpp"], limits)
+    assert [line.split(" (train)")[0] for line in caplog.messages] == ["T/2"]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark files in ../shared/data")
-@pytest.mark.parametrize(("split", "count"), [("distill", 60), ("train", 15), ("mbpp", 10), ("humaneval", 8)])
-def test_real_references_pass_their_own_tests(split, count):
-    """A seeded sample of each split; the slowest MBPP+ references do not fit into the training limits."""
-    chosen = random.Random(5).sample(tasks.collect(PARAMS.tasks, DATA)[split], count)
-    with Sandbox.from_params(PARAMS.sandbox, benchmark=split in tasks.BENCHMARKS) as sandbox:
-        kept, left_out = tasks.check(split, chosen, sandbox)
-    assert len(kept) >= count - 2, left_out
-    assert {row["reason"] for row in left_out} <= {"reference", "setup", "slow"}
+def test_real_references_pass_their_own_tests():
+    """A seeded sample of each split."""
+    splits = tasks.collect(PARAMS.tasks, DATA)
+    chosen, _ = tasks.drop(splits, PARAMS.tasks)
+    counts = {"distill": 60, "train": 15, "mbpp": 10, "humaneval": 8}
+    drawn = random.Random(5)
+    check.references(
+        {name: drawn.sample(chosen[name], count) for name, count in counts.items()}, tasks.BENCHMARKS, PARAMS.sandbox
+    )
+
+
+def busy(stop: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", f"import time\nwhile time.time() < {stop}: pass"])
+
+
+def test_a_loaded_machine_makes_the_same_bytes(tmp_path):
+    """Alone, beside four busy loops, and pinned to one core that they share."""
+    digests = []
+    for name, loops, cores in (("alone", 0, None), ("loaded", 4, None), ("pinned", 4, {0})):
+        (tmp_path / name).mkdir()
+        others = [busy(time.time() + 60) for _ in range(loops)]
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {min(before)} if cores else before)
+            done = collect(tmp_path / name, "tasks.toy={distill: 12, train: 8, heldout: 6}", "sandbox.timeout=0.02")
+        finally:
+            os.sched_setaffinity(0, before)
+            for process in others:
+                process.kill()
+                process.wait()
+        assert done.returncode == 0, done.stderr
+        digests.append((sha256(tmp_path / name / "tasks"), sha256(tmp_path / name / "metrics.json")))
+    assert len(set(digests)) == 1

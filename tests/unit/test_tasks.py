@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import tasks
 from jobs.common.errors import JobError, UsageError
-from jobs.plumbing.params import load
+from jobs.plumbing.params import Exclusion, load
+from jobs.tasks import job as tasks
+from jobs.tasks import sources
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "../shared/data"
@@ -64,7 +65,9 @@ def test_mbpp_prompts_show_the_signature_as_those_of_mbpp_plus_do():
         assert ast.parse(task["prompt"])  # plain mode continues it as a program
     # Where evalplus left a task as it was, our prompt for it is evalplus's to the letter.
     plus = {task["task_id"]: task["prompt"] for task in records["train"] + records["mbpp"]}
-    ours = {task["task_id"]: task["prompt"] for task in map(tasks.mbpp_task, tasks.mbpp_rows(PARAMS.tasks.mbpp, DATA))}
+    ours = {
+        task["task_id"]: task["prompt"] for task in map(sources.mbpp_task, sources.mbpp_rows(PARAMS.tasks.mbpp, DATA))
+    }
     assert sum(plus[task_id] == ours[task_id] for task_id in plus) > 100
 
 
@@ -104,6 +107,33 @@ def test_overlaps_are_dropped_from_training_and_never_from_benchmarks():
     assert len([task_id for task_id in dropped if task_id.startswith("Mbpp/")]) < 200
 
 
+@needs_data
+def test_excluded_tasks_leave_training_and_no_benchmark():
+    records = splits()
+    held, trained = (records[name][0]["task_id"] for name in ("mbpp", "train"))
+    listed = [Exclusion(id=name, reason=f"why {name}") for name in (held, trained)]
+    kept, left_out = tasks.drop(records, PARAMS.tasks.model_copy(update={"exclude": listed}))
+    assert [(row["task_id"], row["detail"]) for row in left_out if row["reason"] == "excluded"] == [
+        (trained, f"why {trained}")
+    ]
+    assert kept["mbpp"] == records["mbpp"]
+    assert kept["humaneval"] == records["humaneval"]
+    assert kept["train"] == records["train"][1:]
+    for name, word in (("Mbpp/0", "no source"), ("HumanEval/3", "keeps all its tasks")):
+        bad = PARAMS.tasks.model_copy(update={"exclude": [Exclusion(id=name, reason="r")]})
+        with pytest.raises(UsageError, match=f"{name}.*{word}|{word}.*{name}"):
+            tasks.drop(records, bad)
+
+
+@needs_data
+def test_the_committed_exclusions_are_of_tasks_that_are_trained_on_with_some_seed():
+    records = splits(heldout=0)
+    kept, left_out = tasks.drop(records, PARAMS.tasks)
+    gone = {row["task_id"] for row in left_out if row["reason"] == "excluded"}
+    assert gone == {row.id for row in PARAMS.tasks.exclude}
+    assert len(kept["train"]) == 378 - len(gone)
+
+
 @pytest.mark.parametrize(
     ("code", "tests", "name"),
     [
@@ -120,7 +150,7 @@ def test_overlaps_are_dropped_from_training_and_never_from_benchmarks():
     ],
 )
 def test_entry_points(code, tests, name):
-    assert tasks.entry_point(code, tests) == name
+    assert sources.entry_point(code, tests) == name
 
 
 def write(path: Path, text: str) -> None:
@@ -134,8 +164,8 @@ def write(path: Path, text: str) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_changed_file_is_refused_by_its_hash(tmp_path, suffix):
     for name, load_rows in (
-        ("MbppPlus", lambda: tasks.evalplus_rows("MbppPlus", PARAMS.tasks.mbpp_plus, tmp_path)),
-        ("mbpp", lambda: tasks.mbpp_rows(PARAMS.tasks.mbpp, tmp_path)),
+        ("MbppPlus", lambda: sources.evalplus_rows("MbppPlus", PARAMS.tasks.mbpp_plus, tmp_path)),
+        ("mbpp", lambda: sources.mbpp_rows(PARAMS.tasks.mbpp, tmp_path)),
     ):
         text = gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()).decode()
         path = tmp_path / f"{name}.jsonl{suffix}"
@@ -160,10 +190,10 @@ def test_evalplus_override_paths_stand_in_for_the_download(tmp_path):
         path.write_bytes(gzip.decompress((DATA / f"{name}.jsonl.gz").read_bytes()))
         environment[variable] = str(path)
     program = (
-        "from pathlib import Path\nfrom jobs import tasks\nfrom jobs.plumbing.params import load\n"
+        "from pathlib import Path\nfrom jobs.tasks import sources\nfrom jobs.plumbing.params import load\n"
         f"p = load(Path({str(ROOT / 'params.yaml')!r})).tasks\nnowhere = Path('nowhere')\n"
-        "print(len(tasks.evalplus_rows('HumanEvalPlus', p.humaneval_plus, nowhere)),"
-        " len(tasks.evalplus_rows('MbppPlus', p.mbpp_plus, nowhere)))"
+        "print(len(sources.evalplus_rows('HumanEvalPlus', p.humaneval_plus, nowhere)),"
+        " len(sources.evalplus_rows('MbppPlus', p.mbpp_plus, nowhere)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -187,7 +217,7 @@ def test_a_download_that_fails_says_so_in_one_line(tmp_path, monkeypatch):
         lambda name, version, mini: ("http://127.0.0.1:9/x.jsonl.gz", str(tmp_path / "cached.jsonl")),
     )
     with pytest.raises(JobError, match=r"http://127\.0\.0\.1:9/x\.jsonl\.gz: cannot be fetched"):
-        tasks.evalplus_rows("HumanEvalPlus", PARAMS.tasks.humaneval_plus, tmp_path)
+        sources.evalplus_rows("HumanEvalPlus", PARAMS.tasks.humaneval_plus, tmp_path)
     assert not (tmp_path / "cached.jsonl").exists()
 
 
@@ -200,10 +230,10 @@ def test_the_hub_s_rows_are_those_of_the_published_file(tmp_path, monkeypatch):
     features = Features(
         {
             name: Value("int32") if name == "task_id" else texts if name.endswith("list") else text
-            for name in tasks.MBPP_FIELDS
+            for name in sources.MBPP_FIELDS
         }
     )
-    rows = tasks.mbpp_rows(PARAMS.tasks.mbpp, DATA)
+    rows = sources.mbpp_rows(PARAMS.tasks.mbpp, DATA)
     folder = tmp_path / PARAMS.tasks.mbpp.repo
     (folder / "full").mkdir(parents=True)
     lines = ["---", "configs:", "- config_name: full", "  data_files:"]
@@ -214,7 +244,7 @@ def test_the_hub_s_rows_are_those_of_the_published_file(tmp_path, monkeypatch):
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    assert tasks.mbpp_rows(PARAMS.tasks.mbpp, tmp_path / "nowhere") == rows
+    assert sources.mbpp_rows(PARAMS.tasks.mbpp, tmp_path / "nowhere") == rows
 
 
 def test_the_hub_out_of_reach(tmp_path, monkeypatch):
@@ -224,4 +254,4 @@ def test_the_hub_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(JobError, match=r"google-research-datasets/mbpp at 4bb6404.*: cannot be fetched"):
-        tasks.mbpp_rows(PARAMS.tasks.mbpp, tmp_path)
+        sources.mbpp_rows(PARAMS.tasks.mbpp, tmp_path)
