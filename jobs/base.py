@@ -21,6 +21,7 @@ from jobs.common.errors import JobError
 from jobs.common.files import replace_dir, sha256
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, progress, writes
+from jobs.plumbing.outputs import FOLDER
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, Params, ToyBase
@@ -44,7 +45,7 @@ SMALL_FILES = {
 
 
 @job("base", "tasks")
-@writes("--out", "models/base", "The model folder.")
+@writes("--out", "models/base", "The model folder.", FOLDER)
 def command(params: "Params", out: Path) -> None:
     run(params, out)
     click.echo(json.dumps({"model": str(out), "sha256": sha256(out)}))

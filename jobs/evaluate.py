@@ -41,6 +41,8 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json, read_jsonl, replace_dir, sha256, write_json, write_jsonl, write_metrics
 from jobs.common.program import extract, left_margin
 from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.outputs import FOLDER, METRICS
+from jobs.plumbing.outputs import check as check_outputs
 
 if TYPE_CHECKING:
     from jobs.inference import Generate
@@ -345,8 +347,8 @@ def once(make: "Callable[[], Generate]") -> "Callable[[], Generate]":
 @click.option("--mode", type=click.Choice(["plain", "cot"]), default="cot", show_default=True)
 @click.option("--benchmark", "names", multiple=True, metavar="NAME", help="Instead of evaluate.benchmarks; repeatable.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
-@writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]")
-@writes("--metrics", None, "Metrics; without it they are only printed.")
+@writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]", FOLDER)
+@writes("--metrics", None, "Metrics; without it they are only printed.", METRICS)
 def command(
     params: "Params",
     model: Path | None,
@@ -361,7 +363,7 @@ def command(
     if (model is None) == (samples is None):
         raise UsageError("give either --model or --samples")
     out = out or Path("data/evaluations") / f"{(adapter or model or samples).stem}-{mode}"  # type: ignore[union-attr]
-    if samples is not None and out.resolve() == samples.resolve():
-        raise UsageError("--samples and --out are the same folder")
+    inputs = {"--model": model, "--adapter": adapter, "--samples": samples, "--benchmarks-dir": benchmarks_dir}
+    check_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
     chosen = list(names) or params.evaluate.benchmarks
     click.echo(json.dumps(run(params, model, adapter, samples, mode, chosen, benchmarks_dir, out, metrics), indent=2))

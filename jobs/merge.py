@@ -30,6 +30,7 @@ from jobs.common.errors import JobError
 from jobs.common.files import read_json, replace_dir, replace_file, write_json, write_metrics
 from jobs.plumbing.checkpoint import provenance
 from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.weights.lora import Change, changes
 from jobs.weights.tensors import (
     FLOATS,
@@ -346,9 +347,9 @@ def copy_rest(base: Path, out: Path, dtype: str) -> None:
 @job("merge", "seed")
 @reads("--base", "models/base", "The base model's folder.")
 @reads("--adapter", None, "A PEFT adapter's folder; repeatable.", multiple=True, required=True)
-@writes("--out", "models/grpo-merged", "The merged model's folder.")
-@writes("--metrics", "metrics/merge-grpo.json", "Retention in all and by layer.")
-@writes("--plot", "plots/merge-grpo.csv", "Retention by layer, to plot.")
+@writes("--out", "models/grpo-merged", "The merged model's folder.", FOLDER)
+@writes("--metrics", "metrics/merge-grpo.json", "Retention in all and by layer.", METRICS)
+@writes("--plot", "plots/merge-grpo.csv", "Retention by layer, to plot.", TABLE("layer", "retention"))
 def command(params: "Params", base: Path, adapter: tuple[Path, ...], out: Path, metrics: Path, plot: Path) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the workers are the threads
     result = run(params, base, list(adapter), out, metrics, plot)

@@ -24,8 +24,9 @@ import click
 
 from jobs.common.answer_format import chat_prompt
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json, replace_file
+from jobs.common.files import read_json, replace_file, sealed
 from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.outputs import SEALED
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -38,7 +39,7 @@ def run(
     measured = {name: read_json(metrics / f"{name}.json") for name in (f"merge-{adapter.name}", "gguf", "compare")}
     text = card(params, repo, adapter.name, files, measured)
     with replace_file(card_path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(sealed(text), encoding="utf-8")
     listed = {name: path.stat().st_size for name, path in files.items()}
     if not dry_run:
         push(repo, files | {"README.md": card_path})
@@ -207,7 +208,7 @@ def push(repo: str, files: dict[str, Path]) -> None:
 @reads("--adapter", "models/grpo", "The adapter's folder.")
 @reads("--gguf", "models/gguf", "The folder of GGUF files.")
 @reads("--metrics-dir", "metrics", "The stages' metrics.")
-@writes("--card", "reports/model-card.md", "The model card.")
+@writes("--card", "reports/model-card.md", "The model card.", SEALED)
 def command(
     params: "Params", repo: str, merged: Path, adapter: Path, gguf: Path, metrics_dir: Path, card: Path, dry_run: bool
 ) -> None:

@@ -29,6 +29,7 @@ import click
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl, write_jsonl
 from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.outputs import ROWS
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -145,6 +146,6 @@ def pass_at_k(rows: list[tuple[str, bool]]) -> dict[str, float]:
 @job("sandbox")
 @reads("--tasks", None, "The tasks.", required=True)
 @reads("--samples", None, "The samples.", required=True)
-@writes("--out", None, "The verdicts.", required=True)
+@writes("--out", None, "The verdicts.", required=True, kind=ROWS("task_id", "passed", *COLUMNS))
 def command(params: "Params", tasks: Path, samples: Path, out: Path) -> None:
     click.echo(json.dumps(run(params, tasks, samples, out)))

@@ -23,6 +23,7 @@ from jobs.common.errors import JobError
 from jobs.common.files import read_jsonl, replace_dir, write_metrics
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,9 +44,9 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 @job("sft", "checkpoints", "seed")
 @reads("--base", "models/base", "The model folder to train on.")
 @reads("--examples", "data/distill/examples.jsonl", "Distilled examples.")
-@writes("--out", "models/sft", "The adapter.")
-@writes("--metrics", "metrics/sft.json", "Metrics of the run.")
-@writes("--curve", "plots/sft.csv", "Loss and accuracy by step.")
+@writes("--out", "models/sft", "The adapter.", FOLDER)
+@writes("--metrics", "metrics/sft.json", "Metrics of the run.", METRICS)
+@writes("--curve", "plots/sft.csv", "Loss and accuracy by step.", TABLE("step", "loss"))
 def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> None:
     click.echo(json.dumps(run(params, base, examples, out, metrics, curve)))
 

@@ -23,6 +23,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json
 
 OVERLAY = Path("data/smoke/params.yaml")
+MANIFEST = Path(".checkpoints/smoke.json")  # in the folder of a smoke run: the files that were laid out there
 IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
 
 
@@ -46,6 +47,17 @@ def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+def require_own(out: Path) -> None:
+    """Errors: UsageError where `out` is or holds the working folder, or holds what no smoke run laid out."""
+    here, place = Path.cwd(), out.resolve()
+    if here.is_relative_to(place) or {".git", ".dvc"} & set(place.parts):
+        raise UsageError(f"--out: {out} is or holds the working folder, or is git's or DVC's; name a new folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file; name a new folder")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise UsageError(f"--out: {out} holds what no smoke run laid out, and would be written over; name a new folder")
+
+
 def lay_out(out: Path) -> None:
     """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
     import yaml
@@ -61,8 +73,11 @@ def lay_out(out: Path) -> None:
     } | {".dvc/.gitignore"}
     params = merged(read_yaml(Path("params.yaml")), read_yaml(OVERLAY))
     check(params, f"params.yaml with {OVERLAY}")
-    manifest = out / ".checkpoints" / "smoke.json"
-    before = set(json.loads(manifest.read_text())) if manifest.exists() else set()
+    manifest = out / MANIFEST
+    if not manifest.exists():  # first of all, so that a run that is killed on the way can go on
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text("[]")
+    before = set(json.loads(manifest.read_text()))
     for name in sorted(before - names):
         (out / name).unlink(missing_ok=True)
     for name in sorted(names):
@@ -73,7 +88,6 @@ def lay_out(out: Path) -> None:
     text = yaml.safe_dump(params, sort_keys=False)
     if not (out / "params.yaml").exists() or (out / "params.yaml").read_text() != text:
         (out / "params.yaml").write_text(text)
-    manifest.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_text(json.dumps(sorted(names)))
     if not (out / ".git").exists():
         run("git", "init", "-q", "-b", "main", cwd=out)

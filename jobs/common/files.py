@@ -1,18 +1,30 @@
-"""Files that are either whole or not there: jsonl, json, hashes, and outputs renamed into place."""
+"""Files that are either whole or not there: jsonl, json, hashes, and outputs renamed into place.
+
+An output folder carries a mark, the file `.job.json`: what the job wrote there, by name and content. Only a folder whose
+every file is in its mark gives way to a new output; anything else in it is somebody's, and stops the job. The mark says
+nothing of the run, so equal outputs have equal marks, and it goes into DVC's cache and out of it with the rest.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, UsageError
 
 HASHED = 16 << 20  # bytes hashed at a time
+MARK = ".job.json"
+# The end of an object's path in a DVC cache, which outputs are links into where cache.type is symlink.
+DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+SEAL = "\n<!-- written by a job; the hash of what is above: "
+SAMPLE = 1 << 20  # bytes; a fingerprint reads three times as many at most
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -109,6 +121,73 @@ def partial_path(path: Path) -> Path:
     return path.parent / f".{path.name}.partial"
 
 
+def fingerprint(path: Path) -> str:
+    """What tells a file's content from another's: its size, and a hash of its beginning, middle and end.
+
+    That is all of a small file. Of weights it is enough to see that they are others, and takes no time.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        for start in (0,) if size <= 3 * SAMPLE else (0, (size - SAMPLE) // 2, size - SAMPLE):
+            file.seek(start)
+            digest.update(file.read(3 * SAMPLE if size <= 3 * SAMPLE else SAMPLE))
+    return f"{size} {digest.hexdigest()[:32]}"
+
+
+def entries(folder: Path) -> dict[str, str]:
+    """Everything in a folder but its mark and its subfolders: relative name -> fingerprint, or "" for no plain file."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        for name in files + [name for name in folders if Path(parent, name).is_symlink()]:
+            path = Path(parent, name)
+            found[path.relative_to(folder).as_posix()] = fingerprint(path) if is_plain(path) else ""
+    found.pop(MARK, None)
+    return found
+
+
+def is_plain(path: Path) -> bool:
+    """Whether this is a regular file, or a link to one in a DVC cache."""
+    try:
+        linked = stat.S_ISLNK(path.lstat().st_mode)
+        return stat.S_ISREG(path.stat().st_mode) and (not linked or bool(DVC_OBJECT.search(str(path.resolve()))))
+    except (OSError, RuntimeError):  # a link to nothing, or to itself
+        return False
+
+
+def foreign(folder: Path) -> list[str]:
+    """The names in a folder that no job wrote, sorted: all that its mark does not list with the content they have."""
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        written, unfinished = dict(mark["files"]), mark.get("unfinished") is True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        written, unfinished = {}, False
+    if unfinished:  # a job was killed while it filled the folder
+        return []
+    return sorted(name for name, what in entries(folder).items() if not what or written.get(name) != what)
+
+
+def require_replaceable(path: Path) -> None:
+    """Errors: UsageError where a new output folder at `path` would take the place of what no job wrote."""
+    for place in (path, partial_path(path)):
+        if place.is_symlink():
+            raise UsageError(f"{place}: is a link, which no job made; name the folder itself, or remove the link")
+        if place.is_dir():
+            if theirs := foreign(place):
+                shown = ", ".join(theirs[:3]) + (f" and {len(theirs) - 3} more" if len(theirs) > 3 else "")
+                raise UsageError(
+                    f"{place}: holds what no job wrote ({shown}), and would be replaced: name another folder, or move "
+                    "it away"
+                )
+        elif place.exists():
+            raise UsageError(f"{place}: is a file, and would be replaced by a folder: name another, or move it away")
+
+
+def sealed(text: str) -> str:
+    """A page (HTML, Markdown) with a comment at its end by which it is known as a job's own, word for word."""
+    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()[:32]} -->\n"
+
+
 def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -120,45 +199,57 @@ def remove(path: Path) -> None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yields a path to write; on success it is synced and renamed to `path`, otherwise removed.
 
-    Errors: an OSError (full disk, read-only folder) becomes a JobError naming the file.
+    Errors: an OSError (full disk, read-only folder, a folder of that name) becomes a JobError naming the file.
     """
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
+        partial.unlink(missing_ok=True)
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        if path.is_symlink() or path.is_dir():
-            remove(path)
         os.replace(partial, path)
     except OSError as error:
         raise JobError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
-            remove(partial)
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replace_dir(path: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill; on success it takes the place of `path`, otherwise it is removed."""
+    """Yields an empty folder to fill; on success it is marked and takes the place of `path`, otherwise it is removed.
+
+    Errors: UsageError where `path` holds what no job wrote; an OSError becomes a JobError naming the file.
+    """
     partial = partial_path(path)
+    require_replaceable(path)
+    made = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
         partial.mkdir()
+        made = True
+        (partial / MARK).write_text('{"files": {}, "unfinished": true}\n')
         yield partial
+        (partial / MARK).write_text(json.dumps({"files": entries(partial)}, indent=2, sort_keys=True) + "\n")
         for file in sorted(partial.rglob("*")):
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        try:
+            require_replaceable(path)  # once more: the work may have taken hours
+        except UsageError as error:
+            made = False
+            raise JobError(f"{error}; the output is kept in {partial}") from None
         remove(path)
         os.rename(partial, path)
     except OSError as error:
         raise JobError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
     finally:
-        with contextlib.suppress(OSError):
-            remove(partial)
+        if made:
+            with contextlib.suppress(OSError):
+                remove(partial)
 
 
 def process_folder(room: Path, name: str) -> Path:

@@ -30,9 +30,10 @@ import click
 
 from jobs.common import stats
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json, read_jsonl, replace_file, sha256, write_metrics
+from jobs.common.files import read_json, read_jsonl, replace_file, sealed, sha256, write_metrics
 from jobs.evaluate import read_tasks, require_all, views
 from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.outputs import METRICS, SEALED, TABLE
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Compare, Params
@@ -349,7 +350,7 @@ def run(
         }
     )
     with replace_file(out) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(sealed(page), encoding="utf-8")
     with replace_file(plot) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["benchmark", "mode", "model", "evaluation", "pass@1", "low", "high"])
@@ -376,9 +377,9 @@ def finite(value):
 @reads("--evaluations", "data/evaluations", "Folder of evaluations.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
 @reads("--curve", None, "A learning curve to show; repeatable.", multiple=True)
-@writes("--out", "reports/compare.html", "The report.")
-@writes("--metrics", "metrics/compare.json", "Metrics.")
-@writes("--plot", "plots/compare.csv", "Pass rates for `dvc plots`.")
+@writes("--out", "reports/compare.html", "The report.", SEALED)
+@writes("--metrics", "metrics/compare.json", "Metrics.", METRICS)
+@writes("--plot", "plots/compare.csv", "Pass rates for `dvc plots`.", TABLE("benchmark", "mode", "model", "evaluation"))
 def command(
     params: "Params",
     evaluations: Path,

@@ -48,6 +48,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
 from jobs.distill import datacard, teacher
 from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.outputs import CACHE, FOLDER, METRICS
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Distill, Params
@@ -426,8 +427,8 @@ def spread(values: list[int]) -> dict[str, float]:
 @job("distill", "tasks", "sandbox")
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
 @reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts and solutions that no answer may repeat.")
-@writes("--responses", "data/responses", "The response cache; read, and added to.")
-@writes("--out", "data/distill", "Folder of examples.jsonl, rejects.jsonl and README.md.")
-@writes("--metrics", "metrics/distill.json", "Metrics.")
+@writes("--responses", "data/responses", "The response cache; read, and added to.", CACHE)
+@writes("--out", "data/distill", "Folder of examples.jsonl, rejects.jsonl and README.md.", FOLDER)
+@writes("--metrics", "metrics/distill.json", "Metrics.", METRICS)
 def command(params: "Params", tasks: Path, benchmarks: Path, responses: Path, out: Path, metrics: Path) -> None:
     click.echo(json.dumps(run(params, tasks, benchmarks, responses, out, metrics)))

@@ -87,7 +87,7 @@ class Responses:
                 self.records[checked(row, f"{recorded}: line {line}")["key"]] = row
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.partial"):
+            for leftover in folder.glob(f".{'[0-9a-f]' * 64}.json.partial"):
                 leftover.unlink()
         except OSError as error:
             raise JobError(f"{folder}: cannot be written ({error.strerror})") from None

@@ -25,6 +25,7 @@ from jobs.common.files import read_json, remove, replace_dir, write_metrics
 from jobs.merge import Storage, all_changes, pooled, units, write_rows
 from jobs.plumbing.checkpoint import provenance
 from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.weights.lora import Change
 from jobs.weights.tensors import Tensor, tensors_of
 
@@ -242,8 +243,8 @@ def sizes(path: Path, kind: str) -> dict[str, float]:
 @reads("--base", "models/base", "The base model's folder.")
 @reads("--adapter", None, "A PEFT adapter's folder; repeatable.", multiple=True)
 @reads("--tasks", "data/tasks/humaneval.jsonl", "The benchmark to check on.")
-@writes("--out", "models/gguf", "The folder of GGUF files.")
-@writes("--metrics", "metrics/gguf.json", "What each file kept, and its size.")
+@writes("--out", "models/gguf", "The folder of GGUF files.", FOLDER)
+@writes("--metrics", "metrics/gguf.json", "What each file kept, and its size.", METRICS)
 def command(params: "Params", base: Path, adapter: tuple[Path, ...], tasks: Path, out: Path, metrics: Path) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the workers are the threads
     click.echo(json.dumps(run(params, base, list(adapter), tasks, out, metrics)))

@@ -25,6 +25,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import numbered_jsonl, replace_dir, write_jsonl, write_metrics
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Grpo, Params
@@ -48,16 +49,22 @@ CURVE = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
+LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completions, among others
 
 
 @job("grpo", "sft", "sandbox", "checkpoints", "seed")
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/sft", "The adapter to continue.")
 @reads("--tasks", "data/tasks/train.jsonl", "Task records.")
-@writes("--out", "models/grpo", "The adapter.")
-@writes("--metrics", "metrics/grpo.json", "Metrics of the run.")
-@writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.")
-@writes("--completions", "data/grpo/completions.jsonl", "Logged completions.")
+@writes("--out", "models/grpo", "The adapter.", FOLDER)
+@writes("--metrics", "metrics/grpo.json", "Metrics of the run.", METRICS)
+@writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.", TABLE("step", "reward"))
+@writes(
+    "--completions",
+    "data/grpo/completions.jsonl",
+    "Logged completions.",
+    ROWS("step", "task_id", "completion", "advantage"),
+)
 def command(params: "Params", **paths: Path) -> None:
     click.echo(json.dumps(run(params, **paths)))
 

@@ -8,12 +8,13 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from jobs.common.errors import JobError, UsageError
+from jobs.plumbing.outputs import Kind, check
 
 log = logging.getLogger("jobs")
 
@@ -25,10 +26,25 @@ def reads(flag: str, default: str | None, text: str, **options) -> Callable:
     )
 
 
-def writes(flag: str, default: str | None, text: str, **options) -> Callable:
-    """An option naming an output."""
+class Output(click.Option):
+    """An option naming an output of a kind (`plumbing.outputs`), which says what it may take the place of."""
+
+    def __init__(self, param_decls: Sequence[str], *, kind: Kind, **options) -> None:
+        super().__init__(param_decls, metavar="OUT", **options)
+        self.kind = kind
+
+
+def writes(flag: str, default: str | None, text: str, kind: Kind, **options) -> Callable:
+    """An option naming an output; its place is checked before the job starts."""
     return click.option(
-        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="OUT", **options
+        flag,
+        cls=Output,
+        kind=kind,
+        type=click.Path(path_type=Path),
+        default=default,
+        show_default=True,
+        help=text,
+        **options,
     )
 
 
@@ -56,10 +72,13 @@ def job(*sections: str) -> Callable:
                 if print_params:
                     click.echo(json.dumps(loaded.model_dump(include=set(sections) or None), indent=2, sort_keys=True))
                     return
-                inputs, outputs = paths_of(click.get_current_context(), options)
+                context = click.get_current_context()
+                inputs, outputs = paths_of(context, options)
                 for flag, path in inputs.items():
                     if not path.exists():
                         raise UsageError(f"{flag}: {path} does not exist")
+                kinds = {option.opts[0]: option.kind for option in context.command.params if isinstance(option, Output)}
+                check(inputs | {"--params": params}, {flag: (path, kinds[flag]) for flag, path in outputs.items()})
                 if "dry_run" in inspect.signature(function).parameters:
                     options["dry_run"] = dry_run  # a job with a dry run of its own
                 elif dry_run:

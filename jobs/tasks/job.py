@@ -40,6 +40,7 @@ import click
 from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, writes
+from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.tasks import check, sources
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def run(params: "Params", folder: Path, out: Path, metrics_path: Path) -> dict:
     show_default=True,
     help="Folder of files that stand in for the downloads.",
 )
-@writes("--out", "data/tasks", "Folder of the splits.")
-@writes("--metrics", "metrics/tasks.json", "Metrics.")
+@writes("--out", "data/tasks", "Folder of the splits.", FOLDER)
+@writes("--metrics", "metrics/tasks.json", "Metrics.", METRICS)
 def command(params: "Params", folder: Path, out: Path, metrics: Path) -> None:
     click.echo(json.dumps(run(params, folder, out, metrics)))

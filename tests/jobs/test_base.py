@@ -114,7 +114,7 @@ def test_only_safetensors_config_and_tokenizer_are_fetched(monkeypatch):
         "model.safetensors.index.json",
         "tokenizer.json",
     ]
-    assert sorted(p.name for p in Path("models/base").iterdir()) == sorted([*hub.asked, "chat_template.jinja"])
+    assert sorted(p.name for p in Path("models/base").glob("[!.]*")) == sorted([*hub.asked, "chat_template.jinja"])
 
 
 @pytest.mark.parametrize("name", ["config.json", "model-00001-of-00001.safetensors"])

@@ -199,7 +199,7 @@ def test_the_whole_job_writes_checks_and_repeats_itself_byte_for_byte(models, mo
     settings = params("F16", "Q8_0", "Q4_K_M")
     figures = run(models, settings)
     out = Path("out")
-    assert sorted(file.name for file in out.iterdir()) == ["grpo-F16.gguf", "grpo-Q4_K_M.gguf", "grpo-Q8_0.gguf"]
+    assert sorted(file.name for file in out.glob("[!.]*")) == ["grpo-F16.gguf", "grpo-Q4_K_M.gguf", "grpo-Q8_0.gguf"]
     assert figures["F16"]["kl"] < 1e-5 < figures["Q4_K_M"]["kl"]
     assert figures["F16"]["kl"] < figures["Q8_0"]["kl"] < figures["Q4_K_M"]["kl"]
     assert figures["F16"]["top1"] > 0.97

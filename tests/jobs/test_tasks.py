@@ -37,7 +37,7 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
         digests.append((sha256(tmp_path / name / "tasks"), sha256(tmp_path / name / "metrics.json")))
     assert digests[0] == digests[1]
     folder = tmp_path / "one/tasks"
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "benchmarks.jsonl",
         "contamination.jsonl",
         "distill.jsonl",

@@ -63,14 +63,6 @@ def test_an_interrupted_output_leaves_the_old_one_whole():
     assert (out / "file").read_text() == "old"
 
 
-def test_leftovers_of_a_kill_are_cleared():
-    Path(".out.partial").mkdir()
-    (Path(".out.partial") / "stale").touch()
-    with replace_dir(Path("out")) as partial:
-        (partial / "file").touch()
-    assert [p.name for p in Path("out").iterdir()] == ["file"]
-
-
 def test_an_output_that_cannot_be_written_is_named():
     Path("blocked").write_text("a file, not a folder")
     with pytest.raises(JobError, match="blocked"), replace_file(Path("blocked/out.json")):
