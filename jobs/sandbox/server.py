@@ -294,6 +294,8 @@ def serve() -> None:
         try:
             if request["op"] == "load":
                 reply = load(request, space)
+            elif request["op"] == "tool":
+                reply = {"r": carry_out(request["name"], request["payload"])}
             elif request["op"] == "batch":
                 batch(space[request["name"]], request["inputs"])
                 continue
@@ -302,6 +304,13 @@ def serve() -> None:
         except BaseException as error:
             reply = {"x": raised(error)}
         answer(reply)
+
+
+def carry_out(name: str, payload: Any) -> Any:
+    """One of our own functions on untrusted text: only in a server that was told to import its module."""
+    from jobs.sandbox.tools import tool
+
+    return tool(name)(payload)
 
 
 def load(request: dict, space: dict) -> dict:
