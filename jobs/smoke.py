@@ -60,9 +60,8 @@ def require_own(out: Path) -> None:
 
 def lay_out(out: Path) -> None:
     """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
-    import yaml
-
-    from jobs.plumbing.params import check, merged, read_yaml
+    from jobs.plumbing.params import check, merged
+    from jobs.plumbing.yaml12 import dump, parse, read_yaml
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
     # dvc.lock and the folders' .gitignore files are DVC's, here as there.
@@ -85,7 +84,8 @@ def lay_out(out: Path) -> None:
         if name != "params.yaml" and not same(Path(name), target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, target)
-    text = yaml.safe_dump(params, sort_keys=False)
+    text = dump(params)
+    assert parse(text) == params
     if not (out / "params.yaml").exists() or (out / "params.yaml").read_text() != text:
         (out / "params.yaml").write_text(text)
     manifest.write_text(json.dumps(sorted(names)))

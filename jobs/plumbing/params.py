@@ -3,15 +3,21 @@
 `load` reads a file, applies --set assignments, and checks the result; nothing else reads params.yaml.
 """
 
+import json
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.common.errors import UsageError
+from jobs.plumbing.messages import SECRET, explain, shown
+from jobs.plumbing.yaml12 import parse, read_yaml
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
@@ -25,6 +31,16 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Engine = Literal["unsloth", "transformers"]
 
 
+def distinct(names: list[str]) -> list[str]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"names {shown(twice[0])} twice; once is enough")
+    return names
+
+
+Names = Annotated[list[Name], Field(min_length=1), AfterValidator(distinct)]
+
+
 def ascending(span: list[int]) -> list[int]:
     if span[0] > span[1]:
         raise ValueError(f"the lower bound {span[0]} is above the upper bound {span[1]}")
@@ -32,6 +48,50 @@ def ascending(span: list[int]) -> list[int]:
 
 
 Span = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(ascending)]
+
+
+def endpoint(url: str) -> str:
+    """An OpenAI-compatible endpoint's address: what comes before /chat/completions."""
+    try:
+        parts = urlsplit(url)
+        credentials, host, _ = "@" in parts.netloc, parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"is {shown(url)}, which is no address ({error})") from None
+    if credentials:
+        raise ValueError("has a name or password in it; the key belongs into the variable that api_key_env names")
+    if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise ValueError(f"is {shown(url)}; it must be an address such as https://api.deepseek.com")
+    for mark, part in (("?", "query"), ("#", "fragment")):
+        if mark in url:
+            # Its value may be a key, so it is not shown.
+            raise ValueError(f"has a {part} ({mark}...), which would be lost; it must end with the path, such as /v1")
+    last = re.search(r"/(chat/completions|completions|responses|messages|models|embeddings)/*$", parts.path)
+    if last:
+        raise ValueError(f"is {shown(url)}; it must end before {last[0]}, which is added to it")
+    return url
+
+
+def require_json(value: Any, key: str = "", depth: int = 0) -> None:
+    """Errors: ValueError naming the first key in `value` that a JSON request cannot carry as it is."""
+    if depth > 20:
+        raise ValueError(f"{key[:100]} is nested too deeply, or holds itself")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{key}{shown(name)} is a key that is no text; put it in quotes")
+            require_json(inner, f"{key}{name}.", depth + 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            require_json(inner, f"{key.rstrip('.')}[{index}].", depth + 1)
+    elif value is not None and not isinstance(value, str | bool | int | float):
+        raise ValueError(f"{key.rstrip('.')} is {shown(value)}; JSON has texts, numbers, lists and mappings: quote it")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key.rstrip('.')} is {shown(value)}; it must be a finite number")
+    else:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except ValueError:  # half a surrogate pair, or a number of thousands of digits
+            raise ValueError(f"{key.rstrip('.')} is {shown(value)}, which cannot be sent") from None
 
 
 class Section(BaseModel):
@@ -68,7 +128,8 @@ class Base(Section):
     @model_validator(mode="after")
     def one_source(self) -> "Base":
         if self.toy is None and (self.repo is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision or "")):
-            raise ValueError("needs `repo` and a `revision` of 40 hex digits, or `toy`")
+            given = f"repo: {shown(self.repo)}, revision: {shown(self.revision)}"
+            raise ValueError(f"needs `repo` and a `revision` of 40 hex digits, or `toy`; it has {given}")
         return self
 
 
@@ -126,8 +187,8 @@ class Tasks(Section):
 class Distill(Section):
     """The teacher and what is kept of its answers; see jobs/distill/job.py."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    base_url: Annotated[str, AfterValidator(endpoint)]
+    model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None
     recorded: str | None
     examples: Positive
@@ -150,8 +211,20 @@ class Distill(Section):
     @field_validator("extra_body")
     @classmethod
     def no_other_request(cls, body: dict[str, Any]) -> dict[str, Any]:
-        if taken := {"model", "messages", "stream", "n"} & body.keys():
-            raise ValueError(f"cannot set {', '.join(sorted(taken))}")
+        require_json(body)
+        for name in body:
+            if name in ("model", "messages", "stream", "n"):
+                raise ValueError(f"cannot set {name}: the job does that itself; remove it")
+            if SECRET.search(name):
+                raise ValueError(f"cannot set {name}: a request is stored, so no secret may be in it; see api_key_env")
+        for name in ("max_tokens", "max_completion_tokens"):
+            value = body.get(name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(
+                    f"{name} is {shown(value)}; it must be a whole number above 0, or null to leave it out"
+                )
+        if "max_tokens" in body and not (body["max_tokens"] or body.get("max_completion_tokens")):
+            raise ValueError("takes max_tokens away; max_completion_tokens must then say how long an answer may be")
         return body
 
 
@@ -160,7 +233,7 @@ class Lora(Section):
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Positive
-    targets: list[Name]
+    targets: Names
 
 
 class Optimizer(Section):
@@ -230,7 +303,7 @@ class Merge(Section):
     @model_validator(mode="after")
     def rounding_fits_dtype(self) -> "Merge":
         if self.rounding == "stochastic" and self.dtype != "bfloat16":
-            raise ValueError("rounding can be stochastic for bfloat16 only")
+            raise ValueError(f"rounding can be stochastic for dtype bfloat16 only, and dtype is {self.dtype}")
         return self
 
 
@@ -247,7 +320,7 @@ class Evaluate(Section):
 
     engine: Literal["vllm", "transformers"]
     dtype: Literal["float16", "bfloat16", "float32"]
-    benchmarks: list[Name]
+    benchmarks: Names
     seed: Seed
     max_tokens: Positive
     batch_size: Positive
@@ -276,7 +349,7 @@ class Gguf(Section):
     """The GGUF files to write, the tasks to check them on and what they must keep; see jobs/gguf/job.py."""
 
     benchmark: Name
-    types: Annotated[list[Name], Field(min_length=1)]
+    types: Names
     tasks: Positive
     max_tokens: Positive
     limits: dict[str, GgufLimits]
@@ -334,36 +407,16 @@ class Params(Section):
 def load(path: Path, assignments: Sequence[str] = ()) -> Params:
     """The checked params of `path` with `section.key=value` assignments applied.
 
-    Errors: UsageError naming the file and the path of every key that is unknown, missing, mistyped or out of range.
+    Errors: UsageError naming the file, or the assignment, and the key, the value and what would do, for every key that
+    is unknown, missing, mistyped or out of range.
     """
     values = read_yaml(path)
-    for assignment in assignments:
-        assign(values, assignment)
-    return check(values, str(path))
+    assigned = {assign(values, assignment): assignment for assignment in assignments}
+    return check(values, str(path), assigned)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, or a UsageError that says what is wrong with it."""
-    import yaml
-
-    try:
-        text = path.read_bytes().decode("utf-8")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise UsageError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: is not a mapping of sections")
-    return values
-
-
-def assign(values: dict[str, Any], assignment: str) -> None:
-    """Applies one `section.key=value`; the value is YAML."""
-    import yaml
-
+def assign(values: dict[str, Any], assignment: str) -> str:
+    """Applies one `section.key=value`; the value is YAML. Returns the key."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {assignment}: not of the form section.key=value")
@@ -375,19 +428,37 @@ def assign(values: dict[str, Any], assignment: str) -> None:
             raise UsageError(f"--set {assignment}: there is no section {name!r} in the params")
         inner = nested
     try:
-        inner[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"--set {assignment}: not a YAML value ({' '.join(str(error).split())})") from None
+        inner[last] = parse(text)
+    except ValueError as error:
+        raise UsageError(f"--set {assignment}: not a YAML value ({error})") from None
+    return key
 
 
-def check(values: dict[str, Any], where: str) -> Params:
+def check(values: dict[str, Any], where: str, assigned: Mapping[str, str] = MappingProxyType({})) -> Params:
+    """The Params of these values. assigned: the keys that did not come from `where`, each with its assignment."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [f"{where}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        lines = []
+        for found in error.errors():
+            key = ".".join(map(str, found["loc"]))
+            by_hand = any(f"{key}.".startswith(f"{name}.") for name in assigned)
+            lines.append(f"{'--set' if by_hand else where}: {explain(found, siblings(found['loc']))}")
         raise UsageError("\n       ".join(lines)) from None
     except RecursionError:
         raise UsageError(f"{where}: is nested too deeply") from None
+
+
+def siblings(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that the last of `loc` lies in."""
+    section: Any = Params
+    for part in loc[:-1]:
+        field = (
+            section.model_fields.get(str(part)) if isinstance(section, type) and issubclass(section, Section) else None
+        )
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+    return list(section.model_fields) if section else []
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

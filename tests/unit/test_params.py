@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.common.errors import UsageError
-from jobs.plumbing.params import Params, check, load, merged, read_yaml
+from jobs.plumbing.params import Params, check, load, merged
+from jobs.plumbing.yaml12 import dump, parse, read_yaml
 
 ROOT = Path(__file__).parents[2]
 VALUES = read_yaml(ROOT / "params.yaml")
@@ -119,10 +120,13 @@ def test_any_bytes_are_a_file_or_a_usage_error(tmp_path_factory, data):
         (b"seed: [", "not valid YAML"),
         (b"- 1", "not a mapping"),
         (b"", "not a mapping"),
-        (b"a: &a [*a]", "Extra inputs"),
+        (b"a: &a [*a]", "a: is unknown; its value is a list"),
         (b"!!python/object:os.system {}", "not valid YAML"),
         (b"[" * 20000, "not valid YAML"),
-        (b"seed: 2020-99-99x\n? [a]\n: b", "YAML"),
+        (b"seed: 2020-99-99x\n? [a]\n: b", "is a key that is no text"),
+        (b"seed: 1\nseed: 2", 'line 2.*duplicate key "seed"'),
+        (b"seed: 1\n---\nseed: 2", "another document"),
+        (b"seed: 2020-13-01", "not valid YAML"),
     ],
 )
 def test_broken_files(tmp_path, text, said):
@@ -179,3 +183,122 @@ def test_print_params_shows_the_sections_the_job_reads():
     shown = yaml.safe_load(done.stdout)
     assert shown["seed"] == 7
     assert "sft" in shown and "grpo" not in shown
+
+
+def said(*assignments: str) -> str:
+    with pytest.raises(UsageError) as error:
+        load(ROOT / "params.yaml", assignments)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("2E-4", 2e-4), ("1e-05", 1e-5), (".5", 0.5), ("1", 1)])
+def test_a_number_is_one_however_it_is_spelt(text, value):
+    assert load(ROOT / "params.yaml", [f"sft.learning_rate={text}"]).sft.learning_rate == value
+
+
+def test_what_dvc_writes_is_what_a_job_reads(tmp_path):
+    """`dvc exp run -S` and `dvc params diff` go through these two functions of DVC."""
+    from dvc.utils.hydra import apply_overrides
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    assert load_yaml(str(path)) == read_yaml(path)
+    apply_overrides(str(path), ["grpo.learning_rate=1e-7", "sft.lora.targets=[q_proj]", "base.toy=null", "seed=5"])
+    params = load(path)
+    assert (params.grpo.learning_rate, params.sft.lora.targets, params.seed) == (1e-7, ["q_proj"], 5)
+    assert load_yaml(str(path)) == read_yaml(path)
+
+
+def test_written_params_are_read_back():
+    values = merged(
+        VALUES, {"sft": {"learning_rate": 1e-7}, "distill": {"extra_body": {"a": ["yes", "2e-4", "", "01", None, 1.0]}}}
+    )
+    assert parse(dump(values)) == values
+    assert list(parse(dump(values))) == list(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("sft.learning_rate=fast", ["--set: sft.learning_rate", '"fast"', "a number"]),
+        ("sft.learning_rate=2", ["2", "at most 1"]),
+        ("sft.learning_rate=.nan", [".nan", "finite"]),
+        ("grpo.steps=1e3", ["1000.0", "a whole number: 1000"]),
+        ("grpo.steps=true", ["true", "whole number"]),
+        ("sft.gradient_checkpointing=yes", ['"yes"', "true or false"]),
+        ("sft.optimizer=adamw", ['"adamw"', "adamw_8bit"]),
+        ("sft.lora.targets=[]", ["sft.lora.targets", "[]", "1 or more"]),
+        ("sft.lora.targets=[q_proj, q_proj]", ['names "q_proj" twice']),
+        ("sft.lora.targets=q_proj", ['"q_proj"', "a list"]),
+        ("sft.lora.targets=[1]", ["sft.lora.targets[0]", 'in quotes, "1"']),
+        ("evaluate.benchmarks=[]", ["evaluate.benchmarks", "[]"]),
+        ("gguf.types=[]", ["gguf.types", "[]"]),
+        ("tasks.mbpp_plus.version=2024-01-01", ["2024-01-01", "date", "in quotes"]),
+        ("tasks.mbpp_plus.version=latest", ['"latest"', "v0.1.10"]),
+        ("grpo.step=5", ["grpo.step", "did you mean steps?", "5"]),
+        ("grpo=5", ["grpo", "a section of keys"]),
+        ("distill.reasoning_characters=[9, 2]", ["9", "2"]),
+        ("distill.model=two words", ['"two words"']),
+        ("distill.extra_body={a: 2024-01-01}", ["extra_body", "a is 2024-01-01", "quote"]),
+        ("distill.extra_body={a: {b: [.inf]}}", ["a.b[0] is .inf", "finite"]),
+        ("distill.extra_body={a: !!binary aGk=}", ["a is binary"]),
+        ("distill.extra_body={a: !!set {x}}", ["a is a list"]),
+        ("distill.extra_body={1: 2}", ["extra_body"]),
+        ("distill.extra_body={a: {1: 2}}", ["a.1 is a key that is no text"]),
+        ("distill.extra_body={a: &a [*a]}", ["nested too deeply"]),
+        ('distill.extra_body={a: "\\ud800"}', ["a is", "cannot be sent"]),
+        ("distill.extra_body={max_tokens: many}", ["max_tokens", '"many"', "above 0"]),
+        ("distill.extra_body={max_completion_tokens: 0}", ["max_completion_tokens is 0"]),
+        ("distill.extra_body={max_tokens: null}", ["max_completion_tokens must"]),
+        ("distill.extra_body={n: 2}", ["cannot set n"]),
+        ("distill.extra_body={a: 1, a: 2}", ["duplicate key"]),
+        ("distill.base_url=api.deepseek.com", ['"api.deepseek.com"', "https://"]),
+        ("distill.base_url=ftp://h", ["ftp://h"]),
+        ("distill.base_url=http://", ["http://"]),
+        ("distill.base_url=http://h:99999/v1", ["99999"]),
+        ("distill.base_url=http://h/v1#top", ["fragment"]),
+        ("distill.base_url=http://h/v1/chat/completions/", ["must end before /chat/completions"]),
+        ('distill.base_url="http://h/v 1"', ["base_url"]),
+    ],
+)
+def test_a_message_shows_key_value_and_what_would_do(assignment, parts):
+    message = said(assignment)
+    assert assignment.partition("=")[0] in message
+    assert all(part in message for part in parts), message
+    assert len(message.splitlines()) == 1
+
+
+def test_keys_that_do_not_fit_one_another_are_named_with_both_values():
+    assert "base: needs `repo` and a `revision` of 40 hex digits" in (message := said("base.revision=main"))
+    assert 'revision: "main"' in message
+    assert "bfloat16 only, and dtype is float16" in said("merge.rounding=stochastic")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "distill.api_key_env=sk-0123456789SECRET",
+        "distill.api_key=SECRET",
+        "distill.base_url=https://user:SECRET@h/v1",
+        "distill.base_url=https://h/v1?api-key=SECRET",
+        "distill.extra_body={api_key: SECRET}",
+        "distill.concurrency=hf_0123456789SECRET",
+    ],
+)
+def test_a_message_shows_no_secret_that_stands_in_the_wrong_place(assignment):
+    message = said(assignment)
+    assert "distill" in message and "SECRET" not in message
+
+
+def test_extra_body_may_be_what_json_is():
+    body = {
+        "thinking": {"type": "enabled"},
+        "stop": ["a", None],
+        "top_k": 5,
+        "max_tokens": None,
+        "max_completion_tokens": 9,
+    }
+    assert check(merged(VALUES, {"distill": {"extra_body": body}}), "p").distill.extra_body.items() >= body.items()
+    for url in ("http://localhost:8000/v1", "http://[::1]:8000/v1/", "https://h.example/openai/v1"):
+        assert load(ROOT / "params.yaml", [f"distill.base_url={url}"]).distill.base_url == url
