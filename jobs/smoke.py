@@ -50,7 +50,7 @@ def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
 def require_own(out: Path) -> None:
     """Errors: UsageError where `out` is or holds the working folder, or holds what no smoke run laid out."""
     here, place = Path.cwd(), out.resolve()
-    if here.is_relative_to(place) or {".git", ".dvc"} & set(place.parts):
+    if here.is_relative_to(place) or {".git", ".dvc"} & set(out.parts):
         raise UsageError(f"--out: {out} is or holds the working folder, or is git's or DVC's; name a new folder")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: {out} is a file; name a new folder")

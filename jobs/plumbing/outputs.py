@@ -82,7 +82,8 @@ def check(inputs: Mapping[str, Path], outputs: Mapping[str, tuple[Path, Kind]]) 
         place = written[flag]
         if here.is_relative_to(place) or path.name == "..":
             raise UsageError(f"{flag}: {path} is or holds the working folder; name a new folder or file")
-        if {".git", ".dvc"} & set(place.parts):
+        # Seen from here: `dvc exp run --temp` works in a copy that lies in .dvc/tmp.
+        if {".git", ".dvc"} & set((place.relative_to(here) if place.is_relative_to(here) else place).parts):
             raise UsageError(f"{flag}: {path} lies in what belongs to git or DVC; name a new folder or file")
         for other, source in read.items():
             if source.is_relative_to(place):

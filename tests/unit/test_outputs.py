@@ -142,6 +142,11 @@ def test_an_output_is_no_input_and_no_working_folder():
     refused(".git/out")
     refused(".git", CACHE)
     allowed("../models/new", base="../models/base")
+    experiment = Path(".dvc/tmp/exps/tmp1")  # where `dvc exp run --temp` and --queue work
+    experiment.mkdir(parents=True)
+    os.chdir(experiment)
+    allowed("models/base")
+    refused(".dvc/x")
 
 
 def test_two_outputs_are_two_places():
