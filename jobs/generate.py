@@ -1,8 +1,8 @@
 """Answers one prompt with any of the models: base, adapter, merged or GGUF; the text streams as it is written.
 
 \b
-    python -m jobs generate --model models/grpo-merged 'Write a function `mean(xs)` ...'
-    python -m jobs generate --model models/base --adapter models/grpo --draw - < prompt.txt
+    python -m jobs generate --model models/grpo 'Write a function `mean(xs)` ...'
+    python -m jobs generate --model models/base --adapter models/adapters/grpo --draw - < prompt.txt
     python -m jobs generate --model models/gguf/grpo-Q4_K_M.gguf --json '...' | jq -r .code
 
 \b
@@ -116,7 +116,7 @@ def by_transformers(
 
 
 @job("evaluate")
-@reads("--model", "models/grpo-merged", "A model folder, or a GGUF file.")
+@reads("--model", "models/grpo", "A model folder, or a GGUF file.")
 @reads("--adapter", None, "A PEFT adapter that is not merged.")
 @click.option("--draw", is_flag=True, help="Draw an answer instead of the most likely one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")

@@ -1,7 +1,7 @@
 """Adds adapters into a base model once, in float32, and measures how much of the training the stored weights keep.
 
 \b
-  python -m jobs merge --base models/base --adapter models/grpo --out models/grpo-merged \\
+  python -m jobs merge --base models/base --adapter models/adapters/grpo --out models/grpo \\
       --metrics metrics/merge-grpo.json --plot plots/merge-grpo.csv
 
 Reads a model folder in safetensors and one or more PEFT LoRA adapters (--adapter is repeatable); writes a model folder
@@ -347,7 +347,7 @@ def copy_rest(base: Path, out: Path, dtype: str) -> None:
 @job("merge", "seed")
 @reads("--base", "models/base", "The base model's folder.")
 @reads("--adapter", None, "A PEFT adapter's folder; repeatable.", multiple=True, required=True)
-@writes("--out", "models/grpo-merged", "The merged model's folder.", FOLDER)
+@writes("--out", "models/grpo", "The merged model's folder.", FOLDER)
 @writes("--metrics", "metrics/merge-grpo.json", "Retention in all and by layer.", METRICS)
 @writes("--plot", "plots/merge-grpo.csv", "Retention by layer, to plot.", TABLE("layer", "retention"))
 def command(params: "Params", base: Path, adapter: tuple[Path, ...], out: Path, metrics: Path, plot: Path) -> None:

@@ -204,8 +204,8 @@ def push(repo: str, files: dict[str, Path]) -> None:
 
 @job()
 @click.option("--repo", required=True, metavar="OWNER/NAME", help="The repository on the Hub.")
-@reads("--merged", "models/grpo-merged", "The merged model's folder.")
-@reads("--adapter", "models/grpo", "The adapter's folder.")
+@reads("--merged", "models/grpo", "The merged model's folder.")
+@reads("--adapter", "models/adapters/grpo", "The adapter's folder.")
 @reads("--gguf", "models/gguf", "The folder of GGUF files.")
 @reads("--metrics-dir", "metrics", "The stages' metrics.")
 @writes("--card", "reports/model-card.md", "The model card.", SEALED)

@@ -19,8 +19,8 @@ Each input has the limit that evalplus gives it: four times what the reference t
 
 import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,10 @@ import click
 
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl, write_jsonl
-from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import ROWS
+from jobs.scoring.judge import judged
+from jobs.scoring.metrics import pass_rates
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -91,10 +93,7 @@ def run(params: "Params", tasks: Path, samples: Path, out: Path) -> dict[str, An
         raise JobError(f"{samples}: has no samples")
     with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
         start = time.monotonic()
-        futures = []
-        for task, code in progress(submissions, label="submitted"):
-            futures.append(sandbox.submit(task, code))
-        verdicts = [future.result() for future in progress(futures, label="scored")]
+        verdicts = judged(submissions, sandbox, "score")
         seconds = time.monotonic() - start
     ids = [task["task_id"] for task, _ in submissions]
     write_jsonl(
@@ -112,35 +111,20 @@ def summary(ids: list[str], verdicts: "list[Verdict]", tasks: int, seconds: floa
     broken = [(i, v.error) for i, v in zip(ids, verdicts, strict=True) if v.status == "infrastructure_error"]
     for task_id, error in broken[:10]:
         log.warning("no verdict on a sample of %s: %s", task_id, error)
-    judged = [(i, v) for i, v in zip(ids, verdicts, strict=True) if v.status != "infrastructure_error"]
+    decided = [(i, v) for i, v in zip(ids, verdicts, strict=True) if v.status != "infrastructure_error"]
     result: dict[str, Any] = {
         "tasks": tasks, "tasks_sampled": len(set(ids)), "samples": len(ids),
         "statuses": dict(sorted(Counter(v.status for v in verdicts).items())),
-        "pass@k": pass_at_k([(i, v.passed) for i, v in judged]),
+        "pass@k": rates((i, v.passed) for i, v in decided),
         "samples_per_second": round(len(ids) / seconds, 1) if seconds else None,
     }  # fmt: skip
-    if any(v.base_passed is not None for _, v in judged):
-        result["pass@k_base"] = pass_at_k([(i, bool(v.base_passed)) for i, v in judged])
+    if any(v.base_passed is not None for _, v in decided):
+        result["pass@k_base"] = rates((i, bool(v.base_passed)) for i, v in decided)
     return result
 
 
-def pass_at_k(rows: list[tuple[str, bool]]) -> dict[str, float]:
-    """The unbiased estimate 1 - C(n-c, k) / C(n, k), averaged over tasks, for each k that all have samples for."""
-    from math import comb
-
-    samples: dict[str, list[bool]] = defaultdict(list)
-    for task_id, passed in rows:
-        samples[task_id].append(passed)
-    if not samples:
-        return {}
-    least = min(map(len, samples.values()))
-    return {
-        f"pass@{k}": round(
-            sum(1 - comb(len(s) - sum(s), k) / comb(len(s), k) for s in samples.values()) / len(samples), 6
-        )
-        for k in KS
-        if k <= least
-    }
+def rates(samples: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    return {name: round(rate, 6) for name, rate in pass_rates(samples, KS).items()}
 
 
 @job("sandbox")

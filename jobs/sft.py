@@ -1,7 +1,7 @@
 """Supervised fine-tuning: a LoRA adapter trained on the distilled examples, loss on the response only.
 
 \b
-    python -m jobs sft --base models/base --examples data/distill/examples.jsonl --out models/sft
+    python -m jobs sft --base models/base --examples data/distill/examples.jsonl --out models/adapters/sft
 
 \b
 Reads   --base        a model folder
@@ -44,7 +44,7 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 @job("sft", "checkpoints", "seed")
 @reads("--base", "models/base", "The model folder to train on.")
 @reads("--examples", "data/distill/examples.jsonl", "Distilled examples.")
-@writes("--out", "models/sft", "The adapter.", FOLDER)
+@writes("--out", "models/adapters/sft", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/sft.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/sft.csv", "Loss and accuracy by step.", TABLE("step", "loss"))
 def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> None:

@@ -41,7 +41,7 @@ def metric(name):
 
 
 def test_it_ends_with_metrics_a_time_line_and_the_report(smoke):
-    for part in ("pass@1", "seconds by stage", "evaluate-grpo-cot", "reports/compare.html"):
+    for part in ("pass@1", "seconds by stage", "sample-grpo-cot", "evaluate-grpo-cot", "reports/compare.html"):
         assert part in smoke
     assert (SMOKE / "reports/compare.html").stat().st_size > 10_000
 
@@ -94,9 +94,18 @@ def test_one_training_param_reruns_from_there_on_only(smoke):
         planned = dvc("repro", "--dry", "--force-downstream")
     finally:
         path.write_text(before)
-    for stage in ("grpo", "merge@grpo", "evaluate@grpo-cot", "compare", "gguf"):
+    for stage in ("grpo", "merge@grpo", "sample@grpo-cot", "evaluate@grpo-cot", "compare", "gguf"):
         assert f"Running stage '{stage}'" in planned, stage
-    for stage in ("base", "tasks", "distill", "sft", "merge@sft", "evaluate-base@cot", "evaluate@sft-cot"):
+    for stage in (
+        "base",
+        "tasks",
+        "distill",
+        "sft",
+        "merge@sft",
+        "sample@base-cot",
+        "sample@sft-cot",
+        "evaluate@sft-cot",
+    ):
         assert f"Running stage '{stage}'" not in planned, stage
 
 
@@ -128,7 +137,7 @@ def test_outs_are_the_lock_files(smoke):
 def test_nothing_in_an_out_names_the_machine(smoke):
     import platform
 
-    for folder in ("models", "metrics", "plots", "data/tasks", "data/distill", "data/evaluations"):
+    for folder in ("models", "metrics", "plots", "data/tasks", "data/distill", "data/samples", "data/evaluations"):
         for path in (SMOKE / folder).rglob("*"):
             if path.is_file() and path.suffix in (".json", ".jsonl", ".csv", ".md"):
                 text = path.read_text()

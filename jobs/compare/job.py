@@ -31,7 +31,7 @@ import click
 from jobs.common import stats
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json, read_jsonl, replace_file, sealed, sha256, write_metrics
-from jobs.evaluate import read_tasks, require_all, views
+from jobs.common.task import read_benchmarks, require_all, views
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import METRICS, SEALED, TABLE
 
@@ -330,7 +330,7 @@ def run(
 
     settings, evaluations = params.compare, load(folder)
     check_alike(evaluations)
-    tasks = read_tasks(benchmarks, list(evaluations[0].results))
+    tasks = read_benchmarks(benchmarks, list(evaluations[0].results))
     for name, recorded in evaluations[0].settings["benchmarks"].items():
         if sha256(benchmarks / f"{name}.jsonl") != recorded:
             raise JobError(f"{benchmarks / name}.jsonl: is not the file that {folder} was evaluated on")

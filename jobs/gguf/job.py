@@ -1,7 +1,7 @@
 """Writes GGUF files straight from a base model and its adapters, and keeps only those that pass a check.
 
 \b
-  python -m jobs gguf --base models/base --adapter models/grpo --tasks data/tasks/humaneval.jsonl \\
+  python -m jobs gguf --base models/base --adapter models/adapters/grpo --tasks data/tasks/humaneval.jsonl \\
       --out models/gguf --metrics metrics/gguf.json
 
 Reads a Qwen3 model folder in safetensors, PEFT adapters (--adapter is repeatable; none writes the base), and a

@@ -1,7 +1,8 @@
 """Reinforcement learning with verifiable rewards: GRPO continues the SFT adapter on tasks with tests.
 
 \b
-    python -m jobs grpo --base models/base --adapter models/sft --tasks data/tasks/train.jsonl --out models/grpo
+    python -m jobs grpo --base models/base --adapter models/adapters/sft --tasks data/tasks/train.jsonl \\
+        --out models/adapters/grpo
 
 \b
 Reads   --base, --adapter   the model folder and the SFT adapter, whose shape sft.lora must name
@@ -54,9 +55,9 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
 
 @job("grpo", "sft", "sandbox", "checkpoints", "seed")
 @reads("--base", "models/base", "The model folder.")
-@reads("--adapter", "models/sft", "The adapter to continue.")
+@reads("--adapter", "models/adapters/sft", "The adapter to continue.")
 @reads("--tasks", "data/tasks/train.jsonl", "Task records.")
-@writes("--out", "models/grpo", "The adapter.", FOLDER)
+@writes("--out", "models/adapters/grpo", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/grpo.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.", TABLE("step", "reward"))
 @writes(

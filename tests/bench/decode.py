@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("adapter", nargs="?", type=Path)
     parser.add_argument(
-        "--evaluation", action="store_true", help="what jobs/evaluate.py asks: 164 answers of 1,024 tokens"
+        "--evaluation", action="store_true", help="what jobs/sample.py asks: 164 answers of 1,024 tokens"
     )
     parser.add_argument("--as-vllm-comes", action="store_true", help="torch.compile, and LoRA kernels in every layer")
     parser.add_argument("--attention", metavar="BACKEND", help="another of vLLM's attention kernels than it chooses")

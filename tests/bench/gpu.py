@@ -298,16 +298,20 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
         },
     )
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    models = ("base", "sft-merged", "grpo-merged")
+    models = ("base", "sft", "grpo")
     base = [] if (folder / "models/base").exists() else [["base"]]
     merges = [
-        f"merge --adapter models/{m} --out models/{m}-merged --metrics metrics/merge-{m}.json "
+        f"merge --adapter models/adapters/{m} --out models/{m} --metrics metrics/merge-{m}.json "
         f"--plot plots/merge-{m}.csv".split()
         for m in ("sft", "grpo")
     ]
     evaluations = [
-        f"evaluate --model models/{m} --mode cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json".split()
+        words.split()
         for m in models
+        for words in (
+            f"sample --model models/{m} --mode cot --out data/samples/{m}-cot",
+            f"evaluate --samples data/samples/{m}-cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json",
+        )
     ]
 
     def of_toy(words: list[str]) -> dict:
@@ -332,7 +336,9 @@ def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
     """The toy's GRPO with a checkpoint every 5 steps, killed at about step 7, against its unbroken run in `toy`."""
     folder = options.work / "resume"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(options.work / "toy", folder, ignore=shutil.ignore_patterns(".*", "grpo*", "evaluations"))
+    shutil.copytree(
+        options.work / "toy", folder, ignore=shutil.ignore_patterns(".*", "grpo*", "samples", "evaluations")
+    )
     words = ["grpo", "--set", "checkpoints.every=5"]
     command = [sys.executable, "-m", "jobs", *words]
     with open(options.out / "resume-killed.log", "w") as log:

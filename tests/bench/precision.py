@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5, help="a task, for pass@1")
     options = parser.parse_args()
     tasks = read_jsonl(options.tasks)
-    sft, grpo = options.models / "sft", options.models / "grpo"
+    sft, grpo = (options.models / "adapters" / name for name in ("sft", "grpo"))
     from tests.toy import make_adapter, make_model
 
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""`evaluate` from model to metrics: outcomes, resuming, rescoring, and real benchmark tasks with known verdicts."""
+"""`sample` and `evaluate` from model to metrics: outcomes, resuming, rescoring, and real tasks with known verdicts."""
 
 import json
 import shutil
@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from jobs import evaluate
+from jobs import evaluate, sample
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.common.files import read_jsonl, sha256, write_json, write_jsonl
+from jobs.common.files import MARK, read_jsonl, sha256, write_json, write_jsonl
 from jobs.inference import Completion
 from jobs.plumbing.params import load
+from jobs.sampling import benchmark as sampling
 from jobs.sandbox import Verdict
+from jobs.scoring.judge import score
+from jobs.scoring.metrics import pass_rates
 from jobs.toy import world
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -55,12 +58,13 @@ def answers(tasks, mode, stop_after=None):
 
 
 def evaluated(monkeypatch, engine, mode="cot", out="evaluations/m-cot", more=()):
-    monkeypatch.setattr(evaluate, "load_engine", lambda *arguments: engine)
+    """`evaluate --model` with a stand-in for the model."""
+    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: engine)
     params = load(PARAMS, [*SET, *more])
     return evaluate.run(
         params,
-        Path("models/m"),
         None,
+        Path("models/m"),
         None,
         mode,
         ["toy"],
@@ -97,7 +101,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(here, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             evaluated(monkeypatch, answers(here, "cot", stop_after), out="killed/m-cot")
         assert not Path("killed/m-cot").exists()
-    [kept] = Path(".checkpoints/evaluate-m-cot").glob("*/toy.jsonl")
+    [kept] = Path(".checkpoints/sample-m-cot").glob("*/toy.jsonl")
     with open(kept, "a") as file:
         file.write('[{"task_id": "torn by the ki')
     evaluated(monkeypatch, rest := answers(here, "cot"), out="killed/m-cot")
@@ -124,30 +128,49 @@ def test_a_finished_generation_is_not_repeated_when_scoring_failed(here, monkeyp
     assert engine.calls == 0
 
 
-def test_scoring_alone_gives_the_same_results(here, monkeypatch):
-    evaluated(monkeypatch, answers(here, "cot"))
-    result = score_again("evaluations/m-cot")
-    assert result.exit_code == 0
+def invoke(command, *words):
+    sets = (word for text in SET for word in ("--set", text))
+    return CliRunner().invoke(command, ["--params", str(PARAMS), *sets, *words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("mode", ["plain", "cot"])
+def test_scoring_alone_gives_the_same_results(here, monkeypatch, mode):
+    evaluated(monkeypatch, answers(here, mode), mode)
+    result = invoke(evaluate.command, "--samples", "evaluations/m-cot", "--out", "again", "--metrics", "again.json")
+    assert result.exit_code == 0, result.output
     assert sha256(Path("again")) == sha256(Path("evaluations/m-cot"))
     assert sha256(Path("again.json")) == sha256(Path("metrics/evaluate-m.json"))
 
 
-def score_again(*more):
-    words = ["--params", str(PARAMS), *(word for text in SET for word in ("--set", text)), "--samples", *more]
-    return CliRunner().invoke(evaluate.command, [*words, "--mode", "cot", "--out", "again", "--metrics", "again.json"])
+def test_the_two_stages_write_what_the_one_command_writes(here, monkeypatch):
+    evaluated(monkeypatch, answers(here, "cot"))
+    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: answers(here, "cot"))
+    assert invoke(sample.command, "--model", "models/m", "--out", "samples/m-cot").exit_code == 0
+    assert {path.name for path in Path("samples/m-cot").glob("*.json*")} == {"samples-toy.jsonl", "settings.json", MARK}
+    assert not list(Path(".checkpoints").glob("*/*")), "finished calls would outlive a change of the engine's code"
+    done = invoke(evaluate.command, "--samples", "samples/m-cot", "--out", "two/m-cot", "--metrics", "two.json")
+    assert done.exit_code == 0, done.output
+    assert sha256(Path("two")) == sha256(Path("evaluations"))
+    assert sha256(Path("two.json")) == sha256(Path("metrics/evaluate-m.json"))
 
 
-@pytest.mark.parametrize("change", ["task", "sample", "twice"])
+@pytest.mark.parametrize("change", ["task", "sample", "twice", "other", "key"])
 def test_a_metric_over_fewer_samples_is_refused(here, monkeypatch, change):
     evaluated(monkeypatch, answers(here, "cot"))
     path = Path("evaluations/m-cot/samples-toy.jsonl")
     rows = read_jsonl(path)
     last = rows[-1]["task_id"]
-    changed = {"task": [r for r in rows if r["task_id"] != last], "sample": rows[:-1], "twice": [*rows, rows[-1]]}
-    write_jsonl(path, changed[change])
-    result = score_again("evaluations/m-cot")
+    changed = {
+        "task": ([r for r in rows if r["task_id"] != last], last),
+        "sample": (rows[:-1], last),
+        "twice": ([*rows, rows[-1]], last),
+        "other": ([*rows, {**rows[-1], "task_id": "Toy/other"}], "Toy/other"),
+        "key": ([rows[0], {k: v for k, v in rows[1].items() if k != "finish"}, *rows[2:]], "line 2 has no 'finish'"),
+    }
+    write_jsonl(path, changed[change][0])
+    result = invoke(evaluate.command, "--samples", "evaluations/m-cot", "--out", "again")
     assert result.exit_code == 1
-    assert last in result.output
+    assert changed[change][1] in result.output
     assert "samples-toy.jsonl" in result.output
     assert not Path("again").exists()
 
@@ -182,6 +205,12 @@ class Judging:
 TASK = {"task_id": "t", "prompt": 'def f():\n    """One."""\n', "entry_point": "f", "tests": [], "reference": ""}
 
 
+def test_pass_rates_are_the_unbiased_estimates_over_tasks():
+    rows = [("a", i < 3) for i in range(10)] + [("b", i < 1) for i in range(10)]
+    assert pass_rates(rows, (1, 10, 100)) == {"pass@1": pytest.approx(0.2), "pass@10": 1.0}
+    assert pass_rates([], (1,)) == {}
+
+
 @pytest.mark.parametrize(("text", "finish", "status", "expected"), [
     ("    return 1\n", "stop", "passed", "passed"), ("    return 1\n", "length", "passed", "passed"),
     ("    return 1\n", "length", "failed", "truncated"), ("    return 1\n", "stop", "failed", "failed"),
@@ -190,38 +219,38 @@ TASK = {"task_id": "t", "prompt": 'def f():\n    """One."""\n', "entry_point": "
     ("    return 1\n", "stop", "invalid", "wrong_entry_point"),
 ])  # fmt: skip
 def test_an_outcome_is_the_first_thing_wrong(text, finish, status, expected):
-    sample = {"task_id": "t", "sample": 0, "text": text, "tokens": 1, "finish": finish}
-    [row] = evaluate.score([TASK], [sample], "plain", Judging(status))
+    row = {"task_id": "t", "sample": 0, "text": text, "tokens": 1, "finish": finish}
+    [row] = score([TASK], [row], "plain", Judging(status))
     assert row["outcome"] == expected
     assert row["passed"] is (expected == "passed")
 
 
 def test_without_tags_nothing_runs():
     sandbox = Judging("passed")
-    sample = {"task_id": "t", "sample": 0, "text": "def f(): return 1", "tokens": 1, "finish": "stop"}
-    [row] = evaluate.score([TASK], [sample], "cot", sandbox)
+    row = {"task_id": "t", "sample": 0, "text": "def f(): return 1", "tokens": 1, "finish": "stop"}
+    [row] = score([TASK], [row], "cot", sandbox)
     assert (row["outcome"], row["passed"], sandbox.submitted) == ("no_tags", False, [])
 
 
 def test_equal_programs_run_once():
     sandbox = Judging("passed")
     samples = [{"task_id": "t", "sample": i, "text": "    return 1\n", "tokens": 1, "finish": "stop"} for i in range(5)]
-    assert len(evaluate.score([TASK], samples, "plain", sandbox)) == 5
+    assert len(score([TASK], samples, "plain", sandbox)) == 5
     assert len(sandbox.submitted) == 1
 
 
 def test_a_fault_of_the_sandbox_is_no_score():
-    sample = {"task_id": "t", "sample": 2, "text": "    return 1\n", "tokens": 1, "finish": "stop"}
+    row = {"task_id": "t", "sample": 2, "text": "    return 1\n", "tokens": 1, "finish": "stop"}
     with pytest.raises(JobError, match="sandbox failed on sample 2 of t"):
-        evaluate.score([TASK], [sample], "plain", Judging("infrastructure_error"))
+        score([TASK], [row], "plain", Judging("infrastructure_error"))
 
 
 def test_stop_strings_fit_the_prompts():
-    assert evaluate.stop_strings([TASK], "plain") == evaluate.STOP_BODY
+    assert sampling.stop_strings([TASK], "plain") == sampling.STOP_BODY
     mbpp = {"prompt": '"""\nWrite f.\nassert f() == 1\n"""\n', "entry_point": "f"}
-    assert evaluate.stop_strings([mbpp], "plain") == evaluate.STOP_PROGRAM
-    assert evaluate.stop_strings([TASK], "cot") == ()
-    assert not any(stop in "\n\ndef f():\n    return 1\n" for stop in evaluate.STOP_PROGRAM)
+    assert sampling.stop_strings([mbpp], "plain") == sampling.STOP_PROGRAM
+    assert sampling.stop_strings([TASK], "cot") == ()
+    assert not any(stop in "\n\ndef f():\n    return 1\n" for stop in sampling.STOP_PROGRAM)
 
 
 def test_engines_by_kind_of_model(monkeypatch):
@@ -230,19 +259,25 @@ def test_engines_by_kind_of_model(monkeypatch):
     for name, module in (("llama_cpp", llama_cpp), ("transformers", hf), ("vllm", vllm)):
         monkeypatch.setattr(module, "load", lambda path, name=name, **options: name)
     settings = load(PARAMS, ["evaluate.engine=transformers"]).evaluate
-    assert evaluate.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
-    assert evaluate.load_engine(settings, Path("models/m"), None) == "transformers"
-    assert evaluate.load_engine(load(PARAMS).evaluate, Path("models/m"), Path("adapter")) == "vllm"
+    assert sampling.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
+    assert sampling.load_engine(settings, Path("models/m"), None) == "transformers"
+    assert sampling.load_engine(load(PARAMS).evaluate, Path("models/m"), Path("adapter")) == "vllm"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "either --model or --samples"), (["--model", "models/m", "--benchmark", "nope"], "benchmark nope"),
+    (["--samples", "drawn", "--mode", "plain"], "--mode: drawn was sampled in mode cot, not plain"),
+    (["--samples", "drawn"], "names no benchmarks"),
+    (["--samples", "drawn", "--benchmark", "toy"], "benchmark toy: drawn has no samples of it"),
+    (["--samples", "data"], "settings.json: cannot be read"),
     (["--model", "models/none"], "--model: models/none does not exist"),
-    (["--samples", "data", "--out", "data"], "the same folder"),
+    (["--samples", "data", "--out", "data"], "--out: data is or holds what --samples reads"),
 ])  # fmt: skip
 def test_usage_errors_are_one_line(here, arguments, message):
+    Path("drawn").mkdir()
+    Path("drawn/settings.json").write_text('{"mode": "cot"}')
     result = CliRunner().invoke(evaluate.command, ["--params", str(PARAMS), *arguments])
-    assert result.exit_code == 2
+    assert result.exit_code == (1 if "cannot be read" in message else 2)
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
 
@@ -298,7 +333,7 @@ def test_results_equal_evalplus_own(name, monkeypatch):
                for right in [task["reference"].removeprefix(task["prompt"])]
                for i, text in enumerate((right, right.replace("return", "return not", 1)))]  # fmt: skip
     with Sandbox(1, benchmark=True, min_limit=4.0) as sandbox:
-        results = evaluate.score(tasks, samples, "plain", sandbox)
+        results = score(tasks, samples, "plain", sandbox)
     by_id, dataset = {task["task_id"]: task for task in tasks}, "mbpp" if name.startswith("Mbpp") else "humaneval"
     for row in results:
         task = by_id[row["task_id"]]

@@ -30,8 +30,8 @@ SETTINGS = {
              "grpo.learning_rate=0.01", "grpo.log_completions_every=1", "sft.lora.rank=8", "checkpoints.every=2",
              "sandbox.workers=1"],
 }  # fmt: skip
-OUTS = {"sft": ["models/sft", "plots/sft.csv", "metrics/sft.json"],
-        "grpo": ["models/grpo", "plots/grpo.csv", "metrics/grpo.json", "data/grpo/completions.jsonl"]}  # fmt: skip
+OUTS = {"sft": ["models/adapters/sft", "plots/sft.csv", "metrics/sft.json"],
+        "grpo": ["models/adapters/grpo", "plots/grpo.csv", "metrics/grpo.json", "data/grpo/completions.jsonl"]}  # fmt: skip
 STEPS = {"sft": 20, "grpo": 5}
 
 
@@ -218,7 +218,7 @@ def test_a_checkpoint_never_crosses_a_change(world, tmp_path, change, caplog, mo
     assert len(list(Path(".checkpoints/sft").iterdir())) == 1
 
 
-@pytest.mark.parametrize("job", [*OUTS, "evaluate"])
+@pytest.mark.parametrize("job", [*OUTS, "sample"])
 def test_a_checkpoint_knows_the_code_that_dvc_knows(job, tmp_path, monkeypatch):
     """Code that is new for DVC must be new for the checkpoint, or a rerun would give the old code's result."""
     from jobs.plumbing import checkpoint

@@ -34,14 +34,14 @@ SMALL = [
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grpo")
     models.make_model(folder / "models/base")
-    models.make_adapter(folder / "models/base", folder / "models/sft", rank=8)
+    models.make_adapter(folder / "models/base", folder / "models/adapters/sft", rank=8)
     write_jsonl(folder / "data/tasks/train.jsonl", toy.tasks(1, {"train": 6})["train"])
     return folder
 
 
 def grpo(world, out, *settings):
     out.mkdir(exist_ok=True)
-    inputs = ("--base", world / "models/base", "--adapter", world / "models/sft")
+    inputs = ("--base", world / "models/base", "--adapter", world / "models/adapters/sft")
     tasks = ("--tasks", world / "data/tasks/train.jsonl")
     return program.run(out, "grpo", *inputs, *tasks, settings=(*SMALL, *settings), check=True)
 
@@ -53,11 +53,11 @@ def done(world, tmp_path_factory):
     return out
 
 
-OUTS = ("models/grpo", "plots/grpo.csv", "metrics/grpo.json", "data/grpo/completions.jsonl")
+OUTS = ("models/adapters/grpo", "plots/grpo.csv", "metrics/grpo.json", "data/grpo/completions.jsonl")
 
 
 def test_the_files_are_written_and_the_settings_used_are_the_params(done):
-    used = json.loads((done / "models/grpo/trainer.json").read_text())
+    used = json.loads((done / "models/adapters/grpo/trainer.json").read_text())
     params = load(ROOT / "params.yaml", SMALL).grpo
     expected = {
         "loss_type": params.loss,
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(world, done, tmp_p
         (tmp_path / name).unlink()
     import shutil
 
-    shutil.rmtree(tmp_path / "models/grpo")
+    shutil.rmtree(tmp_path / "models/adapters/grpo")
     shutil.rmtree(checkpoints / "checkpoint-4")
     again = grpo(world, tmp_path)
     assert "resuming from" in again.stderr and "checkpoint-2" in again.stderr
@@ -104,8 +104,8 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(world, done, tmp_p
 
 
 def test_the_adapter_was_trained(world, done):
-    before = world / "models/sft/adapter_model.safetensors"
-    after = done / "models/grpo/adapter_model.safetensors"
+    before = world / "models/adapters/sft/adapter_model.safetensors"
+    after = done / "models/adapters/grpo/adapter_model.safetensors"
     assert sha256(before) != sha256(after)
 
 

@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in {
-        "models/grpo-merged/config.json": "{}",
-        "models/grpo-merged/model.safetensors": "x" * 1000,
-        "models/grpo-merged/README.md": "the base's own card",
-        "models/grpo-merged/.secret": "no",
-        "models/grpo/adapter_config.json": "{}",
-        "models/grpo/README.md": "peft's card",
+        "models/grpo/config.json": "{}",
+        "models/grpo/model.safetensors": "x" * 1000,
+        "models/grpo/README.md": "the base's own card",
+        "models/grpo/.secret": "no",
+        "models/adapters/grpo/adapter_config.json": "{}",
+        "models/adapters/grpo/README.md": "peft's card",
         "models/gguf/grpo-F16.gguf": "y" * 500,
     }.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +54,8 @@ def run(dry_run=True, repo="someone/model"):
     return publish.run(
         load(ROOT / "params.yaml"),
         repo,
-        Path("models/grpo-merged"),
         Path("models/grpo"),
+        Path("models/adapters/grpo"),
         Path("models/gguf"),
         Path("metrics"),
         Path("card.md"),
@@ -106,7 +106,7 @@ def test_the_card_is_the_same_every_time_and_the_list_is_whole(world):
         "metrics/compare.json",
         "metrics/merge-grpo.json",
         "models/gguf/grpo-F16.gguf",
-        "models/grpo/adapter_config.json",
+        "models/adapters/grpo/adapter_config.json",
     ],
 )
 def test_nothing_is_published_that_is_not_whole(world, missing, monkeypatch):

@@ -41,9 +41,9 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
     result = json.loads(sft(world, first).stdout)
     assert result["last_loss"] < 0.8 * result["first_loss"]
     sft(world, second)
-    for name in ("models/sft", "plots/sft.csv", "metrics/sft.json"):
+    for name in ("models/adapters/sft", "plots/sft.csv", "metrics/sft.json"):
         assert sha256(first / name) == sha256(second / name), name
-    config = json.loads((first / "models/sft/adapter_config.json").read_text())
+    config = json.loads((first / "models/adapters/sft/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (
         32,
         16,
@@ -54,7 +54,7 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
 def test_the_settings_used_are_the_params(world, tmp_path):
     """What the trainer resolved is compared with params, since engines change defaults in silence."""
     sft(world, tmp_path)
-    used = json.loads((tmp_path / "models/sft/trainer.json").read_text())
+    used = json.loads((tmp_path / "models/adapters/sft/trainer.json").read_text())
     expected = {
         "learning_rate": 0.01,
         "per_device_train_batch_size": 2,

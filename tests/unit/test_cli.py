@@ -31,9 +31,10 @@ def test_help_names_the_job_and_imports_nothing_heavy(job):
     assert not job or f"jobs {job}" in done.stdout
 
 
-@pytest.mark.parametrize("job", ["base", "sft", "grpo"])
-def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, tmp_path):
-    for folder in ("models/base", "models/sft", "data/distill", "data/tasks"):
+@pytest.mark.parametrize(("job", "out"), [("base", "models/base"), ("sft", "models/adapters/sft"),
+                                          ("grpo", "models/adapters/grpo")])  # fmt: skip
+def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, out, tmp_path):
+    for folder in ("models/base", "models/adapters/sft", "data/distill", "data/tasks"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "data/distill/examples.jsonl").touch()
     (tmp_path / "data/tasks/train.jsonl").touch()
@@ -46,7 +47,7 @@ def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, tmp
         text=True,
         check=True,
     )
-    assert f"models/{job}" in done.stdout
+    assert f'"{out}"' in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
 

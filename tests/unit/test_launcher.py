@@ -124,7 +124,9 @@ def test_the_repository_is_read_only_but_for_outputs_and_secrets_are_covered(rep
     assert any(value.startswith("/repo/.git:ro") for value in values(words, "--tmpfs"))
 
 
-@pytest.mark.parametrize("job", ["sft", "grpo", "merge", "evaluate", "compare", "score", "generate", "gguf", "odd"])
+@pytest.mark.parametrize(
+    "job", ["sft", "grpo", "merge", "sample", "evaluate", "compare", "score", "generate", "gguf", "odd"]
+)
 def test_jobs_that_need_no_network_have_none(repo, job):
     done = launch(repo, "cpu", job, HF_TOKEN="hf_secret", TEACHER_KEY="sk-secret", HTTPS_PROXY="http://u:p@proxy")
     assert done.returncode == 0, done.stderr
@@ -351,6 +353,8 @@ def test_a_gpu_is_passed_only_where_there_is_one_and_wanted_where_needed(repo):
     assert not (repo.parent / "log.run").exists()
     assert launch(repo, "gguf", "gguf").returncode == 0
     assert "--gpus" not in flags(repo)
+    assert launch(repo, "train", "sample").returncode == 1
+    assert launch(repo, "train", "evaluate").returncode == 0, "scoring needs none"
     gpu(repo)
     assert launch(repo, "train", "sft").returncode == 0
     assert values(flags(repo), "--gpus") == ["all"]

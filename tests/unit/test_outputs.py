@@ -201,7 +201,9 @@ def test_a_folder_is_never_deleted_for_a_file():
     assert Path("m.json/thesis").exists()
 
 
-@pytest.mark.parametrize("job", ["base", "tasks", "distill", "sft", "grpo", "merge", "evaluate", "compare", "gguf"])
+@pytest.mark.parametrize(
+    "job", ["base", "tasks", "distill", "sft", "grpo", "merge", "sample", "evaluate", "compare", "gguf"]
+)
 def test_every_job_refuses_before_it_works(job):
     """Every output of every job, by its own command line."""
     import importlib
@@ -235,18 +237,20 @@ def test_every_job_refuses_before_it_works(job):
     assert sorted(p.name for p in Path().iterdir()) == ["home", "input"]
 
 
-def test_evaluates_default_output_is_checked_too():
+@pytest.mark.parametrize(("job", "out"), [("sample", "data/samples"), ("evaluate", "data/evaluations")])
+def test_default_outputs_that_hang_on_the_model_are_checked_too(job, out):
+    from importlib import import_module
+
     from click.testing import CliRunner
 
-    from jobs.evaluate import command
-
-    Path("data/evaluations/input-cot").mkdir(parents=True)
-    Path("data/evaluations/input-cot/thesis").touch()
+    command = import_module(f"jobs.{job}").command
+    Path(out, "input-cot").mkdir(parents=True)
+    Path(out, "input-cot/thesis").touch()
     Path("input").mkdir()
     done = CliRunner().invoke(
         command, ["--params", str(ROOT / "params.yaml"), "--model", "input", "--benchmarks-dir", "input"]
     )
-    assert done.exit_code == 2 and "--out: data/evaluations/input-cot" in done.output
+    assert done.exit_code == 2 and f"--out: {out}/input-cot" in done.output
 
 
 def test_the_smoke_run_lays_out_over_nothing_but_its_own():

@@ -1,0 +1,77 @@
+"""Sample a model on the benchmarks: one greedy answer and n drawn ones a task, for `evaluate` to score.
+
+\b
+    python -m jobs sample --model models/grpo --mode cot --out data/samples/grpo-cot
+
+\b
+Reads   --model           a model folder, or a GGUF file; with --adapter, a PEFT adapter that is not merged
+        --benchmarks-dir  the tasks of benchmark NAME in NAME.jsonl
+Writes  --out       samples-NAME.jsonl   task_id, sample (0: greedy; 1 to n: drawn), text, tokens, finish
+                    settings.json        what was asked for, and of which files
+
+\b
+Modes   plain   the model continues the task's prompt, up to the stop strings
+        cot     the chat prompt with reasoning and solution in tags (jobs/common/answer_format.py)
+
+A killed run goes on where it stopped: finished calls wait in .checkpoints.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.common.files import replace_dir
+from jobs.common.task import read_benchmarks
+from jobs.plumbing.cli import job, reads, writes
+from jobs.plumbing.outputs import FOLDER
+from jobs.plumbing.outputs import check as check_outputs
+
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Params
+
+
+def run(
+    params: "Params", model: Path, adapter: Path | None, mode: str, names: list[str], folder: Path, out: Path
+) -> dict:
+    from jobs.plumbing.checkpoint import provenance
+    from jobs.sampling.benchmark import draw
+
+    drawn = draw(params, model, adapter, mode, read_benchmarks(folder, names), folder, out.name)
+    with replace_dir(out) as unfinished:
+        drawn.write(unfinished)
+    drawn.forget()
+    provenance(
+        f"sample-{out.name}",
+        seconds_by_phase={phase: round(seconds, 2) for phase, seconds in drawn.seconds.items()},
+        tokens=drawn.tokens,
+    )
+    return {
+        "out": str(out),
+        "samples": {name: len(rows) for name, rows in drawn.samples.items()},
+        "tokens": drawn.tokens,
+    }
+
+
+@job("evaluate")
+@reads("--model", None, "A model folder or GGUF file.", required=True)
+@reads("--adapter", None, "A PEFT adapter on top of --model.")
+@click.option("--mode", type=click.Choice(["plain", "cot"]), default="cot", show_default=True)
+@click.option("--benchmark", "names", multiple=True, metavar="NAME", help="Instead of evaluate.benchmarks; repeatable.")
+@reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
+@writes("--out", None, "Folder of samples.  [default: data/samples/MODEL-MODE]", FOLDER)
+def command(
+    params: "Params",
+    model: Path,
+    adapter: Path | None,
+    mode: str,
+    names: tuple[str, ...],
+    benchmarks_dir: Path,
+    out: Path | None,
+) -> None:
+    out = out or Path("data/samples") / f"{(adapter or model).stem}-{mode}"
+    inputs = {"--model": model, "--adapter": adapter, "--benchmarks-dir": benchmarks_dir}
+    check_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
+    chosen = list(names) or params.evaluate.benchmarks
+    click.echo(json.dumps(run(params, model, adapter, mode, chosen, benchmarks_dir, out), indent=2))

@@ -1,0 +1,193 @@
+"""One greedy answer and n drawn ones of a model to every task of the benchmarks, call by call, each kept on disk.
+
+A killed run goes on where it stopped: finished calls wait in .checkpoints/sample-NAME until `Drawn.forget`.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common import answer_format
+from jobs.common.files import sha256, write_json, write_jsonl
+from jobs.common.program import left_margin
+from jobs.plumbing import checkpoint
+from jobs.plumbing.cli import log, progress
+
+if TYPE_CHECKING:
+    from jobs.inference import Generate, Sampling
+    from jobs.plumbing.params import Evaluate, Params
+
+# A function is continued until something else begins at the left margin (Chen et al. 2021, section 2.1); a program
+# begins there, and ends with what usually follows a function (evalplus's strings for MBPP).
+STOP_BODY = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+STOP_PROGRAM = ('\n"""', "\nassert", "\nif __name__", "\nprint(", "\n# Test")
+SPEED = {"batch_size", "gpu_memory"}  # settings that change how fast samples come, and not what they mean
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of one model and mode, and how they came about.
+
+    samples: rows by benchmark, in the order of its tasks: task_id, sample (0: greedy; 1 to n: drawn), text, tokens,
+    finish. settings: what settings.json says: mode, engine, seed, sampling, and each benchmark file's hash. seconds:
+    of loading the model and of generating. checkpoint: the folder of finished calls.
+    """
+
+    samples: dict[str, list[dict]]
+    settings: dict
+    seconds: dict[str, float]
+    checkpoint: Path
+
+    @property
+    def tokens(self) -> int:
+        return sum(row["tokens"] for rows in self.samples.values() for row in rows)
+
+    def write(self, folder: Path) -> None:
+        """samples-NAME.jsonl for every benchmark, and settings.json."""
+        for name, rows in self.samples.items():
+            write_jsonl(folder / f"samples-{name}.jsonl", rows)
+        write_json(folder / "settings.json", self.settings)
+
+    def forget(self) -> None:
+        """Removes the finished calls, once what was made of them is in place."""
+        shutil.rmtree(self.checkpoint)
+
+
+class Model:
+    """A model that is loaded when it is first asked: a run that finds all its calls made never loads it."""
+
+    def __init__(self, settings: "Evaluate", path: Path, adapter: Path | None) -> None:
+        self.settings, self.path, self.adapter = settings, path, adapter
+        self.load_seconds = 0.0
+
+    @cached_property
+    def generate(self) -> "Generate":
+        began = time.perf_counter()
+        loaded = load_engine(self.settings, self.path, self.adapter)
+        self.load_seconds = time.perf_counter() - began
+        return loaded
+
+
+def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Generate":
+    if model.suffix == ".gguf":
+        from jobs.inference import llama_cpp
+
+        return llama_cpp.load(model, adapter=adapter)
+    if settings.engine == "vllm":
+        from jobs.inference import vllm
+
+        return vllm.load(
+            model,
+            adapter=adapter,
+            dtype=settings.dtype,
+            batch_invariant=settings.batch_invariant,
+            gpu_memory=settings.gpu_memory,
+        )
+    from jobs.inference import hf
+
+    return hf.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
+
+
+def draw(
+    params: "Params",
+    model: Path,
+    adapter: Path | None,
+    mode: str,
+    benchmarks: dict[str, list[dict]],
+    folder: Path,
+    name: str,
+) -> Drawn:
+    """All samples of `model` in `mode` ("plain" or "cot") on `benchmarks`: tasks by name, read from `folder`.
+
+    name: of the run, for its checkpoints and its messages.
+    """
+    settings = params.evaluate
+    engine = "llama_cpp" if model.suffix == ".gguf" else settings.engine
+    recorded = {
+        "mode": mode,
+        "engine": engine,
+        **settings.model_dump(exclude={"engine", "benchmarks", *SPEED}),
+        "benchmarks": {bench: sha256(folder / f"{bench}.jsonl") for bench in benchmarks},
+    }
+    if engine == "vllm":
+        from jobs.inference import vllm
+
+        vllm.begin_import(settings.batch_invariant)
+    inputs = [path for path in (model, adapter) if path]
+    # The finished calls are of batch_size sequences each, so other sizes do not go on with them.
+    kept = checkpoint.folder("sample", recorded | {"batch_size": settings.batch_size}, *inputs, run=f"sample-{name}")
+    per_call = None if engine == "vllm" else settings.batch_size
+    loaded = Model(settings, model, adapter)
+    began = time.perf_counter()
+    samples = {}
+    for bench, tasks in benchmarks.items():
+        todo = list(calls(settings, tasks, mode, per_call))
+        rows = run_calls(todo, mode, lambda: loaded.generate, kept / f"{bench}.jsonl")
+        samples[bench] = [rows[task["task_id"], i] for task in tasks for i in range(1 + settings.sampled.n)]
+    generating = time.perf_counter() - began - loaded.load_seconds  # the model is loaded within the first call
+    return Drawn(samples, recorded, {"load": loaded.load_seconds, "generate": generating}, kept)
+
+
+def stop_strings(tasks: list[dict], mode: str) -> tuple[str, ...]:
+    if mode == "cot":
+        return ()
+    return STOP_BODY if all(left_margin(task["prompt"], task["entry_point"]) for task in tasks) else STOP_PROGRAM
+
+
+def calls(
+    settings: "Evaluate", tasks: list[dict], mode: str, per_call: int | None
+) -> Iterator[tuple[list[dict], int, "Sampling"]]:
+    """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
+    from jobs.inference import Sampling
+
+    stop = stop_strings(tasks, mode)
+    drawn = settings.sampled
+    ordered = sorted(tasks, key=lambda task: len(task["prompt"]))
+    wanted = [(0, Sampling(max_tokens=settings.max_tokens, stop=stop))]
+    if drawn.n:
+        wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, settings.seed)))
+    for first, sampling in wanted:
+        size = max(1, per_call // sampling.n) if per_call else len(tasks)
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size], first, sampling
+
+
+def run_calls(
+    todo: list[tuple[list[dict], int, "Sampling"]], mode: str, engine: "Callable[[], Generate]", checkpoint: Path
+) -> dict[tuple[str, int], dict]:
+    """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
+    finished = whole_lines(checkpoint)
+    samples = {(row["task_id"], row["sample"]): row for rows in finished for row in rows}
+    if finished:
+        log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with open(checkpoint, "a", encoding="utf-8") as file:
+        for part, first, sampling in progress(todo[len(finished) :], label=f"sample: {checkpoint.stem}"):
+            prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
+            rows = [
+                {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
+                for task, completions in zip(part, engine()(prompts, sampling), strict=True)
+                for i, completion in enumerate(completions)
+            ]
+            file.write(json.dumps(rows) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            samples.update({(row["task_id"], row["sample"]): row for row in rows})
+    return samples
+
+
+def whole_lines(path: Path) -> list[list[dict]]:
+    """The finished calls; a line cut short by a kill is removed from the file."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,1 @@
+"""Samples to verdicts (judge.py), and results to metrics (metrics.py); nothing here loads a model."""

@@ -1,0 +1,45 @@
+"""From results to metrics: pass rates by view, and how samples failed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from jobs.common.stats import pass_at_k
+from jobs.common.task import views
+from jobs.scoring.judge import FLAWS
+
+
+def pass_rates(samples: Iterable[tuple[str, bool]], ks: Sequence[int]) -> dict[str, float]:
+    """pass@k for each of `ks` that every task has samples for: the unbiased estimate, averaged over the tasks.
+
+    samples: (task id, whether it passes).
+    """
+    passes: dict[str, list[bool]] = defaultdict(list)
+    for task_id, passed in samples:
+        passes[task_id].append(passed)
+    least = min(map(len, passes.values()), default=0)
+    return {f"pass@{k}": mean(pass_at_k(len(p), sum(p), k) for p in passes.values()) for k in ks if k <= least}
+
+
+def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dict], mode: str) -> dict:
+    """Metrics by view; `failures` are fractions of all samples, greedy ones among them."""
+    drawn = len(results) // len(tasks) - 1
+    metrics: dict[str, dict] = {}
+    for view, field in views(name, tasks):
+        greedy = mean(bool(row[field]) for row in results if not row["sample"])
+        metrics[view] = {"tasks": len(tasks), "greedy": {"pass@1": greedy}}
+        if drawn:
+            marks = [(row["task_id"], bool(row[field])) for row in results if row["sample"]]
+            metrics[view]["sampled"] = pass_rates(marks, list(dict.fromkeys((1, min(10, drawn)))))
+    kinds = Counter(row["outcome"] for row in results)
+    metrics[name] |= {
+        "failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
+        "tokens": mean(row["tokens"] for row in samples),
+    }
+    if mode == "cot":
+        metrics[name]["format"] = mean(row["format"] for row in results)
+    return metrics
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
