@@ -109,6 +109,20 @@ def test_one_training_param_reruns_from_there_on_only(smoke):
         assert f"Running stage '{stage}'" not in planned, stage
 
 
+def test_an_edit_of_the_sandbox_samples_nothing_anew(smoke):
+    """Verdicts may change with it, and so what GRPO trains; what a model answers does not."""
+    file = SMOKE / "jobs/sandbox/judge.py"
+    before = file.read_text()
+    try:
+        file.write_text(before + "# edited\n")
+        planned = dvc("repro", "--dry")
+    finally:
+        file.write_text(before)
+    assert "Running stage 'evaluate@base-cot'" in planned
+    assert "Running stage 'sample@base-cot'" not in planned
+    assert "Running stage 'sample@sft-cot'" not in planned
+
+
 @pytest.mark.parametrize(
     "words", [("metrics", "show"), ("metrics", "diff"), ("dag",), ("plots", "show"), ("status",)], ids=" ".join
 )
