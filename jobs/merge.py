@@ -1,4 +1,4 @@
-"""Adds adapters into a base model once, in float32, and measures how much of the training the stored weights keep.
+"""Adds adapters into a base model once, in float64, and measures how much of the training the stored weights keep.
 
 \b
   python -m jobs merge --base models/base --adapter models/adapters/grpo --out models/grpo \\
@@ -12,110 +12,36 @@ Stops, keeping nothing, if less than `merge.min_retention` of the update survive
 It works tensor by tensor, so its memory does not grow with the model.
 """
 
-import contextlib
-import ctypes
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import read_json, replace_dir, replace_file, write_json, write_metrics
+from jobs.common.files import read_json, replace_dir, replace_file, write_metrics
 from jobs.plumbing.checkpoint import provenance
-from jobs.plumbing.cli import job, log, progress, reads, writes
+from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
-from jobs.weights.lora import Change, changes
-from jobs.weights.tensors import (
-    FLOATS,
-    Tensor,
-    blocks,
-    encode_header,
-    encoded,
-    finite,
-    float16_of_bfloat16,
-    header,
-    noise,
-    shards,
-    tensors_of,
-    widened,
-    with_dtype,
-    write_exactly,
-)
+from jobs.weights.floats import FLOATS
+from jobs.weights.lora import Update, updates_of
+from jobs.weights.safetensors import with_dtype
+from jobs.weights.sum import Kept, Storage, retained, sum_of, write_model
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jobs.plumbing.params import Params
 
-WORKERS = 2
-UNIT = 1 << 23  # elements one worker takes at a time
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}  # not copied
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How weights are stored: the dtype's safetensors name, and whether BF16 is rounded stochastically from `seed`."""
-
-    dtype: str
-    stochastic: bool = False
-    seed: int = 0
-
-    def encoded(self, name: str, rows: slice, values: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
-        if not self.stochastic:
-            return encoded(values, self.dtype)
-        return encoded(values, self.dtype, noise(stream_key(self.seed, name), rows, values.shape[1]))
-
-    def __str__(self) -> str:
-        name = {short: long for long, short in FLOATS.items()}[self.dtype]
-        return f"{name} {'stochastic' if self.stochastic else 'nearest'}" if self.dtype == "BF16" else name
-
-
-@dataclass
-class Kept:
-    """Sums over elements from which retention is told; u is the update, s what the stored weights changed by."""
-
-    uu: float = 0.0
-    su: float = 0.0
-    error: float = 0.0  # of s - u, squared
-    unchanged: int = 0
-    count: int = 0
-
-    def add(self, other: "Kept") -> None:
-        self.uu += other.uu
-        self.su += other.su
-        self.error += other.error
-        self.unchanged += other.unchanged
-        self.count += other.count
-
-    def figures(self) -> dict[str, float]:
-        """retention: the projection of s onto u; relative_error: |s - u| / |u|; unchanged: share of elements stored as
-        they would have been without the update; update_rms: of u. An update of zero is kept whole."""
-        return {
-            "retention": self.su / self.uu if self.uu else 1.0,
-            "relative_error": (self.error / self.uu) ** 0.5 if self.uu else 0.0,
-            "unchanged": self.unchanged / self.count if self.count else 0.0,
-            "update_rms": (self.uu / self.count) ** 0.5 if self.count else 0.0,
-        }
-
-
-def stream_key(seed: int, name: str) -> int:
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
 
 
 def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: Path, plot: Path) -> dict:
     config = read_json(base / "config.json")
     if config.get("quantization_config"):
         raise JobError(f"{base}: is quantized; adapters can only be added to the original weights")
-    updates = all_changes(base, adapters, bool(config.get("tie_word_embeddings")))
+    updates = updates_of(base, adapters, bool(config.get("tie_word_embeddings")))
     storage = Storage(FLOATS[params.merge.dtype], params.merge.rounding == "stochastic", params.seed)
     with replace_dir(out) as partial:
         kept = write_model(base, updates, storage, partial)
@@ -133,156 +59,7 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
     return {"out": str(out), "stored": str(storage), **figures}
 
 
-def all_changes(base: Path, adapters: list[Path], tied: bool) -> dict[str, list[Change]]:
-    """Every adapter's changes by the base's tensor names, in the order given."""
-    tensors = tensors_of(base)
-    updates: dict[str, list[Change]] = {}
-    for adapter in adapters:
-        for name, more in changes(adapter, tensors, tied).items():
-            updates.setdefault(name, []).extend(more)
-    return updates
-
-
-def summed(tensor: Tensor, rows: slice, updates: list[Change], dtype: str) -> Iterator[tuple]:
-    """Block by block of `rows`: (rows, base values, merged values, update), the arrays float32 (rows, columns)."""
-    first, *others = (load() for load in updates)
-    for block in blocks(rows, tensor.columns):
-        values = tensor.values(block)
-        merged, update = first(block, values, dtype)
-        for change in others:
-            merged, delta = change(block, merged, dtype)
-            update = update + delta
-        yield block, values, merged, update
-
-
-def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
-    """What the `rounded` sum kept of the update. Sums run by row, then in float64: they do not depend on threads."""
-    import numpy as np
-
-    def dot(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
-
-    # What is stored without the update: in its own dtype, and in a wider one, the base's value itself.
-    if storage.dtype in (tensor.dtype, "F32"):
-        same = np.count_nonzero(values == rounded)
-    elif (tensor.dtype, storage.dtype) == ("BF16", "F16"):
-        odd = np.flatnonzero(np.abs(values) < np.float32(2.0**-14))  # where float16 may round a bfloat16
-        few, result = values.reshape(-1)[odd], rounded.reshape(-1)[odd]
-        same = np.count_nonzero(values == rounded) - np.count_nonzero(few == result)
-        same += np.count_nonzero(encoded(few, "F16")[0] == result)
-    else:
-        same = np.count_nonzero(encoded(values, storage.dtype)[0] == rounded)
-    change = rounded - values
-    kept = Kept(dot(update, update), dot(change, update), unchanged=int(same), count=values.size)
-    change -= update
-    kept.error = dot(change, change)
-    return kept
-
-
-def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
-    return [(tensor, rows) for tensor in tensors for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what blocks of arrays free, for the next block's.
-
-    By default it gives every array back to the kernel and asks for it again, page by page, which takes longer than the
-    arithmetic on it. Another libc has no such call, and does as it does.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    with contextlib.suppress(AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
-
-
-def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
-    """`work` on every unit, two at a time; the results by tensor, summed in order."""
-    keep_freed_memory()
-    kept: dict[str, Kept] = {}
-    total = sum((rows.stop - rows.start) * tensor.columns for tensor, rows in todo)
-    with ThreadPoolExecutor(WORKERS) as pool, progress(total=total, label=label) as bar:
-        futures = [pool.submit(work, tensor, rows) for tensor, rows in todo]
-        try:
-            for (tensor, rows), future in zip(todo, futures, strict=True):
-                kept.setdefault(tensor.name, Kept()).add(future.result())
-                bar.update((rows.stop - rows.start) * tensor.columns)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return kept
-
-
-def write_model(base: Path, updates: dict[str, list[Change]], storage: Storage, out: Path) -> dict[str, Kept]:
-    """Writes base + updates to `out`, shard by shard under the base's names, with an index if the base has one.
-
-    Returns what was kept of each changed tensor. Errors: JobError naming a tensor whose sum does not fit the dtype.
-    """
-    kept: dict[str, Kept] = {}
-    size = 0
-    files = shards(base)
-    for file in files:
-        metadata, tensors = header(file)
-        dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
-        head, offsets = encode_header(tensors, dtypes, metadata)
-        starts = {tensor.name: start for tensor, start in zip(tensors, offsets, strict=True)}
-        with open(out / file.name, "wb") as target:
-            write_exactly(target.fileno(), head, 0)
-
-            def work(tensor: Tensor, rows: slice, handle: int = target.fileno(), starts: dict = starts) -> Kept:
-                return write_rows(tensor, rows, updates.get(tensor.name, []), storage, handle, starts[tensor.name])
-
-            kept |= pooled(work, units(tensors), f"merge {file.name}")
-            size += os.fstat(target.fileno()).st_size - len(head)
-    if (base / "model.safetensors.index.json").exists():
-        index = read_json(base / "model.safetensors.index.json")
-        index.setdefault("metadata", {})["total_size"] = size
-        write_json(out / "model.safetensors.index.json", index)
-    return {name: part for name, part in kept.items() if name in updates}
-
-
-def write_rows(tensor: Tensor, rows: slice, updates: list[Change], storage: Storage, handle: int, start: int) -> Kept:
-    kept = Kept()
-    if not updates:
-        write_unchanged(tensor, rows, storage, handle, start)
-        return kept
-    for block, values, merged, update in summed(tensor, rows, updates, storage.dtype):
-        rounded, stored = storage.encoded(tensor.name, block, merged)
-        check_finite(stored, merged, tensor, storage)
-        write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
-        kept.add(measure(tensor, values, rounded, update, storage))
-    return kept
-
-
-def write_unchanged(tensor: Tensor, rows: slice, storage: Storage, handle: int, start: int) -> None:
-    """Writes rows that no adapter changes, three quarters of a model: their bytes as they are where the dtype allows."""
-    import numpy as np
-
-    if tensor.dtype == storage.dtype or tensor.dtype not in FLOATS.values():
-        width = tensor.nbytes // max(1, tensor.rows)
-        for block in blocks(rows, tensor.columns):
-            write_exactly(handle, tensor.read(block), start + block.start * width)
-        return
-    for block in blocks(rows, tensor.columns):
-        if (tensor.dtype, storage.dtype) == ("BF16", "F16"):
-            bits = np.frombuffer(tensor.read(block), np.uint16)
-            stored = float16_of_bfloat16(bits)
-            check_finite(stored, bits, tensor, storage)
-        else:
-            values = tensor.values(block)
-            _, stored = storage.encoded(tensor.name, block, values)
-            check_finite(stored, values, tensor, storage)
-        write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
-
-
-def check_finite(stored: "np.ndarray", values: "np.ndarray", tensor: Tensor, storage: Storage) -> None:
-    """Errors: JobError naming the tensor and the largest of the `values`, if one of them did not fit the dtype."""
-    if not finite(stored):
-        largest = abs(widened(values)).max()
-        raise JobError(f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is {largest:.6g}")
-
-
-def shortfall(retention: float, base: Path, updates: dict[str, list[Change]], storage: Storage, least: float) -> str:
+def shortfall(retention: float, base: Path, updates: dict[str, list[Update]], storage: Storage, least: float) -> str:
     """The message for a merge that lost too much: measures the other ways to store and names those that pass."""
     others = [Storage("F16"), Storage("BF16", True, storage.seed), Storage("BF16"), Storage("F32")]
     passing = []
@@ -294,28 +71,6 @@ def shortfall(retention: float, base: Path, updates: dict[str, list[Change]], st
     return f"{storage} keeps {retention:.1%} of the update, less than merge.min_retention = {least:.1%}; " + (
         f"these would pass: {', '.join(passing)}" if passing else "no dtype or rounding would pass"
     )
-
-
-def retained(base: Path, updates: dict[str, list[Change]], storage: Storage) -> dict[str, Kept]:
-    """What each changed tensor would keep if stored so; writes nothing."""
-
-    def work(tensor: Tensor, rows: slice) -> Kept:
-        kept = Kept()
-        for block, values, merged, update in summed(tensor, rows, updates[tensor.name], storage.dtype):
-            rounded, stored = storage.encoded(tensor.name, block, merged)
-            kept.add(
-                measure(tensor, values, rounded, update, storage) if finite(stored) else Kept(uu=1.0, su=float("-inf"))
-            )
-        return kept
-
-    return pooled(work, units([t for t in tensors_of(base).values() if t.name in updates]), f"measure {storage}")
-
-
-def sum_of(kept: dict[str, Kept]) -> Kept:
-    total = Kept()
-    for part in kept.values():
-        total.add(part)
-    return total
 
 
 def by_layer(kept: dict[str, Kept]) -> dict[str, dict[str, Kept]]:

@@ -131,7 +131,7 @@ def card(params: "Params", repo: str, name: str, files: dict[str, Path], measure
             "",
             "## Precision",
             "",
-            f"The adapter was added to the base once, in float32, and stored as {params.merge.dtype} "
+            f"The adapter was added to the base once, in float64, and stored as {params.merge.dtype} "
             f"({params.merge.rounding}): {merge['retention']:.2%} of the update survived, along its direction, with a "
             f"relative error of {merge['relative_error']:.2%}. Load it in that dtype: casting it to another loses what "
             "this kept.",

@@ -22,12 +22,12 @@ import click
 from jobs.common.answer_format import CHAT_TEMPLATE
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, remove, replace_dir, write_metrics
-from jobs.merge import Storage, all_changes, pooled, units, write_rows
 from jobs.plumbing.checkpoint import provenance
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
-from jobs.weights.lora import Change
-from jobs.weights.tensors import Tensor, tensors_of
+from jobs.weights.lora import Update, updates_of
+from jobs.weights.safetensors import Tensor, tensors_of
+from jobs.weights.sum import Storage, pooled, units, write_rows
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -46,7 +46,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     from jobs.gguf.check import check
 
     settings = params.gguf
-    updates = all_changes(base, adapters, bool(read_json(base / "config.json").get("tie_word_embeddings")))
+    updates = updates_of(base, adapters, bool(read_json(base / "config.json").get("tie_word_embeddings")))
     name = (adapters[-1] if adapters else base).name
     with replace_dir(out) as partial:
         files = {kind: partial / f"{name}-{kind}.gguf" for kind in settings.types}
@@ -67,7 +67,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     return {"out": str(out), **figures}
 
 
-def write_gguf(base: Path, updates: dict[str, list[Change]], kind: str, path: Path) -> None:
+def write_gguf(base: Path, updates: dict[str, list[Update]], kind: str, path: Path) -> None:
     """Writes base + updates as F32, F16 or BF16, norms and biases always as F32, as llama.cpp's own converter does.
 
     Errors: JobError for an architecture, a tokenizer or a tensor that is not Qwen3's, or a weight too large for `kind`.

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
-from jobs.weights.tensors import Tensor, encoded, header, near_a_tie
+from jobs.weights.safetensors import Tensor, header, tensors_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-# A Change, called, reads what it needs and returns a function that takes rows' numbers, their float32 values and the
-# dtype they will be stored as, and returns the changed values and the change itself, both float32. So an adapter is in
-# memory only while its tensor is worked on.
-Change = Callable[[], Callable[[slice, "np.ndarray", str], tuple["np.ndarray", "np.ndarray"]]]
+# An Update, called, reads what it needs and returns a function that takes rows' numbers and their float64 values, and
+# returns the new values, float64. So an adapter is in memory only while its tensor is worked on.
+Update = Callable[[], Callable[[slice, "np.ndarray"], "np.ndarray"]]
 
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -45,7 +44,17 @@ IDLE = {
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list[Change]]:
+def updates_of(base: Path, adapters: list[Path], tied: bool) -> dict[str, list[Update]]:
+    """What all adapters do to the base's tensors, by their names, in the order given."""
+    tensors = tensors_of(base)
+    found: dict[str, list[Update]] = {}
+    for adapter in adapters:
+        for name, more in updates(adapter, tensors, tied).items():
+            found.setdefault(name, []).extend(more)
+    return found
+
+
+def updates(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list[Update]]:
     """What the adapter in `folder` does to each of `base`'s tensors that it changes, in order.
 
     LoRA on linear layers and embeddings, with rank and alpha patterns and rsLoRA; whole modules (`modules_to_save`) and
@@ -62,7 +71,7 @@ def changes(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list
         left[name] = tensor
     if tied:
         check_tied(left, folder)
-    found: dict[str, list[Change]] = {}
+    found: dict[str, list[Update]] = {}
     for name, tensor in left.items():
         if "lora_" not in name:
             weight = target(name, base, folder)
@@ -140,12 +149,8 @@ def scaling(config: dict, module: str, rank: int, folder: Path) -> float:
     return alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r
 
 
-def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -> Change:
-    """Adds scale * B @ A. Embeddings hold both transposed: scale * (B @ A).T.
-
-    The product is summed in float64 and rounded to float32, so that it depends neither on the linear algebra library
-    nor on how the rows are cut.
-    """
+def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -> Update:
+    """Adds scale * B @ A, in float64. Embeddings hold both transposed: scale * (B @ A).T."""
     import numpy as np
 
     embedding = a.name.endswith("lora_embedding_A")
@@ -157,63 +162,22 @@ def low_rank(a: Tensor, b: Tensor, weight: Tensor, scale: float, folder: Path) -
         )
 
     def load():
-        factor = (b.values().T if embedding else a.values()).astype(np.float64)
-        rows_of_a = a.values().T if embedding else None
-        reach = np.sqrt(np.cumsum(factor**2, 0)).max(1)
+        right = (b.values().T if embedding else a.values()) * np.float64(scale)
+        rows_of_a = a.values().T.astype(np.float64) if embedding else None
 
-        def change(rows: slice, values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-            left = (b.values(rows) if rows_of_a is None else rows_of_a[rows]).astype(np.float64)
-            delta = (left @ factor).astype(np.float32)
-            delta *= np.float32(scale)
-            merged = values + delta
-            if dtype != "F32":
-                settle(merged, delta, left, factor, reach, scale, values, dtype)
-            return merged, delta
+        def add(rows: slice, values: np.ndarray) -> np.ndarray:
+            left = b.values(rows).astype(np.float64) if rows_of_a is None else rows_of_a[rows]
+            total = left @ right
+            total += values
+            return total
 
-        return change
+        return add
 
     return load
 
 
-def settle(
-    merged: "np.ndarray",
-    delta: "np.ndarray",
-    left: "np.ndarray",
-    factor: "np.ndarray",
-    reach: "np.ndarray",
-    scale: float,
-    values: "np.ndarray",
-    dtype: str,
-) -> None:
-    """Gives `delta` the value of PEFT's float32 product, and `merged` its sum, wherever that decides how the sum is
-    rounded to `dtype`.
-
-    PEFT sums rank by rank with fused multiply-adds in float32. Each step is off by up to 2^-24 of the sum so far, which
-    by the Cauchy-Schwarz inequality is at most the norm of a row's first ranks times `reach`, the largest norm of a
-    column's; scaling, and rounding here, add three times that of the whole. Where both ends of that `slack` are stored
-    alike, so is every value between; elsewhere, a few elements in a thousand, the product is summed again as PEFT does.
-    """
+def replacement(tensor: Tensor) -> Update:
+    """Puts the adapter's own rows in the base's place."""
     import numpy as np
 
-    sums = np.sqrt(np.cumsum(left**2, 1)) * reach
-    slack = (sums.sum(1, keepdims=True) + 3 * sums[:, -1:]) * (abs(scale) * 2.0**-24)
-    slack = slack.astype(np.float32)
-    row, column = np.divmod(near_a_tie(merged, slack, dtype), values.shape[1])
-    ends = (delta[row, column] + sign * slack[row, 0] for sign in (-1, 1))
-    low, high = (encoded(values[row, column] + end, dtype)[1].view(np.uint16) for end in ends)
-    row, column = row[low != high], column[low != high]
-    summed = np.zeros(len(row), np.float32)
-    for products in left[row].T * factor[:, column]:  # exact in float64, and the sum is rounded once: a fused step
-        summed = (products + summed).astype(np.float32)
-    delta[row, column] = summed * np.float32(scale)
-    merged[row, column] = values[row, column] + delta[row, column]
-
-
-def replacement(tensor: Tensor) -> Change:
-    """Puts the adapter's own rows in the base's place."""
-
-    def change(rows: slice, values: "np.ndarray", dtype: str) -> tuple["np.ndarray", "np.ndarray"]:
-        new = tensor.values(rows)
-        return new, new - values
-
-    return lambda: change
+    return lambda: lambda rows, values: tensor.values(rows).astype(np.float64)

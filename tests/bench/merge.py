@@ -45,9 +45,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from jobs.gguf.job import write_gguf
-from jobs.merge import all_changes
+from jobs.weights.lora import updates_of
 base, adapter, out = map(Path, sys.argv[1:4])
-write_gguf(base, all_changes(base, [adapter], True), "F16", out)
+write_gguf(base, updates_of(base, [adapter], True), "F16", out)
 """
 
 
@@ -55,7 +55,8 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str
     """Random normal tensors, written one by one."""
     import numpy as np
 
-    from jobs.weights.tensors import Tensor, encode_header, encoded
+    from jobs.weights.floats import encoded
+    from jobs.weights.safetensors import Tensor, encode_header
 
     tensors = [Tensor(path, name, dtype, shape, 0) for name, shape in shapes.items()]
     head, _ = encode_header(tensors, [dtype] * len(tensors), {"format": "pt"})

@@ -28,8 +28,9 @@ from jobs.common.answer_format import chat_prompt  # noqa: E402
 from jobs.common.files import read_json, read_jsonl  # noqa: E402
 from jobs.common.program import extract  # noqa: E402
 from jobs.inference import Sampling  # noqa: E402
-from jobs.merge import Storage  # noqa: E402
-from jobs.weights.tensors import tensors_of  # noqa: E402
+from jobs.weights.lora import updates_of  # noqa: E402
+from jobs.weights.safetensors import tensors_of  # noqa: E402
+from jobs.weights.sum import Storage, write_model  # noqa: E402
 
 STORAGES = [Storage("F32"), Storage("F16"), Storage("BF16", True, 3407), Storage("BF16")]
 
@@ -38,7 +39,7 @@ def stored(base: Path, adapters: list[Path], storage: Storage, out: Path) -> Pat
     """`base` + `adapters` in folder `out`."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    merge.write_model(base, merge.all_changes(base, adapters, True), storage, out)
+    write_model(base, updates_of(base, adapters, True), storage, out)
     merge.copy_rest(base, out, "float32")
     return out
 
@@ -84,7 +85,7 @@ def quantized(model: Path, adapters: list[Path], folder: Path) -> tuple[dict[str
 
     from jobs.gguf.job import quantize, write_gguf
 
-    write_gguf(model, merge.all_changes(model, adapters, True), "F32", folder / "f32.gguf")
+    write_gguf(model, updates_of(model, adapters, True), "F32", folder / "f32.gguf")
     quantize(folder / "f32.gguf", folder / "q4.gguf", "Q4_K_M")
 
     def values(file: str) -> dict[str, np.ndarray]:

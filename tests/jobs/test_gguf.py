@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import merge
 from jobs.common.answer_format import chat_prompt
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
 from jobs.gguf import job
 from jobs.plumbing.params import load
+from jobs.weights.lora import updates_of
+from jobs.weights.sum import Storage, write_model
 from tests import program
 from tests.toy import make_adapter, make_model
 
@@ -174,10 +175,10 @@ def test_every_tensor_is_the_converters_byte_for_byte(models, converter, base, k
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_adapters_are_added_as_the_merge_adds_them(models, kind, tmp_path):
-    updates = merge.all_changes(models["base"], [models["grpo"]], True)
+    updates = updates_of(models["base"], [models["grpo"]], True)
     job.write_gguf(models["base"], updates, kind, tmp_path / "direct.gguf")
     (tmp_path / "merged").mkdir()
-    merge.write_model(models["base"], updates, merge.Storage(kind), tmp_path / "merged")
+    write_model(models["base"], updates, Storage(kind), tmp_path / "merged")
     merged = load_file(tmp_path / "merged/model.safetensors")
     found = read(tmp_path / "direct.gguf")
     for layer in range(2):

@@ -180,8 +180,8 @@ def test_the_same_bytes_however_the_work_is_cut_and_another_seed_others(base, sm
     values = {"dtype": "bfloat16", "rounding": "stochastic"}
     run(base, [small], **values)
     first = {name: sha256(tmp_path / name) for name in ("out", "p.csv")}
-    monkeypatch.setattr(merge, "UNIT", 5000)
-    monkeypatch.setattr(merge, "WORKERS", 5)
+    monkeypatch.setattr("jobs.weights.sum.UNIT", 5000)
+    monkeypatch.setattr("jobs.weights.sum.WORKERS", 5)
     run(base, [small], **values)
     assert {name: sha256(tmp_path / name) for name in first} == first
     other = load(ROOT / "params.yaml", ["seed=1", "merge.dtype=bfloat16", "merge.rounding=stochastic"])

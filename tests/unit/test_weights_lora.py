@@ -1,17 +1,19 @@
-"""The sum against PEFT's own merge, and every adapter that must be refused."""
+"""The sum against exact arithmetic and PEFT's own merge, and every adapter that must be refused."""
 
+import itertools
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import merge
 from jobs.common.errors import JobError
-from jobs.merge import Storage
-from jobs.weights.lora import changes
-from jobs.weights.tensors import tensors_of
+from jobs.weights.lora import updates, updates_of
+from jobs.weights.safetensors import tensors_of
+from jobs.weights.sum import Storage, write_model
+from tests.exact import nearest
 from tests.toy import make_adapter, make_model
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -29,18 +31,28 @@ def bases(tmp_path_factory):
 
 
 def ours(base, adapters, dtype, out, tied=None):
-    config = json.loads((base / "config.json").read_text())
-    updates = merge.all_changes(base, adapters, config["tie_word_embeddings"] if tied is None else tied)
+    tied = json.loads((base / "config.json").read_text())["tie_word_embeddings"] if tied is None else tied
+    found = updates_of(base, adapters, tied)
     out.mkdir()
-    merge.write_model(base, updates, Storage(dtype), out)
+    write_model(base, found, Storage(dtype), out)
     return load_file(out / "model.safetensors")
 
 
 def same(found, expected):
-    """Every tensor as PEFT's, rounded once, bit for bit."""
+    """Every number is PEFT's rounded once, but for one in a thousand, which is the number next to it.
+
+    PEFT sums in float32. Where base and update nearly cancel, its error may be more than one step of what is left.
+    """
     assert found.keys() <= expected.keys()
+    differ = count = 0
     for key, tensor in found.items():
-        assert torch.equal(tensor, expected[key].to(tensor.dtype)), key
+        theirs = expected[key].to(tensor.dtype)
+        steps = (tensor.view(torch.int16).int() - theirs.view(torch.int16).int()).abs()
+        cancelled = (tensor.double() - theirs.double()).abs() <= 2.0**-26
+        assert ((steps <= 1) | cancelled).all(), key
+        differ += int((steps > 0).sum())
+        count += tensor.numel()
+    assert differ <= 0.001 * count
 
 
 def pefts(base, adapters, dtype=torch.float32):
@@ -79,14 +91,47 @@ def test_the_sum_is_pefts(tmp_path, bases, name, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_equal_to_peft_bit_for_bit_on_a_bfloat16_base_in_its_own_dtype(tmp_path, bases, name):
+def test_the_sum_is_pefts_on_a_bfloat16_base_in_its_own_dtype(tmp_path, bases, name):
     adapter = make_adapter(bases["bf16"], tmp_path / "adapter", scale=3e-3, **OPTIONS[name])
-    expected = pefts(bases["bf16"], [adapter], torch.bfloat16)
-    base = load_file(bases["bf16"] / "model.safetensors")
     found = ours(bases["bf16"], [adapter], "BF16", tmp_path / "out")
+    base = load_file(bases["bf16"] / "model.safetensors")
     assert any(not torch.equal(found[key], base[key]) for key in found)
-    for key, tensor in found.items():
-        assert torch.equal(tensor, expected[key]), key
+    same(found, pefts(bases["bf16"], [adapter], torch.bfloat16))
+
+
+@pytest.mark.parametrize("stored", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("held", ["BF16", "F16", "F32"])
+def test_the_sum_is_the_exact_one_rounded_once(tmp_path, held, stored):
+    """Two adapters, one of them rsLoRA, and numbers that a sum in float32 would put on a tie."""
+    rows, columns, ranks = 24, 16, (2, 3)
+    draw = np.random.default_rng(3)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = torch.from_numpy(draw.normal(0, 0.02, (rows, columns)).astype(np.float32)).to(DTYPES[held])
+    weight[:8] = 1.0  # with 2^-8, 2^-9 and a little more or less: beside where float16 and bfloat16 turn
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({f"{name}.weight": weight}, base / "model.safetensors")
+    total = [[Fraction(float(x)) for x in row] for row in weight]
+    for number, rank in enumerate(ranks):
+        folder = tmp_path / f"adapter{number}"
+        folder.mkdir()
+        a = draw.normal(0, 0.1, (rank, columns)).astype(np.float32)
+        b = draw.normal(0, 0.1, (rows, rank)).astype(np.float32)
+        b[:8] = 0
+        if number == 0:
+            a[:, ::2], b[:8:2], b[1:8:2] = [[2.0**-8], [2.0**-40]], [1, 1], [0.125, -0.125]
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank - number, "use_rslora": number == 1}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        factors = {"A": torch.from_numpy(a), "B": torch.from_numpy(b)}
+        save_file(
+            {f"base_model.model.{name}.lora_{key}.weight": factor for key, factor in factors.items()},
+            folder / "adapter_model.safetensors",
+        )
+        scale = Fraction(config["lora_alpha"] / (rank**0.5 if number else rank))
+        for i, j, k in itertools.product(range(rows), range(columns), range(rank)):
+            total[i][j] += scale * Fraction(float(b[i, k])) * Fraction(float(a[k, j]))
+    found = ours(base, [tmp_path / "adapter0", tmp_path / "adapter1"], stored, tmp_path / "out", tied=False)
+    assert found[f"{name}.weight"].double().tolist() == [[nearest(x, stored) for x in row] for row in total]
 
 
 def test_in_float32_equal_to_peft_up_to_the_order_of_its_sums(tmp_path, bases):
@@ -190,15 +235,15 @@ def edited(adapter, **changed):
 def test_what_the_sum_does_not_obey_is_refused_by_name(tmp_path, bases, changed, says):
     adapter = edited(make_adapter(bases["tied"], tmp_path / "adapter"), **changed)
     with pytest.raises(JobError, match=says):
-        changes(adapter, tensors_of(bases["tied"]), tied=True)
+        updates(adapter, tensors_of(bases["tied"]), tied=True)
 
 
 def test_a_real_dora_adapter_is_refused(tmp_path, bases):
     adapter = make_adapter(bases["tied"], tmp_path / "adapter", use_dora=True)
     with pytest.raises(JobError, match="DoRA"):
-        changes(adapter, tensors_of(bases["tied"]), tied=True)
+        updates(adapter, tensors_of(bases["tied"]), tied=True)
     with pytest.raises(JobError, match="DoRA"):  # even if its configuration denies it
-        changes(edited(adapter, use_dora=False), tensors_of(bases["tied"]), tied=True)
+        updates(edited(adapter, use_dora=False), tensors_of(bases["tied"]), tied=True)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +260,7 @@ def test_one_half_of_a_tied_pair_is_refused(tmp_path, bases, options):
     held = {key: tensor for key, tensor in load_file(file).items() if "lm_head" not in key}
     save_file(held, file)
     with pytest.raises(JobError, match="share their weights"):
-        changes(adapter, tensors_of(bases["tied"]), tied=True)
+        updates(adapter, tensors_of(bases["tied"]), tied=True)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +278,7 @@ def test_a_tensor_that_fits_nothing_is_refused(tmp_path, bases, name, shape, say
     file = adapter / "adapter_model.safetensors"
     save_file(load_file(file) | {name: torch.zeros(shape)}, file)
     with pytest.raises(JobError, match=says):
-        changes(adapter, tensors_of(bases["tied"]), tied=True)
+        updates(adapter, tensors_of(bases["tied"]), tied=True)
 
 
 def test_shapes_that_do_not_make_the_bases_are_refused(tmp_path, bases):
@@ -243,13 +288,13 @@ def test_shapes_that_do_not_make_the_bases_are_refused(tmp_path, bases):
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     save_file(held | {key: torch.zeros(8, 255)}, file)
     with pytest.raises(JobError, match="do not make"):
-        changes(adapter, tensors_of(bases["tied"]), tied=True)
+        updates(adapter, tensors_of(bases["tied"]), tied=True)
 
 
 def test_the_sum_does_not_depend_on_how_rows_are_cut(tmp_path, bases, monkeypatch):
     adapter = make_adapter(bases["tied"], tmp_path / "adapter", rank=19)
     whole = ours(bases["tied"], [adapter], "F32", tmp_path / "whole")
-    monkeypatch.setattr("jobs.merge.UNIT", 1000)
-    monkeypatch.setattr("jobs.weights.tensors.blocks.__defaults__", (300,))
+    monkeypatch.setattr("jobs.weights.sum.UNIT", 1000)
+    monkeypatch.setattr("jobs.weights.safetensors.blocks.__defaults__", (300,))
     cut = ours(bases["tied"], [adapter], "F32", tmp_path / "cut")
     assert all(np.array_equal(whole[key].numpy(), cut[key].numpy()) for key in whole)

@@ -1,4 +1,4 @@
-"""Safetensors read and written by the block, and the three float formats weights are stored in; numpy alone.
+"""Safetensors files read and written by the block; numpy alone.
 
 No file is mapped or read whole, so memory does not grow with the model: mapped pages would count as the job's own.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
+from jobs.weights.floats import decoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +35,6 @@ WIDTH = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-DROPPED = {"F16": 13, "BF16": 16}  # bits of float32's significand that are rounded away
 BLOCK = 1 << 18  # elements: a block's few float32 arrays stay in the core's cache
 HEADER_LIMIT = 100_000_000  # the safetensors library's own
 
@@ -177,141 +176,6 @@ def blocks(rows: slice, columns: int, elements: int = BLOCK) -> Iterator[slice]:
     step = max(1, elements // max(1, columns))
     for first in range(rows.start, rows.stop, step):
         yield slice(first, min(first + step, rows.stop))
-
-
-def decoded(raw: bytes, dtype: str, name: str) -> "np.ndarray":
-    """`raw` as float32; all three formats convert without loss."""
-    import numpy as np
-
-    held = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-    if dtype not in held:
-        raise JobError(f"{name}: is stored as {dtype}; only F32, F16 and BF16 can be added to or converted")
-    return widened(np.frombuffer(raw, held[dtype]))
-
-
-def widened(stored: "np.ndarray") -> "np.ndarray":
-    """float32 or float16 values, or bfloat16's bits as uint16, as float32."""
-    import numpy as np
-
-    if stored.dtype != np.uint16:
-        return stored.astype(np.float32, copy=False)
-    wide = stored.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
-
-
-def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None) -> tuple["np.ndarray", "np.ndarray"]:
-    """float32 `values` rounded to `dtype`: to nearest even, or BF16 by `noise`, one uniform uint16 an element.
-
-    Returns the rounded values in float32, and as they are stored: float32, float16, or uint16 holding bfloat16's bits,
-    all of the same shape. A value too large for F16 is 65,536 or more in the first and inf in the second.
-
-    numpy's own conversions to and from float16 go element by element; integer arithmetic takes many at once.
-    """
-    import numpy as np
-
-    if dtype == "F32":
-        return values, values
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    dropped = DROPPED[dtype]
-    if noise is None:  # half of the last kept bit, and that bit itself to break ties to even
-        up = bits >> np.uint32(dropped)
-        up &= np.uint32(1)
-        up += np.uint32((1 << dropped - 1) - 1)
-    else:
-        up = noise.astype(np.uint32)
-    up += bits
-    up &= np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))
-    rounded = up.view(np.float32)
-    if dtype == "BF16":
-        return rounded, (up >> np.uint32(16)).astype(np.uint16)
-    half = (up >> np.uint32(13)).astype(np.uint16)
-    half -= np.uint16(112 << 10 & 0xFFFF)  # the biases differ by 112
-    half &= np.uint16(0x7FFF)
-    top = (up >> np.uint32(16)).astype(np.uint16)
-    half |= top & np.uint16(0x8000)
-    stored = half.view(np.float16)
-    odd = beyond_float16(top)
-    with np.errstate(over="ignore"):
-        stored.reshape(-1)[odd] = values.reshape(-1)[odd].astype(np.float16)
-    rounded.reshape(-1)[odd] = stored.reshape(-1)[odd].astype(np.float32)
-    return rounded, stored
-
-
-def near_a_tie(values: "np.ndarray", slack: "np.ndarray", dtype: str) -> "np.ndarray":
-    """Flat indices of float32 `values`, (rows, columns), that may be rounded to `dtype` otherwise if they change by up
-    to `slack`, (rows, 1): all of those, and some more."""
-    import numpy as np
-
-    bits = values.view(np.uint32)
-    dropped = DROPPED[dtype]
-    off = (bits & np.uint32((1 << dropped) - 1)).view(np.int32)  # from where rounding turns, in units of the last place
-    off -= np.int32(1 << dropped - 1)
-    np.abs(off, out=off)
-    off -= np.int32(8)  # for what float32 sums are off themselves
-    power = (bits & np.uint32(0x7F800000)).view(np.float32)
-    distance = off.astype(np.float32)
-    distance *= power
-    # Twice the slack and some: below a power of two the places where rounding turns are half as far apart.
-    near = distance <= slack * np.float32(2.5 * 2**23)
-    if dtype == "F16":  # below 2^-14 it holds multiples of 2^-24; rounding turns halfway between them, the sign at zero
-        small = np.flatnonzero(power < np.float32(2.0**-14))
-        steps = values.reshape(-1)[small] * np.float32(2.0**24)
-        within = slack[small // values.shape[1], 0] * np.float32(2.5 * 2**24) + np.float32(2.0**-11)
-        halfway = np.abs(steps - np.floor(steps) - np.float32(0.5))
-        near.reshape(-1)[small] = np.minimum(halfway, np.abs(steps)) <= within
-    return np.flatnonzero(near)
-
-
-def beyond_float16(top: "np.ndarray") -> "np.ndarray":
-    """Flat indices of values below 2^-14 or of 2^16 and above, which float16 holds with fewer bits or not at all.
-
-    top: the upper halves of their float32 bits, uint16; of a bfloat16, its bits.
-    """
-    import numpy as np
-
-    magnitude = top & np.uint16(0x7FFF)
-    magnitude -= np.uint16(0x3880)
-    return np.flatnonzero(magnitude >= np.uint16(0x0F00))
-
-
-def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
-    """As `encoded` stores widened(stored) in F16, in a third of the time: but for the far ends, bits only move.
-
-    stored: uint16 holding bfloat16's bits, of one dimension.
-    """
-    import numpy as np
-
-    half = stored << np.uint16(3)  # 7 bits of the significand become 10
-    half -= np.uint16(112 << 10 & 0xFFFF)  # the biases differ by 112
-    half &= np.uint16(0x7FFF)
-    half |= stored & np.uint16(0x8000)
-    odd = beyond_float16(stored)
-    with np.errstate(over="ignore"):
-        half[odd] = widened(stored[odd]).astype(np.float16).view(np.uint16)
-    return half.view(np.float16)
-
-
-def finite(stored: "np.ndarray") -> bool:
-    """Whether no element of an `encoded` array is inf or nan."""
-    import numpy as np
-
-    if stored.dtype == np.float32:
-        return bool(np.isfinite(stored).all())
-    top = np.uint16(0x7C00 if stored.dtype == np.float16 else 0x7F80)  # all bits of the exponent
-    return not bool(((stored.view(np.uint16) & top) == top).any())
-
-
-def noise(key: int, rows: slice, columns: int) -> "np.ndarray":
-    """Uniform uint16 of shape (rows, columns): elements of one stream a key, however the rows are cut."""
-    import numpy as np
-
-    first, count = rows.start * columns, (rows.stop - rows.start) * columns
-    stream = np.random.Philox(key=key)
-    stream.advance(first // 16)  # a step of the counter is four uint64
-    skip = first % 16
-    drawn = stream.random_raw(-(-(skip + count) // 4)).view(np.uint16)
-    return drawn[skip : skip + count].reshape(rows.stop - rows.start, columns)
 
 
 def with_dtype(config: str, dtype: str) -> str:
