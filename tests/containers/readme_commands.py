@@ -1,4 +1,4 @@
-"""python readme_commands.py README.md: the shell blocks of a README that have `docker run` in them, as one script."""
+"""python readme_commands.py PAGE.md: the shell blocks of a page that have `docker run` in them, as one script."""
 
 import re
 import sys

@@ -103,8 +103,8 @@ fi
 chown -R $user:$user "$work/repo" "$work/home" "$work/docker.sock"
 (cd "$work/repo" && as_user env RUNTIME=docker "$python" -m jobs smoke)
 
-step "running the README's docker commands as they are written, on what that run made"
-.venv/bin/python tests/containers/readme_commands.py README.md > "$work/readme.sh"
+step "running the docker commands of docs/containers.md as they are written, on what that run made"
+.venv/bin/python tests/containers/readme_commands.py docs/containers.md > "$work/readme.sh"
 (cd "$work/repo/.smoke" && as_user bash "$work/readme.sh")
 owned=$(find "$work/repo" ! -user $user | head -5)
 [ -z "$owned" ] || { echo "files that are not the user's: $owned" >&2; exit 1; }
