@@ -46,6 +46,7 @@ from jobs.common import answer_format
 from jobs.common.contamination import ngrams
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
+from jobs.common.records import read_tasks
 from jobs.distill import datacard, teacher
 from jobs.plumbing.cli import job, log, progress, reads, writes
 from jobs.plumbing.outputs import CACHE, FOLDER, METRICS
@@ -336,7 +337,7 @@ def run(
     from jobs.sandbox import Sandbox
 
     settings = params.distill
-    tasks = read_jsonl(tasks_path)
+    tasks = read_tasks(tasks_path)
     if len(tasks) < settings.examples:
         raise UsageError(
             f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "
