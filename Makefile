@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
-INSTALLED := $(VENV)/.installed-$(shell cat docker/cpu.lock docker/build.lock docker/llama.cmake | sha256sum | cut -c1-12)
+INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock docker/images/tools.lock docker/images/llama.cmake | sha256sum | cut -c1-12)
 
 .DEFAULT_GOAL := help
 DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
@@ -35,13 +35,13 @@ precision: $(INSTALLED)  ## what each way of storing a merge keeps, on the smoke
 install: $(INSTALLED)  ## the environment in .venv; then `. .venv/bin/activate` puts dvc and python on the PATH
 
 $(DVC_REMOTES): $(INSTALLED)  # what DVC needs for a remote of that kind, beside what the lock has
-	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint docker/cpu.lock $(patsubst dvc-webdavs,dvc-webdav,$@)
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint docker/images/cpu/packages.lock $(patsubst dvc-webdavs,dvc-webdav,$@)
 
 $(INSTALLED):
 	docker/install $(PYTHON) $(VENV) $(TORCH_INDEX)
 	touch $@
 
-lock:  ## resolve docker/*.in into docker/*.lock
+lock:  ## resolve docker/images/*.in into their locks
 	UV=$(CURDIR)/$(VENV)/bin/uv docker/lock
 
 doctor:  ## what this machine has for a run, and what to do about what is missing

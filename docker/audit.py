@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+HERE = Path(__file__).parent / "images"
 KNOWN = {
     "CVE-2025-69872": "diskcache 5.6.3 unpickles what lies in its cache folder, and there is no fixed release. It is "
                       "here for llama-cpp-python, which uses it in LlamaDiskCache alone; no job does.",
@@ -38,14 +39,14 @@ def findings(lock: Path) -> tuple[dict[str, str], list[str]]:
 
 def main() -> int:
     failed = 0
-    for lock in sorted(Path(__file__).parent.glob("*.lock")):
+    for lock in sorted(HERE.rglob("*.lock")):
         found, unknown = findings(lock)
         for advisory, text in found.items():
-            print(f"{lock.name}: {advisory}: {text}")
+            print(f"{lock.relative_to(HERE)}: {advisory}: {text}")
         if unknown:
-            print(f"{lock.name}: {len(unknown)} packages could not be looked up, {unknown[0]} for one")
+            print(f"{lock.relative_to(HERE)}: {len(unknown)} packages could not be looked up, {unknown[0]} for one")
         if not found and not unknown:
-            print(f"{lock.name}: nothing new")
+            print(f"{lock.relative_to(HERE)}: nothing new")
         failed |= bool(found or unknown)
     for advisory, reason in KNOWN.items():
         print(f"known: {advisory}: {reason}")

@@ -55,7 +55,9 @@ def installed(tag: str) -> list[dict]:
 
 def bill(image: str, tag: str | None) -> dict:
     """The whole document; the same image gives the same bytes (no time, no serial number)."""
-    components = locked((HERE / "build.lock").read_text()) + locked((HERE / f"{image}.lock").read_text())
+    components = locked((HERE / "images/tools.lock").read_text()) + locked(
+        (HERE / f"images/{image}/packages.lock").read_text()
+    )
     unique = {(part["name"], part["version"]): part for part in components}
     parts = sorted(unique.values(), key=lambda part: (part["name"], part["version"]))
     return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,

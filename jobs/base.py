@@ -44,7 +44,7 @@ SMALL_FILES = {
 }
 
 
-@job("base", "tasks")
+@job("base", "tasks.seed", "tasks.toy")
 @writes("--out", "models/base", "The model folder.", FOLDER)
 def command(params: "Params", out: Path) -> None:
     run(params, out)

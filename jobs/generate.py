@@ -115,7 +115,7 @@ def by_transformers(
     yield "", tokens, "stop" if ended else "length"
 
 
-@job("evaluate")
+@job("evaluate.max_tokens", "evaluate.sampled", "evaluate.seed")
 @reads("--model", "models/grpo", "A model folder, or a GGUF file.")
 @reads("--adapter", None, "A PEFT adapter that is not merged.")
 @click.option("--draw", is_flag=True, help="Draw an answer instead of the most likely one.")

@@ -425,7 +425,15 @@ def spread(values: list[int]) -> dict[str, float]:
     }
 
 
-@job("distill", "tasks", "sandbox")
+@job(
+    "distill",
+    "tasks.ngrams",
+    "tasks.seed",
+    "sandbox.memory_mib",
+    "sandbox.require",
+    "sandbox.timeout",
+    "sandbox.workers",
+)
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
 @reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts and solutions that no answer may repeat.")
 @writes("--responses", "data/responses", "The response cache; read, and added to.", CACHE)

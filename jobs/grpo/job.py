@@ -55,7 +55,16 @@ CURVE = {
 LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completions, among others
 
 
-@job("grpo", "sft", "sandbox", "checkpoints", "seed")
+@job(
+    "grpo",
+    "sft.lora",
+    "sandbox.memory_mib",
+    "sandbox.require",
+    "sandbox.timeout",
+    "sandbox.workers",
+    "checkpoints",
+    "seed",
+)
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/adapters/sft", "The adapter to continue.")
 @reads("--tasks", "data/tasks/train.jsonl", "Task records.")

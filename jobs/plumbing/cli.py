@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -51,8 +52,9 @@ def writes(flag: str, default: str | None, text: str, kind: Kind, **options) -> 
 def job(*sections: str) -> Callable:
     """Turns `def command(params, **paths)` into a click command with the options that all jobs share.
 
-    `sections` are the parts of params.yaml that the job reads: what --print-params prints. The function is called with
-    `params`, a `plumbing.params.Params`, and its own options. JobError and UsageError become one line and an exit code.
+    `sections` are the sections and keys ("sft.lora") of params.yaml that the job reads: what --print-params prints, and,
+    but for what is speed alone, what its stage lists in dvc.yaml. The function is called with `params`, a
+    `plumbing.params.Params`, and its own options. JobError and UsageError become one line and an exit code.
     """
 
     def decorate(function: Callable) -> click.Command:
@@ -70,7 +72,7 @@ def job(*sections: str) -> Callable:
 
                 loaded = load(params, assignments)
                 if print_params:
-                    click.echo(json.dumps(loaded.model_dump(include=set(sections) or None), indent=2, sort_keys=True))
+                    click.echo(json.dumps(loaded.model_dump(include=included(sections)), indent=2, sort_keys=True))
                     return
                 context = click.get_current_context()
                 inputs, outputs = paths_of(context, options)
@@ -86,7 +88,7 @@ def job(*sections: str) -> Callable:
                         "job": name,
                         "reads": {flag: str(path) for flag, path in inputs.items()},
                         "writes": {flag: str(path) for flag, path in outputs.items()},
-                        "params": loaded.model_dump(include=set(sections) or None),
+                        "params": loaded.model_dump(include=included(sections)),
                     }
                     click.echo(json.dumps(shown, indent=2, sort_keys=True))
                     return
@@ -125,6 +127,18 @@ def job(*sections: str) -> Callable:
         return click.command(name=name, help=sys.modules[function.__module__].__doc__)(command)
 
     return decorate
+
+
+def included(sections: Sequence[str]) -> dict[str, Any] | None:
+    """The sections and keys ("sft.lora") as pydantic's `include`; None, which is everything, for none."""
+    found: dict[str, Any] = {}
+    for name in sections:
+        *above, last = name.split(".")
+        inner = found
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = True
+    return found or None
 
 
 def paths_of(context: click.Context, options: dict) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -166,7 +166,7 @@ def test_the_image_works_under_any_user(user):
 
 def test_labels_say_version_commit_and_lock():
     config = json.loads(output(ENGINE, "image", "inspect", "--format", "{{json .Config}}", tag()))
-    lock = hashlib.sha256((ROOT / f"docker/{IMAGE}.lock").read_bytes()).hexdigest()
+    lock = hashlib.sha256((ROOT / f"docker/images/{IMAGE}/packages.lock").read_bytes()).hexdigest()
     assert config["Labels"]["jobs.lock"] == f"sha256:{lock}"
     assert {"org.opencontainers.image.version", "org.opencontainers.image.revision"} <= set(config["Labels"])
     assert config["User"] == "1000:1000"

@@ -346,7 +346,6 @@ def test_a_failed_jobs_links_are_named_too_and_its_exit_code_stays(repo):
 
 
 def test_a_gpu_is_passed_only_where_there_is_one_and_wanted_where_needed(repo):
-    (repo / "docker/cpu.Dockerfile").touch()
     refused = launch(repo, "train", "sft")
     assert refused.returncode == 1
     assert refused.stderr.strip() == "error: sft in the train image needs an NVIDIA GPU, and nvidia-smi finds none here"
@@ -463,13 +462,13 @@ def test_the_tag_follows_dockerfile_locks_and_base_and_nothing_else(repo):
 
     first = tag()
     (repo / "jobs/__init__.py").write_text('__version__ = "10"\n')
-    (repo / "docker/train.lock").write_text("other\n")
+    (repo / "docker/images/train/packages.lock").write_text("other\n")
     assert tag() == first
     assert tag(JOBS_BASE="other:base") != first
     assert tag(JOBS_SNAPSHOT="") != first
-    for name in ("cpu.lock", "cpu.Dockerfile", "build.lock", "llama.cmake"):
+    for name in ("cpu/packages.lock", "cpu/Dockerfile", "tools.lock", "llama.cmake"):
         before = tag()
-        with open(repo / "docker" / name, "a") as file:
+        with open(repo / "docker/images" / name, "a") as file:
             file.write("# changed\n")
         assert tag() != before, name
 

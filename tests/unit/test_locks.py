@@ -1,4 +1,4 @@
-"""docker/*.lock: complete, hashed, on the design's pins, agreeing with one another, and enough for what jobs import."""
+"""docker/images: complete, hashed locks on the design's pins, agreeing with one another, enough for what jobs import."""
 
 import ast
 import importlib.metadata
@@ -15,9 +15,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from jobs.plumbing import closure
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ("train", "gguf", "cpu")
-LOCKS = (*IMAGES, "build")
+LOCKS = (*IMAGES, "tools")
 TRAIN = {
     "torch": "2.11.0", "transformers": "5.17.0", "trl": "1.14.2", "peft": "0.21.2", "unsloth": "2026.10.7",
     "unsloth-zoo": "2026.10.7", "vllm": "0.25.1", "bitsandbytes": "0.50.2", "datasets": "4.8.5",
@@ -29,8 +31,12 @@ PINS = {
     "gguf": {"llama-cpp-python": "0.3.36", "gguf": "0.19.0", "click": "8.5.1"},
     "cpu": {name: TRAIN[name] for name in SHARED}
     | {"torch": "2.13.0+cpu", "llama-cpp-python": "0.3.36", "gguf": "0.19.0", "dvc": "3.67.1"},
-    "build": {},
+    "tools": {},
 }
+
+
+def lock_of(name: str) -> Path:
+    return ROOT / "docker/images" / ("tools.lock" if name == "tools" else f"{name}/packages.lock")
 
 
 def requirements(path: Path) -> list[tuple[Requirement, list[str]]]:
@@ -59,7 +65,7 @@ def holds(marker: Marker | None, python: str) -> bool:
 def locked(name: str, python: str) -> dict[str, Version]:
     """What a lock installs for one Python: canonical name to version."""
     found: dict[str, Version] = {}
-    for requirement, _ in requirements(ROOT / f"docker/{name}.lock"):
+    for requirement, _ in requirements(lock_of(name)):
         if holds(requirement.marker, python):
             key = canonicalize_name(requirement.name)
             assert key not in found, f"{name}.lock pins {key} twice for Python {python}"
@@ -71,7 +77,7 @@ def locked(name: str, python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_an_exact_version_with_sha256_hashes(name):
-    lines = requirements(ROOT / f"docker/{name}.lock")
+    lines = requirements(lock_of(name))
     assert len(lines) > 5
     for requirement, hashes in lines:
         assert [s.operator for s in requirement.specifier] == ["=="], requirement
@@ -83,7 +89,7 @@ def test_every_line_is_an_exact_version_with_sha256_hashes(name):
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_names_no_server(name):
     """Where packages come from is the machine's business; an index in a lock would follow whoever clones this."""
-    text = (ROOT / f"docker/{name}.lock").read_text()
+    text = (lock_of(name)).read_text()
     assert not re.search(r"://|--(extra-)?index|--find-links|--trusted", text)
 
 
@@ -92,7 +98,7 @@ def test_a_lock_names_no_server(name):
 def test_the_lock_holds_the_pins_and_all_that_its_input_asks_for(name, python):
     versions = locked(name, python)
     assert {pin: str(versions[pin]) for pin in PINS[name]} == PINS[name]
-    for requirement, _ in requirements(ROOT / f"docker/{name}.in"):
+    for requirement, _ in requirements(ROOT / f"docker/images/{name}.in"):
         if holds(requirement.marker, python):
             version = versions[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version, prereleases=True), f"{name}.in: {requirement}, not {version}"
@@ -109,7 +115,7 @@ def test_images_agree_where_they_share_a_package(python):
 
 
 def test_torch_comes_with_the_hash_of_both_pythons_cpu_wheels():
-    (hashes,) = [h for r, h in requirements(ROOT / "docker/cpu.lock") if r.name == "torch"]
+    (hashes,) = [h for r, h in requirements(lock_of("cpu")) if r.name == "torch"]
     assert sorted(hashes) == [
         "sha256:4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
         "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
@@ -177,7 +183,7 @@ def imported(path: Path) -> set[str]:
 
 def test_every_package_that_jobs_import_is_in_the_images_inputs():
     """A package that is there only because another one wants it is gone when that one changes its mind."""
-    asked = {canonicalize_name(r.name) for image in IMAGES for r, _ in requirements(ROOT / f"docker/{image}.in")}
+    asked = {canonicalize_name(r.name) for image in IMAGES for r, _ in requirements(ROOT / f"docker/images/{image}.in")}
     files = sorted((ROOT / "jobs").rglob("*.py"))
     needed = {(IMPORTS.get(name, canonicalize_name(name)), path.name) for path in files for name in imported(path)}
     assert needed
@@ -190,10 +196,11 @@ ELSEWHERE = {"train": {"llama-cpp-python", "gguf"}, "gguf": {"evalplus"}}
 
 @pytest.mark.parametrize("image", ["train", "gguf"])
 def test_an_image_has_what_its_own_stages_import(image):
-    asked = {canonicalize_name(r.name) for r, _ in requirements(ROOT / f"docker/{image}.in")} | ELSEWHERE[image]
+    asked = {canonicalize_name(r.name) for r, _ in requirements(ROOT / f"docker/images/{image}.in")} | ELSEWHERE[image]
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
-    files = {dep for stage in stages if stage["cmd"].startswith(f"docker/run {image} ") for dep in stage["deps"]}
-    needed = {(IMPORTS.get(n, canonicalize_name(n)), f) for f in files if f.endswith(".py") for n in imported(ROOT / f)}
+    commands = [stage["cmd"].split() for stage in stages if stage["cmd"].startswith(f"docker/run {image} ")]
+    files = {file for words in commands for file in closure.code(words[2]) if file.suffix == ".py"}
+    needed = {(IMPORTS.get(n, canonicalize_name(n)), file.name) for file in files for n in imported(file)}
     assert needed
     assert sorted((name, file) for name, file in needed if name not in asked) == []
 
@@ -201,7 +208,7 @@ def test_an_image_has_what_its_own_stages_import(image):
 def test_gpu_images_stand_on_one_base_by_tag_and_digest():
     bases = {}
     for image in IMAGES:
-        text = (ROOT / f"docker/{image}.Dockerfile").read_text()
+        text = (ROOT / f"docker/images/{image}/Dockerfile").read_text()
         (bases[image],) = re.findall(r"^ARG BASE=(\S+)$", text, re.MULTILINE)
         assert re.fullmatch(r"[\w/.-]+:[\w.-]+@sha256:[0-9a-f]{64}", bases[image])
         assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
@@ -210,7 +217,7 @@ def test_gpu_images_stand_on_one_base_by_tag_and_digest():
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_nothing_is_fetched_after_the_package_steps_or_without_hashes(image):
-    text = (ROOT / f"docker/{image}.Dockerfile").read_text().replace("\\\n", " ")
+    text = (ROOT / f"docker/images/{image}/Dockerfile").read_text().replace("\\\n", " ")
     steps = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
     fetching = [bool(re.search(r"\b(apt-get|pip|uv|curl|wget|git)\b", step)) for step in steps]
     assert fetching == sorted(fetching, reverse=True)
@@ -227,19 +234,19 @@ def test_nothing_is_fetched_after_the_package_steps_or_without_hashes(image):
 def test_the_build_context_is_the_locks_alone():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
-    assert rules == ["*", "!docker/*.lock", "!docker/llama.cmake"]
+    assert rules == ["*", "!docker/images/tools.lock", "!docker/images/*/packages.lock", "!docker/images/llama.cmake"]
     copied = set()
     for image in IMAGES:
-        copied |= set(re.findall(r"docker/[\w.]+", "".join(re.findall(r"^COPY (?!--from).*$", (
-            ROOT / f"docker/{image}.Dockerfile").read_text(), re.MULTILINE))))  # fmt: skip
-    assert copied == {f"docker/{name}.lock" for name in LOCKS} | {"docker/llama.cmake"}
+        copied |= set(re.findall(r"docker/[\w./]+", "".join(re.findall(r"^COPY (?!--from).*$", (
+            ROOT / f"docker/images/{image}/Dockerfile").read_text(), re.MULTILINE))))  # fmt: skip
+    assert copied == {str(lock_of(name).relative_to(ROOT)) for name in LOCKS} | {"docker/images/llama.cmake"}
 
 
 def test_a_bill_of_materials_lists_every_locked_package_with_its_hashes():
     run = [sys.executable, "docker/sbom.py", "gguf"]
     bill = json.loads(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     listed = {canonicalize_name(part["name"]) for part in bill["components"]}
-    assert listed == set(locked("gguf", "3.12")) | set(locked("gguf", "3.11")) | set(locked("build", "3.12"))
+    assert listed == set(locked("gguf", "3.12")) | set(locked("gguf", "3.11")) | set(locked("tools", "3.12"))
     assert all(part["hashes"] for part in bill["components"])
     assert bill == json.loads(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
@@ -251,5 +258,7 @@ def test_a_stage_depends_on_the_image_it_runs_in_and_on_no_other():
     for name, stage in stages.items():
         (image,) = re.findall(r"^docker/run (\w+) ", stage["cmd"])
         assert image in IMAGES, name
-        images = {dep for dep in stage["deps"] if re.match(r"docker/(train|gguf|cpu)\.", dep)}
-        assert images == {f"docker/{image}.Dockerfile", f"docker/{image}.lock"}, name
+        images = {dep for dep in stage["deps"] if re.match(r"docker/images/(train|gguf|cpu)\b", dep)}
+        assert images == {f"docker/images/{image}"}, name
+        held = {path.name for path in (ROOT / "docker/images" / image).iterdir()}
+        assert held == {"Dockerfile", "packages.lock"}, "what is no part of the image would rerun its stages"

@@ -1,23 +1,28 @@
 """dvc.yaml says what every stage depends on: its code's imports, its image, its params; nothing more, nothing less."""
 
+import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from jobs.plumbing import closure
-from jobs.plumbing.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 def images(image: str) -> set[str]:
-    """What an image is built from; llama.cmake says how llama.cpp is compiled where a stage's files come from it."""
-    return {f"docker/{image}.Dockerfile", f"docker/{image}.lock", "docker/build.lock"} | (
-        {"docker/llama.cmake"} if image == "gguf" else set()
-    )
+    """What an image is built from, where results hang on it.
+
+    tools.lock and llama.cmake say how llama.cpp is compiled, which quantizes. Which packages are installed elsewhere is
+    packages.lock's alone, whatever installs them.
+    """
+    compiled = {"docker/images/llama.cmake", "docker/images/tools.lock"} if image == "gguf" else set()
+    return {f"docker/images/{image}/Dockerfile", f"docker/images/{image}/packages.lock"} | compiled
 
 
 def definition(name: str) -> dict:
@@ -32,6 +37,11 @@ def command(name: str) -> str:
 def job_of(stage: str) -> tuple[str, str]:
     image, job = re.match(r"docker/run (\w+) (\w+)", command(stage)).groups()
     return image, job
+
+
+def command_of(job: str):
+    module = closure.job_file(job).relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    return import_module(module).command
 
 
 def lies_in(file: str, dep: str) -> bool:
@@ -55,11 +65,33 @@ def test_the_closure_follows_imports_inside_functions_and_not_those_for_types():
     assert "jobs/compare/report.html" in {file.relative_to(ROOT).as_posix() for file in closure.code("compare")}
 
 
+# What decides how fast a stage is or from where it resumes, and no result.
+SPEED = ("sandbox.workers", "evaluate.batch_size", "evaluate.gpu_memory", "grpo.gpu_memory", "checkpoints.")
+# The stage scores what `sample` drew; only the command with --model reads how to sample.
+SINGLE_JOB = {"evaluate": "evaluate."}
+
+
+def leaves(values: dict, above: str = "") -> set[str]:
+    """The paths of all keys whose value is no mapping."""
+    found = set()
+    for key, value in values.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}"}
+    return found
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_params_key_exists(stage):
-    fields = Params.model_fields
-    for key in definition(stage).get("params", []):
-        assert key.split(".")[0] in fields, key
+def test_a_stage_lists_the_params_that_its_result_hangs_on_and_no_others(stage):
+    """What its job says it reads (--print-params), less what is speed alone."""
+    _, job = job_of(stage)
+    required = [word for option in command_of(job).params if option.required for word in (option.opts[0], "any")]
+    words = ["--params", str(ROOT / "params.yaml"), "--print-params", *required]
+    printed = CliRunner().invoke(command_of(job), words, catch_exceptions=False)
+    left_out = (*SPEED, *([SINGLE_JOB[stage]] if stage in SINGLE_JOB else []))
+    wanted = {leaf for leaf in leaves(json.loads(printed.stdout)) if not leaf.startswith(left_out)}
+    known = leaves(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    listed = definition(stage)["params"]
+    assert not [key for key in listed if not any(leaf == key or leaf.startswith(f"{key}.") for leaf in known)]
+    assert {leaf for leaf in known for key in listed if leaf == key or leaf.startswith(f"{key}.")} == wanted
 
 
 @pytest.mark.parametrize("stage", STAGES)
