@@ -132,6 +132,10 @@ class TeacherServer:
             )
         if way in ("500", "503"):
             return reply(http, int(way), {"error": {"message": "it broke"}})
+        if way == "429_quota":
+            return reply(http, 429, {"error": {"message": "your quota is used up", "code": "insufficient_quota"}})
+        if way == "401_echo":
+            return reply(http, 401, {"error": {"message": f"you sent {http.headers['authorization'][7:]}"}})
         if way == "400":
             return reply(http, 400, {"error": {"message": "content exists risk", "code": "content_filter"}})
         if way == "stall":

@@ -189,6 +189,7 @@ class Distill(Section):
 
     base_url: Annotated[str, AfterValidator(endpoint)]
     model: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S+$")]
+    aliases: list[Annotated[str, Field(min_length=1, max_length=200)]]
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None
     recorded: str | None
     examples: Positive

@@ -7,7 +7,7 @@ replacement, so no task of one split, and no document of the corpus, is a task o
 All phrases have the same number of tokens, and so have all lines: what a line must look up is then at a fixed distance,
 which a model of two layers learns in hundreds of steps. With phrases of any length it takes thousands.
 
-    python -m jobs.toy data/smoke/teacher.jsonl      # writes anew the recorded teacher answers of the smoke run
+    python -m jobs.toy.world data/smoke/teacher.jsonl      # writes anew the recorded teacher answers of the smoke run
 """
 
 import operator
@@ -165,11 +165,11 @@ def off_by_one(k: int, rng: random.Random) -> int:
 
 
 def recorded(params: "Params") -> Iterator[dict]:
-    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/teacher.py's cache.
+    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/records.py's cache.
 
     A spoiled first answer is followed by a right second one.
     """
-    from jobs.distill import teacher
+    from jobs.distill import records
 
     if params.tasks.toy is None:
         raise UsageError("tasks.toy: recorded answers are made of toy tasks")
@@ -186,8 +186,8 @@ def recorded(params: "Params") -> Iterator[dict]:
         )
         answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
         for attempt, answer in enumerate(answers):
-            asked = teacher.request(params.distill, prompt_of(program), attempt)
-            yield teacher.record(asked, teacher.response(asked, answer))
+            asked = records.request(params.distill, prompt_of(program), attempt)
+            yield records.record(asked, records.response(asked, answer))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.common import answer_format
 from jobs.common.files import read_json, read_jsonl, write_jsonl
-from jobs.distill import teacher
+from jobs.distill import records as cache
 from jobs.plumbing.params import load
 from jobs.tasks import sources
 from jobs.toy import world
@@ -148,9 +148,9 @@ def recorded(records: list[dict], right: int, *assignments: str) -> list[dict]:
     settings = load(ROOT / "params.yaml", [f"distill.base_url={OFFLINE}", *assignments]).distill
     rows = []
     for i, task in enumerate(records):
-        asked = teacher.request(settings, task["prompt"], 0)
+        asked = cache.request(settings, task["prompt"], 0)
         answer = behaviour(task, "right" if i < right else "tags", random.Random(i)).answer
-        rows.append(teacher.record(asked, teacher.response(asked, answer)))
+        rows.append(cache.record(asked, cache.response(asked, answer)))
     return rows
 
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.distill import datacard, job, teacher
+from jobs.distill import datacard, job, records, reply
+from jobs.distill.collect import Collection, Collector
+from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine
 from jobs.plumbing.params import load
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["distill.similarity=0.9", "distill.api_key_env=null"])
@@ -43,10 +45,10 @@ def code(i: int, salt: str = "") -> str:
 
 
 def examined(text: str, settings=None, **changes) -> tuple[str, str]:
-    candidate = job.Candidate(task(1), 0, teacher.request(PARAMS.distill, "p", 0))
+    candidate = Candidate(task(1), 0, records.request(PARAMS.distill, "p", 0))
     values = {"thinking": "", "model": PARAMS.distill.model, "finish": "stop", "tokens_in": 1, "tokens_out": 1}
-    candidate.reply = teacher.Reply(text, **values | changes)
-    return job.examine(candidate, settings or PARAMS.distill)
+    candidate.reply = reply.Reply(text, **values | changes)
+    return examine(candidate, settings or PARAMS.distill)
 
 
 RIGHT = answer_format.render(REASONING, code(1))
@@ -66,9 +68,12 @@ RIGHT = answer_format.render(REASONING, code(1))
         (answer_format.render("x" * 4001, code(1)), "length"),
         (answer_format.render(REASONING, "f1=id"), "length"),
         (answer_format.render(REASONING, code(1) + "#" * 4000), "length"),
-        (answer_format.render(REASONING, "```python\n" + code(1) + "\n```"), "syntax"),
+        (answer_format.render(REASONING, "```python\n" + code(1) + "\n```"), ""),
+        ("```\n" + RIGHT + "\n```\n", ""),
+        ("\ufeff" + RIGHT, "tags"),
         (answer_format.render(REASONING, "def f1(:\n    return 1"), "syntax"),
-        (answer_format.render(REASONING, "def f1():\n    return '\0'"), "syntax"),
+        (answer_format.render(REASONING, "def f1():\n    return '\0'"), "characters"),
+        (answer_format.render(REASONING + "\x1b[31m", code(1)), "characters"),
         (answer_format.render(REASONING, "f1 = " + "(" * 3000 + ")" * 900), "syntax"),
         (answer_format.render(REASONING, "f1 = " + "-" * 3900 + "1"), "syntax"),
         (answer_format.render(REASONING, code(2)), "entry_point"),
@@ -85,11 +90,13 @@ def test_reasons_seen_without_running(text, reason):
     [
         ({"finish": "length"}, "truncated"),
         ({"finish": "content_filter"}, "truncated"),
-        ({"finish": ""}, "truncated"),
+        ({"finish": ""}, ""),
+        ({"finish": "whatever"}, ""),
+        ({"finish": "tool_calls"}, "truncated"),
         ({"model": "gpt-0-mini"}, "model"),
-        ({"model": ""}, "model"),
-        ({"model": "deepseek-reasoner2"}, "model"),
-        ({"model": "deepseek-reasoner-2026-01-31"}, ""),
+        ({"model": ""}, ""),
+        ({"model": "deepseek-v4-flash2"}, "model"),
+        ({"model": "deepseek-v4-flash-2026-01-31"}, ""),
         ({"error": "too_large"}, "too_large"),
         ({"error": "malformed"}, "malformed"),
         ({"error": "refused"}, "refused"),
@@ -101,9 +108,9 @@ def test_reasons_in_the_response(changes, reason):
 
 def test_every_reason_is_counted():
     for reason in ("too_large", "malformed", "refused", "failed", "timeout", "crashed", "invalid"):
-        assert reason in job.REASONS
+        assert reason in REASONS
     with pytest.raises(KeyError):
-        job.REASONS["infrastructure_error"]  # that one ends the job
+        REASONS["infrastructure_error"]  # that one ends the job
 
 
 @pytest.mark.parametrize(
@@ -117,12 +124,12 @@ def test_every_reason_is_counted():
     ],
 )
 def test_near_duplicates(change, duplicate):
-    collection = job.Collection(0.9, job.Benchmarks(13))
+    collection = Collection(0.9, Benchmarks(13))
     for i in (1, 2):
         given = code(1) if i == 1 else change(code(1))
         entry_point = "another_name" if "another_name" in given else "f1"
         record = task(i, prompt="the same task, word for word") | {"entry_point": entry_point}
-        candidate = job.Candidate(record, 0, {})
+        candidate = Candidate(record, 0, {})
         candidate.answer = answer_format.Answer(REASONING, given)
         collection.decide(candidate)
     assert [c.reason for c in collection.decided] == ["", "near_duplicate" if duplicate else ""]
@@ -139,7 +146,7 @@ def test_an_answer_that_repeats_a_benchmark(tmp_path):
         )
         + "\n"
     )
-    benchmarks = job.Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
+    benchmarks = Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
     repeats = "Now: check if, in GIVEN list of numbers, are any two numbers closer to each one?"
     for reasoning, program, reason in (
         (repeats, code(1), "contaminated"),
@@ -147,8 +154,8 @@ def test_an_answer_that_repeats_a_benchmark(tmp_path):
         (REASONING, f'def f1():\n    """{repeats}"""', "contaminated"),
         (" ".join(repeats.split()[5:]), code(1), ""),
     ):
-        collection = job.Collection(0.9, benchmarks)
-        candidate = job.Candidate(task(1), 0, {})
+        collection = Collection(0.9, benchmarks)
+        candidate = Candidate(task(1), 0, {})
         candidate.answer = answer_format.Answer(reasoning, program)
         collection.decide(candidate)
         assert candidate.reason == reason
@@ -178,7 +185,7 @@ class FakeTeacher:
             if what == "failed"
             else answer_format.render(REASONING, code(number))
         )
-        return teacher.response(request, "?" if what == "tags" else text)
+        return records.response(request, "?" if what == "tags" else text)
 
     async def close(self) -> None:
         pass
@@ -201,10 +208,15 @@ class NoResponses:
         pass
 
 
+def collector(tasks: list[dict], settings, asked, sandbox) -> Collector:
+    collection = Collection(settings.similarity, Benchmarks(13))
+    return Collector(tasks, settings, collection, NoResponses(), asked, sandbox)
+
+
 def collected(what: dict, tasks: list[dict], settings, seed: int):
     asked = FakeTeacher(what, random.Random(seed))
     try:
-        collection = asyncio.run(job.collect(tasks, settings, job.Benchmarks(13), NoResponses(), asked, FakeSandbox()))
+        collection = asyncio.run(collector(tasks, settings, asked, FakeSandbox()).collect())
         return asked, collection, ""
     except JobError as error:
         return asked, None, str(error)
@@ -263,8 +275,8 @@ def test_the_budgets_are_never_exceeded(concurrency):
     assert "the budget ended before there were 50 examples; 20 examples from 20 answers" in error
 
     cost = sum(
-        teacher.read(r, teacher.response(r, answer_format.render(REASONING, code(1)))).tokens_out
-        for r in [teacher.request(few, "task number 1", 0)]
+        reply.read(r, records.response(r, answer_format.render(REASONING, code(1)))).tokens_out
+        for r in [records.request(few, "task number 1", 0)]
     )
     tight = with_settings(examples=50, attempts=1, concurrency=concurrency, max_tokens=500, max_total_tokens=6000)
     asked, collection, error = collected(what, tasks, tight, 1)
@@ -283,9 +295,7 @@ def test_a_failing_sandbox_ends_the_job():
     chosen = with_settings(examples=3, concurrency=2)
     asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
     with pytest.raises(JobError, match="the sandbox failed on T/0: out of memory"):
-        asyncio.run(
-            job.collect([task(i) for i in range(5)], chosen, job.Benchmarks(13), NoResponses(), asked, Broken())
-        )
+        asyncio.run(collector([task(i) for i in range(5)], chosen, asked, Broken()).collect())
 
 
 def test_the_card_is_made_of_the_numbers():
@@ -300,6 +310,6 @@ def test_the_card_is_made_of_the_numbers():
     assert metrics["requests"] == len(asked.asked) == 8
     assert metrics["acceptance"] == metrics["rejected"]["tags"] == 0.5
     assert sum(metrics["rejected"].values()) + metrics["acceptance"] == 1
-    card = datacard.card([job.example(c) for c in collection.accepted], metrics, job.REASONS, chosen)
+    card = datacard.card([job.example(c) for c in collection.accepted], metrics, REASONS, chosen)
     assert "- Tasks: 4 from here, licence MIT" in card
     assert "| tags | the tag format is not obeyed | 50.0% |" in card

@@ -104,7 +104,8 @@ def test_paths_in_the_command_are_dependencies_or_outputs(stage):
         for p in parts.get(kind, [])
     ]
     for word in command(stage).split():
-        if "/" in word and not word.startswith(("docker/", "--")):
+        # What the teacher answered is kept beyond DVC's reach; the stage copies what it uses of it into an out.
+        if "/" in word and not word.startswith(("docker/", "--")) and word != ".cache/responses":
             assert any(word == k or k.startswith(word + "/") or word.startswith(k + "/") for k in known), word
 
 
