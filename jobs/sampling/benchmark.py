@@ -5,7 +5,6 @@ A killed run goes on where it stopped: finished calls wait in .checkpoints/sampl
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -56,7 +55,7 @@ class Drawn:
 
     def forget(self) -> None:
         """Removes the finished calls, once what was made of them is in place."""
-        shutil.rmtree(self.checkpoint)
+        checkpoint.clear(self.checkpoint)
 
 
 class Model:

@@ -1,3 +1,9 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +56,105 @@ def test_another_param_or_input_starts_anew_and_clears_the_old():
     Path("data").write_text("two")
     assert checkpoint.folder("sft", {"lr": 2.0}, Path("data")) != other
     assert checkpoint.folder("grpo", {"lr": 2.0}, Path("data")).exists(), "jobs do not clear one another's"
+
+
+ROOT = Path(__file__).parents[2]
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from jobs.common.errors import JobError
+from jobs.plumbing import checkpoint
+try:
+    folder = checkpoint.folder("sft", {"lr": float(sys.argv[1])})
+except JobError as error:
+    sys.exit(f"error: {error}")
+Path(folder, "mine").touch()
+print(folder, flush=True)
+if "fork" in sys.argv and os.fork() == 0:
+    time.sleep(60)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def worker():
+    """Starts processes that take a folder, say which, and hold it until their stdin is closed or they are killed."""
+    started = []
+
+    def start(*words: str) -> tuple[subprocess.Popen, str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        started.append(process)
+        line = process.stdout.readline().strip()
+        return process, line or process.stderr.read()
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_run_leaves_the_checkpoints_that_another_works_in(worker, caplog):
+    first, theirs = worker("1.0")
+    with caplog.at_level("INFO"):
+        mine = checkpoint.folder("sft", {"lr": 2.0})
+    assert Path(theirs, "mine").exists()
+    assert f"{theirs} is in use and stays: process {first.pid} on" in caplog.text
+    first.communicate("")
+    assert first.returncode == 0
+    assert checkpoint.folder("sft", {"lr": 2.0}) == mine
+    assert [p.name for p in Path(".checkpoints/sft").iterdir() if p.is_dir()] == [mine.name], "its owner is gone"
+    assert len(list(Path(".checkpoints/sft").iterdir())) == 2, "nor is a lock left of it"
+
+
+def test_the_same_run_twice_is_refused_by_name(worker):
+    first, theirs = worker("1.0")
+    with pytest.raises(JobError, match=f"{theirs}: a run of sft with the same params .*process {first.pid} on"):
+        checkpoint.folder("sft", {"lr": 1.0})
+    assert Path(theirs, "mine").exists()
+    assert worker("1.0")[1].startswith(f"error: {theirs}: ")
+    assert checkpoint.folder("grpo", {"lr": 1.0}).exists(), "another job's lock is another"
+
+
+@pytest.mark.parametrize("more", [[], ["fork"]])
+def test_a_killed_runs_checkpoints_are_the_next_ones(worker, more):
+    """SIGKILL leaves the lock's file, and may leave a child; neither keeps the lock."""
+    first, theirs = worker("1.0", *more)
+    time.sleep(0.2)
+    first.kill()
+    first.wait()
+    assert str(checkpoint.folder("sft", {"lr": 1.0})) == theirs
+    assert Path(theirs, "mine").exists()
+
+
+def test_a_locks_file_that_was_removed_guards_nothing_and_is_made_anew(worker):
+    mine = checkpoint.folder("sft", {"lr": 1.0})
+    mine.with_suffix(".lock").unlink()
+    checkpoint.folder("sft", {"lr": 1.0})
+    assert worker("1.0")[1].startswith("error: ")
+
+
+def test_only_one_of_many_that_begin_at_once_gets_the_folder(worker):
+    """Each of them clears what the others leave, so that the lock's file comes and goes under them."""
+    for _ in range(3):
+        checkpoint.clear(checkpoint.folder("sft", {"lr": 1.0}))
+        began = [subprocess.Popen([sys.executable, "-c", WORKER, "1.0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                 for _ in range(3)]  # fmt: skip
+        # The one that got it holds it until the others have ended.
+        deadline = time.monotonic() + 30
+        while sum(p.poll() is None for p in began) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ended = [p.communicate("") and p.returncode for p in began]
+        assert sorted(ended) == [0, 1, 1]
 
 
 def test_an_interrupted_output_leaves_the_old_one_whole():
