@@ -85,7 +85,8 @@ def words(job, world, *settings, **inputs):
 
 def invoke(job, world, *settings, **inputs):
     given = ["--params", str(ROOT / "params.yaml"), *words(job, world, *settings, **inputs)]
-    return CliRunner().invoke(import_module(f"jobs.{job}").command, given)
+    module = {"sft": "jobs.sft", "grpo": "jobs.grpo.job"}[job]
+    return CliRunner().invoke(import_module(module).command, given)
 
 
 def works(job, world, *settings):
