@@ -28,6 +28,7 @@ import click
 
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl, write_jsonl
+from jobs.common.records import refuse
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import ROWS
 from jobs.scoring.judge import judged
@@ -63,9 +64,10 @@ def record(row: dict, where: str) -> dict:
         names = ("task_id", "prompt", "entry_point", "base_input", "plus_input", "atol")
         known = {name: row[name] for name in names if name in row}
         whole = row["prompt"] + row["canonical_solution"]
-        return {**known, "setup": "", "tests": [], "check": row.get("test"), "reference": whole}
-    if not any(row.get(name) for name in ("tests", "check", "base_input", "plus_input")):
-        raise JobError(f"{where} ({row['task_id']}) has no tests")
+        task = {**known, "setup": "", "tests": [], "check": row.get("test"), "reference": whole}
+        refuse(task, where)
+        return task
+    refuse(row, where)
     return row
 
 

@@ -3,18 +3,20 @@
 from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json, read_jsonl
+from jobs.common.files import read_json
+from jobs.common.records import read_tasks
 
 
 def read_benchmarks(folder: Path, names: list[str]) -> dict[str, list[dict]]:
     """The tasks of each benchmark NAME, from `folder`/NAME.jsonl.
 
-    Errors: UsageError naming one that is not there, JobError for one with another number of tasks than sizes.json says.
+    Errors: UsageError naming one that is not there, JobError for one with another number of tasks than sizes.json says,
+    or with a record that nothing can be judged by.
     """
     missing = [name for name in names if not (folder / f"{name}.jsonl").is_file()]
     if missing:
         raise UsageError(f"benchmark {missing[0]}: {folder / missing[0]}.jsonl does not exist")
-    benchmarks = {name: read_jsonl(folder / f"{name}.jsonl") for name in names}
+    benchmarks = {name: read_tasks(folder / f"{name}.jsonl") for name in names}
     sizes = read_json(folder / "sizes.json") if (folder / "sizes.json").is_file() else {}
     for name, tasks in benchmarks.items():
         if len(tasks) != sizes.get(name, len(tasks)):

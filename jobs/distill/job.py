@@ -42,7 +42,8 @@ import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_jsonl, replace_dir, rounded, write_jsonl, write_metrics
+from jobs.common.files import replace_dir, rounded, write_jsonl, write_metrics
+from jobs.common.records import read_tasks
 from jobs.distill import datacard, records
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate
@@ -69,7 +70,7 @@ def run(
     from jobs.sandbox import Sandbox
 
     settings = params.distill
-    tasks = read_jsonl(tasks_path)
+    tasks = read_tasks(tasks_path)
     if len(tasks) < settings.examples:
         raise UsageError(
             f"distill.examples: {settings.examples} wanted, but {tasks_path} has {len(tasks)} tasks, and "

@@ -23,7 +23,9 @@ import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import numbered_jsonl, replace_dir, write_jsonl, write_metrics
+from jobs.common.files import replace_dir, write_jsonl, write_metrics
+from jobs.common.prompts import require_short
+from jobs.common.records import read_tasks
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
@@ -87,12 +89,8 @@ def run(
     from jobs.training import loop
 
     settings = params.grpo
-    numbered = numbered_jsonl(tasks)
-    rows = [row for _, row in numbered]
+    rows = read_tasks(tasks)
     check(settings, len(rows), tasks)
-    for number, row in numbered:
-        if missing := {"task_id", "prompt", "entry_point"} - row.keys():
-            raise JobError(f"{tasks}: line {number} has no {min(missing)!r}")
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
         loop.prepare(settings.engine)
         from datasets import Dataset
@@ -100,6 +98,7 @@ def run(
         scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows})
         functions, weights = scorer.functions()
         tokenizer = loop.load_tokenizer(base)
+        require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
         dataset = Dataset.from_list(
             [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
         )

@@ -26,7 +26,7 @@ HOSTILE = (
 
 def tasks_file(path, count=60):
     write_jsonl(path, [{"task_id": f"Toy/{i}", "prompt": f"def f{i}():\n", "entry_point": f"f{i}", "setup": "",
-                        "tests": ["assert True"], "reference": "<b>reference</b>"} for i in range(count)])  # fmt: skip
+                        "tests": [f"assert f{i}()"], "reference": "<b>reference</b>"} for i in range(count)])  # fmt: skip
 
 
 def evaluation(folder, tasks, passes, *, mode="cot", n=5, text="answer", settings=()):

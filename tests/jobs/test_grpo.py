@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,38 @@ def test_the_adapter_was_trained(world, done):
     before = world / "models/adapters/sft/adapter_model.safetensors"
     after = done / "models/adapters/grpo/adapter_model.safetensors"
     assert sha256(before) != sha256(after)
+
+
+def refused(world, folder, tasks, *settings):
+    """A run that is to end before the model is loaded: there is no model to load, only its tokenizer."""
+    base = folder / "base"
+    base.mkdir()
+    for path in (world / "models/base").iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, base)
+    write_jsonl(folder / "tasks.jsonl", tasks)
+    words = ("--base", base, "--adapter", world / "models/adapters/sft", "--tasks", folder / "tasks.jsonl")
+    done = program.run(folder, "grpo", *words, settings=(*SMALL, *settings))
+    assert done.returncode in (1, 2), done.stderr
+    return done.stderr
+
+
+def test_a_prompt_that_is_too_long_ends_the_run_before_the_model_is_loaded(world, tmp_path):
+    tasks = toy.tasks(1, {"train": 6})["train"]
+    tasks[3]["prompt"] += "word " * 2000
+    said = refused(world, tmp_path, tasks)
+    assert f"tasks.jsonl: {tasks[3]['task_id']} has " in said
+    assert "grpo.max_prompt_length is 512" in said
+
+
+def test_tasks_that_cannot_be_told_apart_or_judged_are_refused(world, tmp_path):
+    tasks = toy.tasks(1, {"train": 6})["train"]
+    (tmp_path / "twice").mkdir()
+    assert f"line 7 is a second {tasks[2]['task_id']}" in refused(world, tmp_path / "twice", [*tasks, tasks[2]])
+    (tmp_path / "open").mkdir()
+    tasks[4]["tests"] = [tasks[4]["tests"][0].removeprefix("assert ")]
+    assert "line 5" in (said := refused(world, tmp_path / "open", tasks))
+    assert "asserts nothing" in said
 
 
 @pytest.mark.parametrize("groups", ["drop", "refill"])
