@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
+from jobs.distill.cache import Responses, request
 from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine, shingles
-from jobs.distill.records import Responses, request
 from jobs.distill.reply import read
 from jobs.plumbing.cli import progress
 

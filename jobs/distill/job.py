@@ -21,11 +21,11 @@ first answer, then the second ones of tasks that have no example yet, and so on.
 that sequence with enough valid answers; a request is sent only when it must belong to that beginning.
 
 With distill.recorded the answers come from that file and nothing is asked. Each of its lines is a record of the cache,
-{"key", "request", "response"}; jobs/distill/records.py makes them:
+{"key", "request", "response"}; jobs/distill/cache.py makes them:
 
 \b
-    asked = records.request(params.distill, task["prompt"], attempt=0)
-    row = records.record(asked, records.response(asked, answer_format.render(reasoning, code)))
+    asked = cache.request(params.distill, task["prompt"], attempt=0)
+    row = cache.record(asked, cache.response(asked, answer_format.render(reasoning, code)))
 
 The key is read from the environment variable that distill.api_key_env names. Exit code 1 with the counts when the
 budget (distill.max_requests, distill.max_total_tokens) or the attempts end before there are enough examples; the
@@ -44,7 +44,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, rounded, write_jsonl, write_metrics
 from jobs.common.records import read_tasks
-from jobs.distill import datacard, records
+from jobs.distill import cache, datacard
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate
 from jobs.distill.teacher import Teacher
@@ -78,8 +78,8 @@ def run(
         )
     random.Random(f"distill {params.tasks.seed}").shuffle(tasks)
     collection = Collection(settings.similarity, Benchmarks.read(benchmarks_path, params.tasks.ngrams))
-    kept = records.outside_experiments(kept) if kept else None
-    responses = records.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
+    kept = cache.outside_experiments(kept) if kept else None
+    responses = cache.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
     asked = Teacher(settings)
     try:
         with Sandbox.from_params(params.sandbox) as sandbox:
@@ -132,7 +132,7 @@ def example(candidate: Candidate) -> dict:
         "thinking": reply.thinking,
         "teacher": reply.model,
         "attempt": candidate.attempt,
-        "request": records.request_key(candidate.request),
+        "request": cache.request_key(candidate.request),
         "source": task["source"],
         "license": task["license"],
     }
@@ -149,7 +149,7 @@ def reject(candidate: Candidate) -> dict:
         "teacher": reply.model[:100],
         "characters": len(reply.text),
         "text": reply.text[:LONGEST_TEXT],
-        "request": records.request_key(candidate.request),
+        "request": cache.request_key(candidate.request),
     }
 
 

@@ -165,11 +165,11 @@ def off_by_one(k: int, rng: random.Random) -> int:
 
 
 def recorded(params: "Params") -> Iterator[dict]:
-    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/records.py's cache.
+    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/cache.py's cache.
 
     A spoiled first answer is followed by a right second one.
     """
-    from jobs.distill import records
+    from jobs.distill import cache
 
     if params.tasks.toy is None:
         raise UsageError("tasks.toy: recorded answers are made of toy tasks")
@@ -186,8 +186,8 @@ def recorded(params: "Params") -> Iterator[dict]:
         )
         answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
         for attempt, answer in enumerate(answers):
-            asked = records.request(params.distill, prompt_of(program), attempt)
-            yield records.record(asked, records.response(asked, answer))
+            asked = cache.request(params.distill, prompt_of(program), attempt)
+            yield cache.record(asked, cache.response(asked, answer))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.common import answer_format
 from jobs.common.files import read_json, read_jsonl, write_jsonl
-from jobs.distill import records as cache
+from jobs.distill import cache
 from jobs.plumbing.params import load
 from jobs.tasks import sources
 from jobs.toy import world

@@ -83,3 +83,27 @@ def test_run_again_without_any_cache_it_has_the_same_hashes(first, clone):
     assert said.count("Running stage") == len(STAGES)
     assert yaml.safe_load((clone / "dvc.lock").read_text()) == yaml.safe_load(lock)
     assert contents(clone) == contents(first)
+
+
+@pytest.mark.parametrize("where", [[], ["--temp"]], ids=["workspace", "temp"])
+def test_what_a_failed_run_paid_for_is_there_for_the_next_experiment(first, clone, where):
+    from jobs.common import answer_format
+    from jobs.common.files import read_jsonl
+    from tests.teacher_server import Behaviour, TeacherServer
+
+    dvc(clone, "pull", *STAGES)
+    reasoning = "Take the steps of the statement one after the other."
+    answers = {
+        task["prompt"]: Behaviour(answer_format.render(reasoning, task["reference"]))
+        for task in read_jsonl(clone / "data/tasks/distill.jsonl")
+    }
+    with TeacherServer(answers) as server:
+        params = yaml.safe_load((clone / "params.yaml").read_text())
+        params["distill"] |= {"recorded": None, "base_url": server.url, "api_key_env": None, "max_requests": 3}
+        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        call(clone, *GIT, "commit", "--all", "--quiet", "--message", "live")
+        with pytest.raises(AssertionError, match=r"the budget ended .* 3 examples from 3 answers"):
+            dvc(clone, "exp", "run", *where, "distill")
+        assert server.asked.total() == 3
+        dvc(clone, "exp", "run", *where, "--set-param", "distill.max_requests=9", "distill")
+        assert server.asked.total() == 4

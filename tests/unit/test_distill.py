@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.distill import datacard, job, records, reply
+from jobs.distill import cache, datacard, job, reply
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine
 from jobs.plumbing.params import load
@@ -45,7 +45,7 @@ def code(i: int, salt: str = "") -> str:
 
 
 def examined(text: str, settings=None, **changes) -> tuple[str, str]:
-    candidate = Candidate(task(1), 0, records.request(PARAMS.distill, "p", 0))
+    candidate = Candidate(task(1), 0, cache.request(PARAMS.distill, "p", 0))
     values = {"thinking": "", "model": PARAMS.distill.model, "finish": "stop", "tokens_in": 1, "tokens_out": 1}
     candidate.reply = reply.Reply(text, **values | changes)
     return examine(candidate, settings or PARAMS.distill)
@@ -185,7 +185,7 @@ class FakeTeacher:
             if what == "failed"
             else answer_format.render(REASONING, code(number))
         )
-        return records.response(request, "?" if what == "tags" else text)
+        return cache.response(request, "?" if what == "tags" else text)
 
     async def close(self) -> None:
         pass
@@ -275,8 +275,8 @@ def test_the_budgets_are_never_exceeded(concurrency):
     assert "the budget ended before there were 50 examples; 20 examples from 20 answers" in error
 
     cost = sum(
-        reply.read(r, records.response(r, answer_format.render(REASONING, code(1)))).tokens_out
-        for r in [records.request(few, "task number 1", 0)]
+        reply.read(r, cache.response(r, answer_format.render(REASONING, code(1)))).tokens_out
+        for r in [cache.request(few, "task number 1", 0)]
     )
     tight = with_settings(examples=50, attempts=1, concurrency=concurrency, max_tokens=500, max_total_tokens=6000)
     asked, collection, error = collected(what, tasks, tight, 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.distill import records, refusals, reply, teacher
+from jobs.distill import cache, refusals, reply, teacher
 from jobs.plumbing.params import load
 from tests.teacher_server import TRANSIENT, Behaviour, TeacherServer
 
@@ -42,7 +42,7 @@ def ask(settings, *prompts: str, key: str | None = SECRET) -> list[dict]:
     async def work() -> list[dict]:
         client = teacher.Teacher(settings)
         try:
-            return [await client.ask(records.request(settings, prompt, 0)) for prompt in prompts]
+            return [await client.ask(cache.request(settings, prompt, 0)) for prompt in prompts]
         finally:
             await client.close()
 
@@ -65,7 +65,7 @@ def test_what_passes_when_repeated_is_repeated_once(way):
     with TeacherServer({"add": Behaviour(ANSWER, way)}) as server:
         settings = distill(server.url)
         (response,) = ask(settings, "add")
-        assert reply.read(records.request(settings, "add", 0), response).text == ANSWER
+        assert reply.read(cache.request(settings, "add", 0), response).text == ANSWER
         assert server.asked["add"] == 2
 
 
@@ -184,7 +184,7 @@ def test_the_body_is_what_the_request_says():
             "distill.temperature=null",
         )
         ask(settings, "add")
-        assert server.bodies == [records.request(settings, "add", 0)["body"]]
+        assert server.bodies == [cache.request(settings, "add", 0)["body"]]
         assert server.bodies[0] == {
             "model": "deepseek-v4-flash",
             "messages": answer_format.messages("add"),
@@ -204,14 +204,14 @@ def test_thinking_is_kept_apart(way, thinking):
     behaviour = Behaviour(ANSWER, way, thinking="hm" if way == "right" else "")
     with TeacherServer({"add": behaviour}) as server:
         settings = distill(server.url)
-        found = reply.read(records.request(settings, "add", 0), ask(settings, "add")[0])
+        found = reply.read(cache.request(settings, "add", 0), ask(settings, "add")[0])
         assert (found.text.strip(), found.thinking) == (ANSWER, thinking)
 
 
 def test_unknown_usage_costs_the_most():
     with TeacherServer({"add": Behaviour(ANSWER, "no_usage")}) as server:
         settings = distill(server.url)
-        request = records.request(settings, "add", 0)
+        request = cache.request(settings, "add", 0)
         found = reply.read(request, ask(settings, "add")[0])
         assert (found.tokens_in, found.tokens_out) == reply.reservation(request)
         assert found.tokens_out == settings.max_tokens
@@ -220,29 +220,34 @@ def test_unknown_usage_costs_the_most():
 def test_attempts_prompts_models_and_endpoints_have_keys_of_their_own():
     one, other = distill(), distill("http://127.0.0.1:9/v2")
     keys = [
-        records.request_key(records.request(one, "add", 0)),
-        records.request_key(records.request(one, "add", 1)),
-        records.request_key(records.request(one, "sub", 0)),
-        records.request_key(records.request(other, "add", 0)),
-        records.request_key(records.request(distill("http://127.0.0.1:9/v1", "distill.model=x"), "add", 0)),
+        cache.request_key(cache.request(one, "add", 0)),
+        cache.request_key(cache.request(one, "add", 1)),
+        cache.request_key(cache.request(one, "sub", 0)),
+        cache.request_key(cache.request(other, "add", 0)),
+        cache.request_key(cache.request(distill("http://127.0.0.1:9/v1", "distill.model=x"), "add", 0)),
     ]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == records.request_key(json.loads(json.dumps(records.request(distill(), "add", 0))))
+    assert keys[0] == cache.request_key(json.loads(json.dumps(cache.request(distill(), "add", 0))))
 
 
 def test_the_cache_returns_what_was_put_and_refuses_what_was_changed(tmp_path):
-    request = records.request(distill(), "add", 0)
-    responses = records.Responses(tmp_path)
+    request = cache.request(distill(), "add", 0)
+    responses = cache.Responses(tmp_path)
     assert responses.get(request) is None
-    responses.put(request, records.response(request, "räght\u2028"))
+    responses.put(request, cache.response(request, "räght\u2028"))
     (path,) = tmp_path.iterdir()
-    for name, age in (("old", 7200), ("new", 0)):  # what a kill leaves, and what another run is writing
-        partial = tmp_path / f".{path.stem}.{name}.partial"
+    kept = tmp_path.with_name("kept")
+    for folder, name, age in ((tmp_path, "new", 0), (kept, "new", 0), (kept, "old", 7200)):
+        folder.mkdir(exist_ok=True)
+        partial = folder / f".{path.stem}.{name}.partial"  # what a kill leaves, or another run is writing to
         partial.write_text("{")
         os.utime(partial, (time.time() - age,) * 2)
     (tmp_path / ".mine.partial").write_text("not the cache's")
-    assert records.Responses(tmp_path).get(request)["choices"][0]["message"]["content"] == "räght\u2028"
-    assert {other.name for other in tmp_path.iterdir()} == {path.name, f".{path.stem}.new.partial", ".mine.partial"}
+    responses = cache.Responses(tmp_path, kept=kept)
+    assert responses.get(request)["choices"][0]["message"]["content"] == "räght\u2028"
+    assert {other.name for other in tmp_path.iterdir()} == {path.name, ".mine.partial"}
+    assert {other.name for other in kept.iterdir()} == {path.name, f".{path.stem}.new.partial"}
+    responses = cache.Responses(tmp_path)
 
     path.write_text(path.read_text().replace("add", "sub"))
     with pytest.raises(JobError, match=f"{path.name}.*key"):
@@ -253,15 +258,15 @@ def test_the_cache_returns_what_was_put_and_refuses_what_was_changed(tmp_path):
 
 
 def test_recorded_responses_are_checked_by_line(tmp_path):
-    request = records.request(distill(), "add", 0)
-    row = records.record(request, records.response(request, ANSWER))
+    request = cache.request(distill(), "add", 0)
+    row = cache.record(request, cache.response(request, ANSWER))
     recorded = tmp_path / "teacher.jsonl"
     recorded.write_text(json.dumps(row) + "\n")
-    assert records.Responses(tmp_path / "responses", recorded).get(request) == row["response"]
-    assert records.Responses(tmp_path / "responses", recorded).get(records.request(distill(), "add", 1)) is None
+    assert cache.Responses(tmp_path / "responses", recorded).get(request) == row["response"]
+    assert cache.Responses(tmp_path / "responses", recorded).get(cache.request(distill(), "add", 1)) is None
     recorded.write_text(json.dumps(row) + "\n" + json.dumps({**row, "key": "0" * 64}) + "\n")
     with pytest.raises(JobError, match=r"line 2: its key"):
-        records.Responses(tmp_path / "responses", recorded)
+        cache.Responses(tmp_path / "responses", recorded)
 
 
 @pytest.mark.parametrize(
@@ -491,13 +496,13 @@ def test_the_endpoints_own_words_are_found(body, message):
 
 
 def test_that_there_is_no_answer_is_stored_only_once_a_run_is_settled(tmp_path):
-    request = records.request(distill(), "add", 0)
+    request = cache.request(distill(), "add", 0)
     refused = {"error": {"type": "refused", "message": "status 400: no"}}
-    responses = records.Responses(tmp_path)
+    responses = cache.Responses(tmp_path)
     responses.put(request, refused)
     assert list(tmp_path.iterdir()) == []
-    responses.settle([request, records.request(distill(), "sub", 0)])
-    assert records.Responses(tmp_path).get(request)["error"]["type"] == "refused"
+    responses.settle([request, cache.request(distill(), "sub", 0)])
+    assert cache.Responses(tmp_path).get(request)["error"]["type"] == "refused"
 
 
 @pytest.mark.parametrize(
@@ -506,28 +511,28 @@ def test_that_there_is_no_answer_is_stored_only_once_a_run_is_settled(tmp_path):
      whole("", "error", error={"message": "upstream"})],
 )  # fmt: skip
 def test_what_an_older_cache_holds_as_a_fact_and_is_none_is_asked_again(tmp_path, response):
-    request = records.request(distill(), "add", 0)
-    key = records.request_key(request)
-    (tmp_path / f"{key}.json").write_text(json.dumps(records.record(request, response)))
-    assert records.Responses(tmp_path).get(request) is None
+    request = cache.request(distill(), "add", 0)
+    key = cache.request_key(request)
+    (tmp_path / f"{key}.json").write_text(json.dumps(cache.record(request, response)))
+    assert cache.Responses(tmp_path).get(request) is None
 
 
 def test_what_was_answered_is_kept_where_dvc_does_not_clear(tmp_path, monkeypatch):
-    project, request = tmp_path / "project", records.request(distill(), "add", 0)
+    project, request = tmp_path / "project", cache.request(distill(), "add", 0)
     copy = project / ".dvc/tmp/exps/standalone/tmp1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    kept = records.outside_experiments(Path(".cache/responses"))
+    kept = cache.outside_experiments(Path(".cache/responses"))
     assert kept == project / ".cache/responses"
-    response = records.response(request, ANSWER)
-    records.Responses(Path("data/responses"), kept=kept).put(request, response)
+    response = cache.response(request, ANSWER)
+    cache.Responses(Path("data/responses"), kept=kept).put(request, response)
     monkeypatch.chdir(project)
-    assert records.outside_experiments(Path(".cache/responses")) == Path(".cache/responses")
-    assert records.Responses(Path("data/responses"), kept=Path(".cache/responses")).get(request) == response
-    assert records.Responses(Path("data/responses")).get(request) == response, "the replay's cache is filled from it"
+    assert cache.outside_experiments(Path(".cache/responses")) == Path(".cache/responses")
+    assert cache.Responses(Path("data/responses"), kept=Path(".cache/responses")).get(request) == response
+    assert cache.Responses(Path("data/responses")).get(request) == response, "the replay's cache is filled from it"
     # And the other way: what came with `dvc pull`.
-    assert records.Responses(Path("data/responses"), kept=Path("anew")).get(request) == response
-    assert records.Responses(Path("empty"), kept=Path("anew")).get(request) == response
+    assert cache.Responses(Path("data/responses"), kept=Path("anew")).get(request) == response
+    assert cache.Responses(Path("empty"), kept=Path("anew")).get(request) == response
 
 
 def test_no_credit_ends_the_job_at_once_with_the_endpoints_words():

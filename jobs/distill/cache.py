@@ -107,7 +107,8 @@ class Responses:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 for leftover in place.glob(f".{NAME}.*.partial"):
-                    if time.time() - leftover.stat().st_mtime > ABANDONED:
+                    # Into `kept`, another run may be writing it now; the stage's out is this run's alone.
+                    if place != kept or time.time() - leftover.stat().st_mtime > ABANDONED:
                         leftover.unlink(missing_ok=True)
             except OSError as error:
                 raise JobError(f"{place}: cannot be written ({error.strerror})") from None
