@@ -11,8 +11,10 @@ Reads   --tasks    OpenAI's HumanEval, evalplus's HumanEval+ or MBPP+, or this p
         --samples  task_id and either `completion` (appended to the task's prompt) or `solution` (a whole program)
 Writes  --out      one row a sample, in order: task_id, passed, status, tests_passed, tests_total, base_passed,
                    plus_passed, error
-                   status: passed, failed, timeout, crashed, invalid (no program), infrastructure_error (no verdict)
-Prints  counts by status, pass@k (for HumanEval+ and MBPP+ of base alone, and of base and plus), samples per second
+                   status: passed, failed, timeout, crashed, invalid (no program), unsupported (cannot be judged exactly),
+                   infrastructure_error (no verdict)
+Prints  counts by status, tasks with samples that are unsupported, pass@k (for HumanEval+ and MBPP+ of base alone, and
+        of base and plus), samples per second
 
 Each input has the limit that evalplus gives it: four times what the reference takes, and at least sandbox.min_limit.
 """
@@ -113,16 +115,29 @@ def summary(ids: list[str], verdicts: "list[Verdict]", tasks: int, seconds: floa
     broken = [(i, v.error) for i, v in zip(ids, verdicts, strict=True) if v.status == "infrastructure_error"]
     for task_id, error in broken[:10]:
         log.warning("no verdict on a sample of %s: %s", task_id, error)
-    decided = [(i, v) for i, v in zip(ids, verdicts, strict=True) if v.status != "infrastructure_error"]
+    unsupported = {i: v for i, v in zip(ids, verdicts, strict=True) if v.status == "unsupported"}
+    for task_id, verdict in unsupported.items():
+        if verdict.tests_total:
+            log.warning("a sample of %s cannot be judged exactly, and counts as failed: %s", task_id, verdict.error)
+        else:
+            log.warning("%s cannot be judged exactly, and is not in pass@k: %s", task_id, verdict.error)
+    decided = [(i, v) for i, v in zip(ids, verdicts, strict=True) if is_decided(v)]
     result: dict[str, Any] = {
         "tasks": tasks, "tasks_sampled": len(set(ids)), "samples": len(ids),
         "statuses": dict(sorted(Counter(v.status for v in verdicts).items())),
         "pass@k": rates((i, v.passed) for i, v in decided),
         "samples_per_second": round(len(ids) / seconds, 1) if seconds else None,
     }  # fmt: skip
+    if unsupported:
+        result["unsupported"] = sorted(unsupported)
     if any(v.base_passed is not None for _, v in decided):
         result["pass@k_base"] = rates((i, bool(v.base_passed)) for i, v in decided)
     return result
+
+
+def is_decided(verdict: "Verdict") -> bool:
+    """Whether a verdict counts: not one without a verdict, nor one of a task whose tests cannot be judged at all."""
+    return verdict.status != "infrastructure_error" and (verdict.status != "unsupported" or verdict.tests_total > 0)
 
 
 def rates(samples: Iterable[tuple[str, bool]]) -> dict[str, float]:

@@ -31,6 +31,7 @@ REASONS = {
     "timeout": "the tests take too long",
     "crashed": "the process running the code dies",
     "invalid": "the sandbox refuses the code",
+    "unsupported": "the code cannot be judged exactly across processes",
     "contaminated": "reasoning or code share a run of words with a benchmark's prompt or solution",
     "near_duplicate": "prompt and code are nearly those of an earlier example",
 }

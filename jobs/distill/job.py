@@ -186,6 +186,7 @@ def spread(values: list[int]) -> dict[str, float]:
     "tasks.ngrams",
     "tasks.seed",
     "sandbox.memory_mib",
+    "sandbox.packages",
     "sandbox.require",
     "sandbox.timeout",
     "sandbox.workers",

@@ -59,6 +59,7 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
     "grpo",
     "sft.lora",
     "sandbox.memory_mib",
+    "sandbox.packages",
     "sandbox.require",
     "sandbox.timeout",
     "sandbox.workers",

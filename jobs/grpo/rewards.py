@@ -41,8 +41,8 @@ def reasoning_of(completion: str, characters: int) -> float:
 
 
 def correctness_of(verdict: Verdict, all_tests_only: bool) -> float | None:
-    """The fraction of tests passed, or 1 only where all passed; None for an infrastructure error."""
-    if verdict.status == "infrastructure_error":
+    """The fraction of tests passed, or 1 only where all passed; None where there is no verdict on any answer."""
+    if verdict.status == "infrastructure_error" or (verdict.status == "unsupported" and not verdict.tests_total):
         return None
     if all_tests_only:
         return float(verdict.passed)

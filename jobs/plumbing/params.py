@@ -370,7 +370,7 @@ class Publish(Section):
 
 
 class Sandbox(Section):
-    """Limits for code that a model wrote; see jobs/sandbox/."""
+    """Limits for code that a model wrote; see jobs/sandbox/. packages: what it can import beyond the standard library."""
 
     workers: Count
     timeout: Seconds
@@ -378,6 +378,7 @@ class Sandbox(Section):
     limit_factor: Annotated[float, Field(ge=1, le=1000)]
     min_limit: Seconds
     require: list[Literal["seccomp", "landlock", "unprivileged"]]
+    packages: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]]
 
 
 class Checkpoints(Section):

@@ -1,6 +1,6 @@
 """What takes a process's rights away: rlimits, uid, no_new_privs, Landlock and a seccomp allow-list, through ctypes.
 
-Each layer is a function that either does its work or raises OSError; `jobs/sandbox/server.py` applies them in the child
+Each layer is a function that either does its work or raises OSError; jobs/sandbox/server.py applies them in the child
 between fork and the submission. Numbers are the kernel's own (include/uapi/linux/{seccomp,landlock,audit}.h).
 """
 
@@ -31,13 +31,18 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getdents64": (217, 61), "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
     "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99),
-    "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
+    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
+    "recvfrom": (45, 207), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
 }  # fmt: skip
 OPEN, OPENAT, IOCTL, FCNTL, PRLIMIT = (2, None), (257, 56), (16, 29), (72, 25), (302, 261)
+# An event loop wakes itself up through a pair of sockets; a thread is a clone that shares all of its process.
+CLONE, SOCKETPAIR, SENDTO = (56, 220), (53, 199), (44, 206)
 # Calls whose absence libc knows how to work round; EPERM would look like a fault.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000  # the last is __O_TMPFILE
-TCGETS = 0x5401
+IOCTLS = (0x5401, 0x5421)  # TCGETS FIONBIO
+THREAD = (0x3D0F00, 0x7D0F00)  # the flags with which glibc and musl start one
+AF_UNIX, STREAMS = 1, (1, 0x801, 0x80001, 0x80801)  # SOCK_STREAM, with SOCK_NONBLOCK and SOCK_CLOEXEC or without
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
 EPERM, ENOSYS = 1, 38
 
@@ -76,11 +81,13 @@ def seccomp_program(opening: bool = True) -> bytes:
     rules |= {numbers[which]: [(ANSWER, 0, 0, UNKNOWN)] for numbers in ABSENT.values()}
     for number, index in ((OPEN[which], 1), (OPENAT[which], 2)) if opening else ():
         rules[number] = [argument(index), (ANY_BIT, 0, 1, WRITING), (ANSWER, 0, 0, REFUSE), (ANSWER, 0, 0, ALLOW)]  # type: ignore[index]
-    rules[IOCTL[which]] = one_of(1, (TCGETS,))
+    rules[IOCTL[which]] = one_of(1, IOCTLS)
+    rules[CLONE[which]] = one_of(0, THREAD)
+    rules[SOCKETPAIR[which]] = [argument(0), (EQUAL, 1, 0, AF_UNIX), (ANSWER, 0, 0, REFUSE), *one_of(1, STREAMS)]
+    rules[SENDTO[which]] = null(4)  # to the other end of a pair, and to no address
     rules[FCNTL[which]] = one_of(1, FCNTL_COMMANDS)
     # prlimit64 may look at limits (its third argument is null), and not set them.
-    rules[PRLIMIT[which]] = [argument(2), (EQUAL, 0, 3, 0), argument(2, high=True), (EQUAL, 0, 1, 0),
-                             (ANSWER, 0, 0, ALLOW), (ANSWER, 0, 0, REFUSE)]  # fmt: skip
+    rules[PRLIMIT[which]] = null(2)
     rules.pop(None, None)  # type: ignore[call-overload]
     refuse: Code = [(ANSWER, 0, 0, REFUSE)]
     # The steps between which the answer changes: from each number on, this code.
@@ -98,6 +105,12 @@ def seccomp_program(opening: bool = True) -> bytes:
 
 def argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
     return (LOAD, 0, 0, 16 + 8 * index + 4 * high)
+
+
+def null(index: int) -> Code:
+    """Allows a call whose pointer `index` is null."""
+    return [argument(index), (EQUAL, 0, 3, 0), argument(index, high=True), (EQUAL, 0, 1, 0),
+            (ANSWER, 0, 0, ALLOW), (ANSWER, 0, 0, REFUSE)]  # fmt: skip
 
 
 def one_of(index: int, values: tuple[int, ...]) -> Code:
@@ -138,10 +151,11 @@ def landlock_version() -> int:
     return max(0, libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
-def landlock_prepare(readable: list[str]) -> int:
+def landlock_prepare(readable: list[str], listable: list[str]) -> int:
     """A ruleset (its descriptor) under which only what lies beneath `readable` can be read and nothing written.
 
-    Where the kernel knows them, TCP, abstract sockets and signals to outside are refused as well.
+    Folders beneath `listable` can be listed, their files not read. Where the kernel knows them, TCP, abstract sockets
+    and signals to outside are refused as well.
     """
     version = min(landlock_version(), len(LANDLOCK_FS) - 1)
     if version == 0:
@@ -149,12 +163,12 @@ def landlock_prepare(readable: list[str]) -> int:
     attributes = struct.pack("<QQQ", LANDLOCK_FS[version], 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
     ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, size, ctypes.c_uint(0)), "landlock")
-    for path in readable:
+    for path in (*readable, *listable):
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             continue  # one of several usual places that this machine does not have: nothing to allow
-        rights = LANDLOCK_READ_FILE | (LANDLOCK_READ_DIR if os.path.isdir(path) else 0)
+        rights = (LANDLOCK_READ_DIR if os.path.isdir(path) else 0) | (LANDLOCK_READ_FILE if path in readable else 0)
         rule = struct.pack("<Qi", rights, descriptor)
         check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock {path}")
         os.close(descriptor)
@@ -163,6 +177,12 @@ def landlock_prepare(readable: list[str]) -> int:
 
 def landlock_apply(ruleset: int) -> None:
     check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock")
+
+
+def address_space() -> int:
+    """Bytes that this process maps already."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 Limits = list[tuple[int, tuple[int, int]]]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+MOST_ITEMS = 1 << 20
 NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
 SET_EQUAL = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
              "intersection_array", "find_dissimilar", "Diff")  # fmt: skip
@@ -37,6 +38,13 @@ def is_floats(value: Any) -> bool:
     return type(value).__name__ == "ndarray" and value.dtype in ("float64", "float32")
 
 
+def as_set(value: Any) -> set:
+    """set(value), not made of a lazy value of more items than any right answer has. Errors: ValueError for such a one."""
+    if len(value) > MOST_ITEMS:
+        raise ValueError(f"{len(value)} items")
+    return set(value)
+
+
 class Comparison:
     """evalplus's verdict on one result after another; its tolerance, once set, sticks for the tests that follow."""
 
@@ -57,7 +65,7 @@ class Comparison:
             elif name == "digit_distance_nums":
                 exact = exact or value == digit_distance(*arguments)
             elif name in SET_EQUAL:
-                exact = set(value) == set(expected)
+                exact = as_set(value) == set(expected)
             elif name in NOT_NONE:
                 exact = value == expected if isinstance(value, bool) else expected == (value is not None)
         elif name == "find_zero":

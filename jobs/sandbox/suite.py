@@ -1,50 +1,42 @@
 """Assertions and check functions, run in the judge and counted one by one.
 
 A task's `tests` are source strings, each a test. Its `check` is OpenAI HumanEval's: a source that defines
-`check(candidate)`; every assert statement in it becomes a test by itself, and a failing one does not end the rest. An
-assert of a constant is none: anything would earn it.
+`check(candidate)`; every assert statement that stands in it becomes a test by itself, and a failing one does not end the
+rest. An assert in a helper, in a `with`, or in a `try` that may catch it stays as it is. A check without an assert is
+one test. An assert of a constant is none: anything would earn it.
 
-A free name of a test is, in this order: a builtin; a module of the standard library, the judge's own; a function that
-the task's prompt defines in full beside the entry point (`encode_cyclic`), the judge's own copy; and else whatever the
-submission defines. The entry point always is the submission's, whatever else has its name (MBPP has a `sum`). So a
-submission cannot shadow what a test relies on.
+A run has one outcome: a check that ends in an exception has failed, whatever asserts held before.
 """
 
 import ast
 import builtins
+import re
 import sys
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.sandbox.codec import Malformed
+from jobs.sandbox.names import BUILTINS, MODULES, Misused, bound, free, from_prompt, imports
+from jobs.sandbox.protocol import Malformed
+from jobs.sandbox.verdict import Counts, line
 
-if TYPE_CHECKING:
-    from jobs.sandbox.judge import Counts
-
-BUILTINS = frozenset(dir(builtins))
-# Modules of the standard library with nothing of the outside in them; a test may use one that the submission imported.
-MODULES = frozenset({
-    "bisect", "calendar", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
-    "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "sys", "typing",
-})  # fmt: skip
-
-
-def imports(code: str) -> str:
-    """The lines of `code` that may import something."""
-    return "\n".join(line for line in code.replace("\\\n", " ").splitlines() if "import" in line)
+OWN = frozenset({"__tests__", "__error__"})
 
 
 class Suite:
-    """The tests of one task, compiled."""
+    """The tests of one task, compiled. `unsupported`: why they cannot be judged; "" if they can."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.entry_point: str = record["entry_point"]
+        self.of_class = is_class(record)
         setup = ast.parse(record.get("setup") or "")
         self.check: CodeType | None = None
         self.tests: list[CodeType] = []
+        entry = {self.entry_point}
         if record.get("check"):
-            tree = Counting().visit(ast.parse(record["check"]))
-            self.total = Counting.count_of(tree)
+            tree = ast.parse(record["check"])
+            self.sites = count_asserts(tree)
+            self.total = max(1, self.sites)
+            entry |= {node.args.args[0].arg for node in tree.body if is_check(node) and node.args.args}
             trees = [tree]
             self.check = compile(ast.fix_missing_locations(tree), "<check>", "exec")
         else:
@@ -56,14 +48,31 @@ class Suite:
         self.setup = compile(setup, "<setup>", "exec") if setup.body else None
         sources = [record.get("setup"), record.get("check"), *record.get("tests", [])]
         self.imports = imports("\n".join(filter(None, sources)))  # what tests hand over may be of these modules' types
-        needed = free([setup, *trees])
-        helpers = prompt_helpers(record.get("prompt") or "", self.entry_point, needed)
-        self.helpers = compile(helpers, "<prompt>", "exec") if helpers else None
-        own = {name for node in helpers.body for name in bound(node)} if helpers else set()
-        self.modules = sorted((needed & MODULES) - {self.entry_point} - own)
-        self.names = sorted((needed - BUILTINS - MODULES - own - {"__tests__", "__error__"}) | {self.entry_point})
+        self.resolve(record.get("prompt") or "", [setup, *trees], entry)
 
-    def run(self, found: dict[str, Any], counts: "Counts") -> None:
+    def resolve(self, prompt: str, trees: list[ast.Module], entry: set[str]) -> None:
+        """Settles where each free name of the tests comes from; see names.py."""
+        defined = {name for node in trees[0].body for name in bound(node)}
+        needed = set().union(*(free(tree) for tree in trees)) - OWN - defined
+        helpers = from_prompt(prompt, self.entry_point, needed)
+        own: set[str] = set()
+        classes: set[str] = set()
+        if helpers:
+            classes = {node.name for node in helpers.body if isinstance(node, ast.ClassDef)}
+            own = {name for node in helpers.body for name in bound(node)} - classes
+            needed |= free(helpers)
+            trees = [*trees, helpers]
+        self.helpers = compile(helpers, "<prompt>", "exec") if helpers else None
+        self.modules = sorted((needed & MODULES) - {self.entry_point} - own - defined)
+        supplied = needed - BUILTINS - MODULES - own - {self.entry_point} | (needed & classes)
+        misused = Misused(supplied, entry, trees).found if supplied else set()
+        self.unsupported = ""
+        if misused:
+            names = ", ".join(sorted(misused)[:5])
+            self.unsupported = f"its tests take {names} from the submission, for neither they nor the prompt define it"
+        self.names = sorted(supplied | {self.entry_point})
+
+    def run(self, found: dict[str, Any], counts: Counts) -> None:
         """Marks each test in `counts`. `found` are the submission's names. Errors: Lost; what setup or check raises."""
         space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
         for name in self.modules:
@@ -86,7 +95,7 @@ class Suite:
             except Exception as error:
                 note(counts, f"test {i + 1}", error)
 
-    def run_check(self, space: dict[str, Any], counts: "Counts") -> None:
+    def run_check(self, space: dict[str, Any], counts: Counts) -> None:
         marks = Marks(self.total)
         space["__tests__"] = marks
         exec(self.check, space)  # type: ignore[arg-type]
@@ -99,8 +108,7 @@ class Suite:
         except Exception as error:
             note(counts, "check", error)
         finally:
-            # One that check() never came to is passed if check() ended by itself: it decided so.
-            counts.passed[:] = [not bad and (ended or n > 0) for n, bad in zip(marks.seen, marks.bad, strict=True)]
+            counts.passed[:] = marks.passed(ended)
             for i, raised in marks.errors:
                 note(counts, f"test {i + 1}", raised)
 
@@ -110,9 +118,11 @@ class Marks:
 
     def __init__(self, total: int) -> None:
         self.seen, self.bad = [0] * total, [False] * total
+        self.last = 0
         self.errors: list[tuple[int, Exception | None]] = []
 
     def open(self, i: int) -> bool:
+        self.last = i
         return not self.bad[i]
 
     def mark(self, i: int, value: Any) -> None:
@@ -122,66 +132,74 @@ class Marks:
             self.error(i, None)
 
     def error(self, i: int, error: Exception | None) -> None:
-        if isinstance(error, Malformed):
+        if isinstance(error, (Malformed, MemoryError)):
             raise error
         self.bad[i] = True
         self.errors.append((i, error))
 
+    def passed(self, ended: bool) -> list[bool]:
+        """A flag for each assert. One that check() never came to is passed if check() ended by itself: it decided so.
 
-class Counting(ast.NodeTransformer):
+        Where it did not, what it never came to has failed, or else the last assert, which was to come again.
+        """
+        flags = [not bad and (ended or seen > 0) for seen, bad in zip(self.seen, self.bad, strict=True)]
+        if not ended and all(flags):
+            flags[self.last] = False
+        return flags
+
+
+def is_check(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name == "check"
+
+
+def is_class(record: dict[str, Any]) -> bool:
+    """Whether the task is to write a class: as its reference does, or else as its name is spelled."""
+    name = re.escape(record["entry_point"])
+    reference = record.get("reference") or ""
+    if re.search(rf"^(class|def|async def)\s+{name}\b|^{name}\s*=", reference, re.MULTILINE):
+        return bool(re.search(rf"^class\s+{name}\b", reference, re.MULTILINE))
+    return record["entry_point"][:1].isupper()
+
+
+def count_asserts(tree: ast.Module) -> int:
+    """Makes each assert that stands in check() itself count, and not end the run; how many there are."""
+    counting = Counting()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and is_check(node):
+            node.body = counting.statements(node.body)
+    return counting.number
+
+
+class Counting:
     """`assert TEST, MESSAGE` as: if not yet failed, note whether TEST holds or what it raises, and go on."""
 
     def __init__(self) -> None:
         self.number = 0
 
-    @staticmethod
-    def count_of(tree: ast.AST) -> int:
-        return sum(isinstance(node, ast.If) and hasattr(node, "counted") for node in ast.walk(tree))
+    def statements(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        return [self.statement(node) for node in body]
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        if isinstance(node.test, ast.Constant):
-            return node
+    def statement(self, node: ast.stmt) -> ast.stmt:
+        if isinstance(node, ast.Assert):
+            return node if isinstance(node.test, ast.Constant) else self.counted(node)
+        if isinstance(node, (ast.If, ast.For, ast.While)):
+            node.body, node.orelse = self.statements(node.body), self.statements(node.orelse)
+        elif isinstance(node, ast.Try):
+            if not node.handlers:
+                node.body = self.statements(node.body)
+            node.orelse, node.finalbody = self.statements(node.orelse), self.statements(node.finalbody)
+        return node
+
+    def counted(self, node: ast.Assert) -> ast.stmt:
         i, self.number = self.number, self.number + 1
         lines = (f"if __tests__.open({i}):", " try:", f"  __tests__.mark({i}, 0)", " except Exception as __error__:",
                  f"  __tests__.error({i}, __error__)")  # fmt: skip
         report: Any = ast.parse("\n".join(lines)).body[0]
         report.body[0].body[0].value.args[1] = node.test
-        report.counted = True
         return report
 
 
-def note(counts: "Counts", where: str, error: Exception | None) -> None:
-    from jobs.sandbox.judge import line
-
+def note(counts: Counts, where: str, error: Exception | None) -> None:
     if not counts.error:
         wrong = error is None or (isinstance(error, AssertionError) and not error.args)
         counts.error = f"{where}: a wrong answer" if wrong else f"{where}: {line(error)}"  # type: ignore[arg-type]
-
-
-def bound(node: ast.AST) -> set[str]:
-    """The names that a top-level statement binds."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-
-
-def free(trees: list[ast.Module]) -> set[str]:
-    """Names that the tests load and do not bind at their top level, plus what local names cannot be told from them."""
-    loads = {node.id for tree in trees for node in ast.walk(tree)
-             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}  # fmt: skip
-    return loads - {name for tree in trees for node in tree.body for name in bound(node)}
-
-
-def prompt_helpers(prompt: str, entry_point: str, needed: set[str]) -> ast.Module | None:
-    """The prompt's own functions and imports, if a test needs one of them."""
-    try:
-        tree = ast.parse(prompt)
-    except (SyntaxError, ValueError):
-        return None  # a prompt in words
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name != entry_point]
-    if not needed & {node.name for node in functions}:
-        return None
-    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    return ast.Module(body=[*imports, *functions], type_ignores=[])

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.program import extract
-from jobs.plumbing.cli import progress
+from jobs.plumbing.cli import log, progress
 
 if TYPE_CHECKING:
     from jobs.sandbox import Sandbox, Verdict
 
-FLAWS = ("no_tags", "truncated", "syntax_error", "wrong_entry_point", "timeout", "crashed", "failed")
+FLAWS = ("no_tags", "truncated", "syntax_error", "wrong_entry_point", "timeout", "crashed", "unsupported", "failed")
 
 
 def judged(submissions: Sequence[tuple[dict, str]], sandbox: "Sandbox", label: str) -> "list[Verdict]":
@@ -29,7 +29,8 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
     """A result for each sample, in order: its program, the sandbox's verdict, and the outcome in one word.
 
     outcome: "passed", or the first that holds of FLAWS.
-    Errors: JobError naming the sample whose task is unknown, or on which the sandbox itself failed.
+    Errors: JobError naming the sample whose task is unknown, or on which the sandbox itself failed; naming a task that
+    cannot be judged exactly.
     """
     by_id = {task["task_id"]: task for task in tasks}
     extracted = []
@@ -47,6 +48,13 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
 def result(row: dict, extraction, verdict: "Verdict | None") -> dict:
     if verdict is not None and verdict.status == "infrastructure_error":
         raise JobError(f"the sandbox failed on sample {row['sample']} of {row['task_id']}: {verdict.error}")
+    if verdict is not None and verdict.status == "unsupported":
+        if not verdict.tests_total:
+            raise JobError(
+                f"{row['task_id']} cannot be judged exactly, so it is no task of a benchmark: {verdict.error}"
+            )
+        where = f"sample {row['sample']} of {row['task_id']}"
+        log.warning("%s cannot be judged exactly, and counts as failed: %s", where, verdict.error)
     passed = verdict is not None and verdict.passed
     fields = {"tests_passed": 0, "tests_total": 0, "base_passed": None, "plus_passed": None, "error": ""}
     if verdict is not None:

@@ -210,10 +210,9 @@ def test_results_too_large_to_carry_are_compared_by_digest():
 
 def test_numpy_in_a_submission(sandbox):
     pytest.importorskip("numpy")
-    tests = ["assert f([1, 2]) == 3", "assert g([1, 2]).tolist() == [2, 4]"]
-    assert verdict(
-        sandbox, task(*tests), "import numpy as np\ndef f(x): return np.sum(x)\ndef g(x): return np.array(x) * 2"
-    ).passed
+    tests = ["assert f([1, 2], 1) == 3", "assert f([1, 2], 0).tolist() == [2, 4]"]
+    code = "import numpy as np\ndef f(x, total): return np.sum(x) if total else np.array(x) * 2"
+    assert verdict(sandbox, task(*tests), code).passed
 
 
 def test_order_counts_and_statuses_do_not_depend_on_the_number_of_workers():
@@ -449,11 +448,12 @@ def test_a_library_in_a_folder_closed_to_others_can_be_imported_and_nothing_besi
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library) if name in own else get_path(name))
     code = """
 import os, sys
-def f():
-    from package import inner
-    return inner.VALUE
-def g():
-    for folder in sys.path:
+def f(way):
+    if way == "import":
+        from package import inner
+        return inner.VALUE
+    folders = [*sys.path, *(f"/proc/self/fd/{n}" for n in range(40))]
+    for folder in folders:
         for way in ("..", "../.."):
             try:
                 return open(f"{folder}/{way}/secret").read()
@@ -461,8 +461,8 @@ def g():
                 pass
     return "nothing"
 """
-    tests = ["assert f() == 7", "assert g() == 'nothing'"]
-    with Sandbox(workers=1, timeout=5, require=["landlock", "unprivileged"]) as sandbox:
+    tests = ["assert f('import') == 7", "assert f('read') == 'nothing'"]
+    with Sandbox(workers=1, timeout=5, require=["landlock", "unprivileged"], packages=["package"]) as sandbox:
         result = verdict(sandbox, task(*tests), code)
     assert result.passed, result
 

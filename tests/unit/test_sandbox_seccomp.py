@@ -15,7 +15,8 @@ if platform.machine() not in isolation.ARCHITECTURES:
 WHICH, AUDIT = isolation.ARCHITECTURES[platform.machine()]
 NOTHING = (0,) * 6
 SPECIAL = {"open": isolation.OPEN, "openat": isolation.OPENAT, "ioctl": isolation.IOCTL, "fcntl": isolation.FCNTL,
-           "prlimit64": isolation.PRLIMIT}  # fmt: skip
+           "prlimit64": isolation.PRLIMIT, "clone": isolation.CLONE, "socketpair": isolation.SOCKETPAIR,
+           "sendto": isolation.SENDTO}  # fmt: skip
 
 
 def outcome(program, number, arguments=NOTHING, architecture=AUDIT):
@@ -51,7 +52,8 @@ def test_the_filter_allows_what_is_listed_and_nothing_else():
     opening = {isolation.OPEN[WHICH], isolation.OPENAT[WHICH]} - {None}
     for number in range(1024):
         expected = number in listed or number in opening or number == isolation.PRLIMIT[WHICH]
-        expected = expected or (number == isolation.FCNTL[WHICH])  # F_DUPFD is command 0
+        # F_DUPFD is command 0, and no address is a null pointer
+        expected = expected or number in (isolation.FCNTL[WHICH], isolation.SENDTO[WHICH])
         assert (outcome(program, number) == isolation.ALLOW) == expected, number
         assert outcome(program, number, architecture=0x40000003) != isolation.ALLOW
         assert outcome(program, number | 0x40000000) != isolation.ALLOW
@@ -73,6 +75,14 @@ def test_the_filter_allows_what_is_listed_and_nothing_else():
     assert outcome(program, prlimit, (0, 0, 1, 0, 0, 0)) != isolation.ALLOW
     assert outcome(program, prlimit, (0, 0, 1 << 32, 0, 0, 0)) != isolation.ALLOW
     assert outcome(program, isolation.IOCTL[WHICH], (0, 0x5412, 0, 0, 0, 0)) != isolation.ALLOW
+    for flags in isolation.THREAD:
+        assert outcome(program, isolation.CLONE[WHICH], (flags, 0, 0, 0, 0, 0)) == isolation.ALLOW
+    for flags in (0, 17, 0x1200011, 0x4111, 0x3D0F00 | 0x10000000, 0x3D0F00 & ~0x10000):
+        assert outcome(program, isolation.CLONE[WHICH], (flags, 0, 0, 0, 0, 0)) != isolation.ALLOW
+    for family, kind, allowed in ((1, 1, True), (1, 0x80001, True), (1, 2, False), (2, 1, False), (16, 3, False)):
+        assert (outcome(program, isolation.SOCKETPAIR[WHICH], (family, kind, 0, 0, 0, 0)) == isolation.ALLOW) == allowed
+    for address in (1, 1 << 32):
+        assert outcome(program, isolation.SENDTO[WHICH], (0, 0, 0, 0, address, 0)) != isolation.ALLOW
     assert outcome(program, isolation.IOCTL[WHICH], (0, 0x5401, 0, 0, 0, 0)) == isolation.ALLOW
 
 
@@ -115,7 +125,13 @@ def theirs(library, opening):
         if isolation.OPEN[WHICH] is not None:
             rule(isolation.ALLOW, "open", Comparison(1, MASKED_EQUAL, isolation.WRITING, 0))
         rule(isolation.ALLOW, "openat", Comparison(2, MASKED_EQUAL, isolation.WRITING, 0))
-    rule(isolation.ALLOW, "ioctl", Comparison(1, EQUAL, isolation.TCGETS, 0))
+    for command in isolation.IOCTLS:
+        rule(isolation.ALLOW, "ioctl", Comparison(1, EQUAL, command, 0))
+    for threads in isolation.THREAD:
+        rule(isolation.ALLOW, "clone", Comparison(0, EQUAL, threads, 0))
+    for kind in isolation.STREAMS:
+        rule(isolation.ALLOW, "socketpair", Comparison(0, EQUAL, isolation.AF_UNIX, 0), Comparison(1, EQUAL, kind, 0))
+    rule(isolation.ALLOW, "sendto", Comparison(4, EQUAL, 0, 0))
     for command in isolation.FCNTL_COMMANDS:
         rule(isolation.ALLOW, "fcntl", Comparison(1, EQUAL, command, 0))
     rule(isolation.ALLOW, "prlimit64", Comparison(2, EQUAL, 0, 0))
@@ -136,10 +152,20 @@ def test_the_numbers_are_libseccomps_on_both_machines(libseccomp):
 @pytest.mark.parametrize("opening", [True, False])
 def test_the_filter_decides_as_libseccomps(libseccomp, opening):
     ours, oracle = isolation.seccomp_program(opening), theirs(libseccomp, opening)
-    flags = [0, os.O_CLOEXEC, *(1 << bit for bit in range(24)), isolation.WRITING, isolation.TCGETS, 1030, 1031, 2**31]
+    flags = [
+        0,
+        os.O_CLOEXEC,
+        *(1 << bit for bit in range(24)),
+        isolation.WRITING,
+        *isolation.IOCTLS,
+        *isolation.THREAD,
+        1030,
+        1031,
+        2**31,
+    ]
     for number in (*range(512), 0x40000000, 0x40000001, 0xFFFFFFFF):
         signed = number - (1 << 32) if number >> 31 else number
-        for flag, place in itertools.product(flags, (1, 2)):
+        for flag, place in itertools.product(flags, (0, 1, 2, 4)):
             arguments = tuple(flag if i == place else 0 for i in range(6))
             assert outcome(ours, signed, arguments) == outcome(oracle, signed, arguments), (number, arguments)
         assert outcome(ours, signed, NOTHING, 0x40000003) == outcome(oracle, signed, NOTHING, 0x40000003)
