@@ -9,6 +9,8 @@ from jobs import generate, merge
 from jobs.common.errors import JobError, UsageError
 from jobs.gguf import job
 from jobs.plumbing.params import load
+from jobs.weights.lora import updates_of
+from jobs.weights.sum import Storage, write_model
 from tests import program
 from tests.toy import make_adapter, make_model
 
@@ -22,9 +24,9 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = make_model(folder / "base", tie=False)
     adapter = make_adapter(base, folder / "grpo", scale=0.1)
-    updates = merge.all_changes(base, [adapter], False)
+    updates = updates_of(base, [adapter], False)
     (folder / "merged").mkdir()
-    merge.write_model(base, updates, merge.Storage("F32"), folder / "merged")
+    write_model(base, updates, Storage("F32"), folder / "merged")
     merge.copy_rest(base, folder / "merged", "float32")
     job.write_gguf(base, updates, "F32", folder / "grpo-F32.gguf")
     return folder
