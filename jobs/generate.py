@@ -25,9 +25,10 @@ import click
 
 from jobs.common.answer_format import chat_prompt, parse
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import require_safetensors
 from jobs.inference import Sampling, sample_seed
 from jobs.plumbing.cli import job, reads
+from jobs.weights.adapter import attach
+from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -69,18 +70,18 @@ def by_transformers(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    require_safetensors(path, *[adapter] if adapter else [])
+    shards(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # a truncated file surfaces as one of many types
-        raise JobError(f"{adapter or path}: cannot be loaded as a model ({one_line(error)})") from error
+        raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
+    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
+        raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    if adapter is not None:
+        model = attach(model, adapter, path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -41,7 +41,7 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
     config = read_json(base / "config.json")
     if config.get("quantization_config"):
         raise JobError(f"{base}: is quantized; adapters can only be added to the original weights")
-    updates = updates_of(base, adapters, bool(config.get("tie_word_embeddings")))
+    updates = updates_of(base, adapters)
     storage = Storage(FLOATS[params.merge.dtype], params.merge.rounding == "stochastic", params.seed)
     with replace_dir(out) as partial:
         kept = write_model(base, updates, storage, partial)

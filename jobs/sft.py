@@ -98,7 +98,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     loop.train(trainer, directory, params.checkpoints.keep)
     with replace_dir(out) as partial:
         loop.save_adapter(trainer.model, partial)
-        loop.save_settings(trainer.args, partial / "trainer.json")
+        loop.save_settings(trainer.args, base, partial)
     history = loop.write_curve(trainer.state.log_history, CURVE, curve)
     result = {
         "examples": len(rows),

@@ -10,3 +10,8 @@ if(NOT "$ENV{LLAMA_CUDA}" STREQUAL "OFF" AND EXISTS /usr/local/cuda/bin/nvcc AND
     set(GGML_CUDA_NO_VMM ON)  # does not link the driver, so it also works where there is none
     set(CMAKE_CUDA_ARCHITECTURES 80 89 90 100)  # A100, L4 and RTX 40, H100, B200
 endif()
+# llama.cpp's own converter of model folders to GGUF, from the same source archive: jobs/gguf runs it. Its gguf-py is newer
+# than the package of that name, and so lies beside it, off Python's path.
+set(LLAMA_CONVERTER ${SKBUILD_PLATLIB_DIR}/llama_cpp/converter)
+install(DIRECTORY vendor/llama.cpp/conversion vendor/llama.cpp/gguf-py/gguf DESTINATION ${LLAMA_CONVERTER})
+install(FILES vendor/llama.cpp/LICENSE DESTINATION ${LLAMA_CONVERTER})

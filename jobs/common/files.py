@@ -109,13 +109,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_safetensors(*folders: Path) -> None:
-    """Errors: JobError for a folder of weights in another format: reading a pickle runs what is in it."""
-    for folder in folders:
-        if not any(folder.glob("*.safetensors")):
-            raise JobError(f"{folder}: has no safetensors file; nothing else is loaded")
-
-
 def partial_path(path: Path) -> Path:
     """Where an output grows before it is renamed into place: beside it, on the same file system."""
     return path.parent / f".{path.name}.partial"

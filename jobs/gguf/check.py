@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.answer_format import chat_prompt, messages
-from jobs.common.errors import JobError
-from jobs.common.files import read_jsonl, require_safetensors
+from jobs.common.errors import JobError, one_line
+from jobs.common.files import read_jsonl
 from jobs.common.program import extract
 from jobs.inference import Sampling
 from jobs.plumbing.cli import log, progress
+from jobs.weights.adapter import attach
+from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,36 +83,43 @@ def within(kind: str, figures: dict, reference: float, limits) -> None:
 
 
 def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Callable, Logits]:
-    """The model in float32 by transformers and PEFT, independent of jobs/merge.py.
+    """The model in float32 by transformers and PEFT, independent of the sum in jobs/weights.
 
     Returns (tokenize, end token, answer, logits); answer(prompts' tokens, max_tokens) gives each greedy answer's
     (tokens with the end token, text).
     """
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    require_safetensors(base, *adapters)
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    shards(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # what does not fit surfaces as one of many types
+        raise JobError(f"{base}: cannot be loaded as a model ({one_line(error)})") from error
     for adapter in adapters:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = attach(model, adapter, base).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
     eos = tokenizer.eos_token_id
+    if eos is None:
+        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Not the model's own settings: a repetition penalty there would choose other tokens than the likeliest.
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
 
     def tokenize(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
 
     def answer(prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
         batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        written = model.generate(
-            **batch, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
-        )[:, batch["input_ids"].shape[1] :]
+        written = model.generate(**batch, max_new_tokens=max_tokens)[:, batch["input_ids"].shape[1] :]
         answers = []
         for row in written.tolist():
             end = row.index(eos) + 1 if eos in row else len(row)

@@ -46,7 +46,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     from jobs.gguf.check import check
 
     settings = params.gguf
-    updates = updates_of(base, adapters, bool(read_json(base / "config.json").get("tie_word_embeddings")))
+    updates = updates_of(base, adapters)
     name = (adapters[-1] if adapters else base).name
     with replace_dir(out) as partial:
         files = {kind: partial / f"{name}-{kind}.gguf" for kind in settings.types}

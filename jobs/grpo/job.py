@@ -148,7 +148,7 @@ def run(
         times, step_times = trainer.times(), trainer.step_times()
     with replace_dir(out) as partial:
         loop.save_adapter(trainer.model, partial)
-        loop.save_settings(trainer.args, partial / "trainer.json")
+        loop.save_settings(trainer.args, base, partial)
     write_jsonl(completions, trainer.logged_completions())
     history = loop.write_curve(trainer.state.log_history, CURVE, curve)
     result = summary(history)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import require_safetensors
 from jobs.inference import Completion, Generate, Sampling, sample_seed
+from jobs.weights.adapter import attach
+from jobs.weights.safetensors import shards
 
 CHECK_EVERY = 8  # steps between looks for stop strings and finished rows: each look decodes every row's text
 
@@ -27,7 +28,7 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    require_safetensors(path, *[adapter] if adapter else [])
+    shards(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -38,12 +39,10 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
             trust_remote_code=False,
             attn_implementation=attention(),
         )
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, adapter).get_base_model()
     except Exception as error:  # a truncated file surfaces as one of many types
-        raise JobError(f"{adapter or path}: cannot be loaded as a model ({one_line(error)})") from error
+        raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
+    if adapter is not None:
+        model = attach(model, adapter, path).get_base_model()
     if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
         raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     model = model.to(device).eval()

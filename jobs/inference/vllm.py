@@ -11,9 +11,10 @@ import threading
 from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json
 from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.inference.vllm_settings import compilation, prepare
+from jobs.weights.adapter import check_base, check_modules, config_of
+from jobs.weights.safetensors import shards
 
 SEQUENCES = 512  # decoded at once, at most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
@@ -61,7 +62,10 @@ def load(
 
     options: dict = {}
     lora = None
+    shards(path)
     if adapter is not None:
+        check_base(adapter, path)
+        check_modules(adapter, path)
         options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
         lora = LoRARequest(adapter.name, 1, str(adapter.resolve()))
     try:
@@ -120,8 +124,8 @@ def completion(output) -> Completion:
 
 def lora_rank(adapter: Path) -> int:
     """The smallest rank of the engine's that holds the adapter's largest."""
-    config = read_json(adapter / "adapter_config.json")
-    rank = max([config["r"], *config.get("rank_pattern", {}).values()])
+    config = config_of(adapter)
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     fitting = [size for size in LORA_RANKS if size >= rank]
     if not fitting:
         raise UsageError(f"{adapter}: rank {rank} is above vLLM's {LORA_RANKS[-1]}; merge the adapter first")

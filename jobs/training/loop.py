@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
-from jobs.common.files import read_json, replace_file, require_safetensors, write_json
+from jobs.common.files import read_json, replace_file, write_json
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import Checkpoints, Lora, Optimizer
+from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
+from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +77,10 @@ def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
 def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     """The base in training precision with a trainable LoRA adapter, new or continued, by transformers and PEFT."""
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    require_safetensors(base)
+    shards(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -94,10 +96,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     torch.manual_seed(seed)
     if adapter is not None:
         check_adapter(adapter, lora)
-        try:
-            return PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        except Exception as error:
-            raise JobError(f"{adapter}: the adapter cannot be loaded ({one_line(error)})") from error
+        return attach(model, adapter, base, trainable=True)
     return get_peft_model(
         model,
         LoraConfig(
@@ -114,11 +113,11 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
 def check_adapter(adapter: Path, lora: Lora) -> None:
     """The adapter to continue has the shape that params name; continuing another would ignore them silently.
 
-    And it is in safetensors: PEFT would otherwise unpickle an adapter_model.bin, or ask the Hub.
+    And it is whole and in safetensors: PEFT would otherwise unpickle an adapter_model.bin, or ask the Hub.
     """
-    require_safetensors(adapter)
-    config = read_json(adapter / "adapter_config.json")
-    found = (config.get("r"), config.get("lora_alpha"), sorted(config.get("target_modules") or []))
+    tensors_by_module(adapter)
+    config = config_of(adapter)
+    found = (config["r"], config["lora_alpha"], sorted(config.get("target_modules") or []))
     if found != (lora.rank, lora.alpha, sorted(lora.targets)):
         raise JobError(
             f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
@@ -227,8 +226,7 @@ def load_adapter(model, path: Path) -> None:
         loaded: Any = set_peft_model_state_dict(model, load_file(file), adapter_name="default")
     except Exception as error:
         raise JobError(f"{file}: the adapter cannot be loaded ({one_line(error)})") from error
-    if loaded.unexpected_keys:
-        raise JobError(f"{path}: the model has no place for {loaded.unexpected_keys[:3]}")
+    check_places(path, loaded.unexpected_keys, loaded.missing_keys)
 
 
 def fingerprint(model) -> dict[str, int]:
@@ -302,10 +300,14 @@ def save_adapter(model, out: Path) -> None:
     write_json(out / "adapter_config.json", config)
 
 
-def save_settings(args: "TrainingArguments", path: Path) -> None:
-    """The trainer's resolved settings, less what names this machine: what was really used, whatever an engine changed."""
+def save_settings(args: "TrainingArguments", base: Path, out: Path) -> None:
+    """trainer.json: the trainer's resolved settings, less what names this machine, and the hash of the base's weights.
+
+    The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
+    """
     values = {k: v for k, v in args.to_dict().items() if not k.endswith(("dir", "dir_name")) and "token" not in k}
-    path.write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    values[BASE_KEY] = weights_hash(base)
+    (out / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:

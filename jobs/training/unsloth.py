@@ -5,9 +5,10 @@ vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base
 
 from pathlib import Path
 
-from jobs.common.files import require_safetensors
 from jobs.plumbing.params import Params
 from jobs.training.loop import check_adapter, load_adapter
+from jobs.weights.adapter import check_base
+from jobs.weights.safetensors import shards
 
 
 def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
@@ -18,7 +19,7 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
     from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
     import torch
 
-    require_safetensors(base)
+    shards(base)
     lora = params.sft.lora
     settings = params.grpo if rollout else params.sft
     length = params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length
@@ -50,5 +51,6 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
     )
     if adapter is not None:
         check_adapter(adapter, lora)
+        check_base(adapter, base)
         load_adapter(model, adapter)
     return model

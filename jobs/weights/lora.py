@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
-from jobs.common.files import read_json
-from jobs.weights.safetensors import Tensor, header, tensors_of
+from jobs.weights.adapter import check_base, config_of, is_embedding, is_head, module_of, tensors_by_module
+from jobs.weights.safetensors import Tensor, is_tied, tensors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 # returns the new values, float64. So an adapter is in memory only while its tensor is worked on.
 Update = Callable[[], Callable[[slice, "np.ndarray"], "np.ndarray"]]
 
-PREFIX = "base_model.model."
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# What adapter_config.json may say: keys that the sum obeys, and keys that do not bear on it.
+# What adapter_config.json may say: keys that the sum obeys, and keys that do not bear on it. Any other key that is set
+# stops the merge.
 OBEYED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "peft_type"}
 IDLE = {
     "task_type",
     "auto_mapping",
     "peft_version",
     "base_model_name_or_path",
+    "base_model_class",
+    "parent_library",
     "revision",
     "inference_mode",
+    "merge_weights",
     "target_modules",
     "exclude_modules",
     "lora_dropout",
@@ -37,18 +39,26 @@ IDLE = {
     "layers_pattern",
     "megatron_core",
     "loftq_config",
+    "eva_config",
+    "runtime_config",
     "qalora_group_size",
     "ensure_weight_tying",
+    "unsloth_fixed",
+    "unsloth_version",
 }
 # These start training from a base that the initialization has changed; added to the original base they are wrong.
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def updates_of(base: Path, adapters: list[Path], tied: bool) -> dict[str, list[Update]]:
-    """What all adapters do to the base's tensors, by their names, in the order given."""
-    tensors = tensors_of(base)
+def updates_of(base: Path, adapters: list[Path]) -> dict[str, list[Update]]:
+    """What all adapters do to the base's tensors, by their names, in the order given.
+
+    Errors: JobError as `updates`, and for an adapter that records another base.
+    """
+    tensors, tied = tensors_of(base), bool(adapters) and is_tied(base)
     found: dict[str, list[Update]] = {}
     for adapter in adapters:
+        check_base(adapter, base)
         for name, more in updates(adapter, tensors, tied).items():
             found.setdefault(name, []).extend(more)
     return found
@@ -58,45 +68,39 @@ def updates(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list
     """What the adapter in `folder` does to each of `base`'s tensors that it changes, in order.
 
     LoRA on linear layers and embeddings, with rank and alpha patterns and rsLoRA; whole modules (`modules_to_save`) and
-    biases. `tied` says whether lm_head shares the embedding's weights.
+    biases. `tied` says whether the output head shares the embedding's weights.
     Errors: JobError for anything else that the adapter asks for, and for every tensor that fits nothing in the base.
     """
-    config = read_json(folder / "adapter_config.json")
+    config = config_of(folder)
     check(config, folder)
-    left: dict[str, Tensor] = {}
-    for tensor in header(folder / "adapter_model.safetensors")[1]:
-        name = tensor.name.removeprefix(PREFIX).replace(".base_layer.", ".")  # the layer that LoRA wraps
-        if not tensor.name.startswith(PREFIX) or name in left:
-            raise JobError(f"{folder}: {tensor.name} is not a tensor of a PEFT adapter")
-        left[name] = tensor
+    left = tensors_by_module(folder)
     if tied:
         check_tied(left, folder)
     found: dict[str, list[Update]] = {}
     for name, tensor in left.items():
-        if "lora_" not in name:
+        if ".lora_" not in name:
             weight = target(name, base, folder)
             if tensor.shape != weight.shape:
                 raise JobError(f"{folder}: {name} has shape {tensor.shape}, the base's has {weight.shape}")
             found[name] = [replacement(tensor)]
     for name, tensor in left.items():
-        if "lora_" not in name or name.endswith((".lora_B.weight", ".lora_embedding_B")):
+        if ".lora_" not in name or name.endswith((".lora_B.weight", ".lora_embedding_B")):
             continue
         module, kind = name.split(".lora_", 1)
         if kind not in ("A.weight", "embedding_A"):
             raise JobError(f"{folder}: {name} is not supported (DoRA, lora_bias and LoRA on expert parameters are not)")
-        b = left.get(f"{module}.lora_{kind.replace('A', 'B')}")
-        if b is None:
-            raise JobError(f"{folder}: {name} has no B beside it")
+        b = left[f"{module}.lora_{kind.replace('A', 'B')}"]
         weight = target(f"{module}.weight", base, folder)
         scale = scaling(config, module, tensor.shape[0], folder)
         found.setdefault(weight.name, []).append(low_rank(tensor, b, weight, scale, folder))
-    if tied and EMBEDDING in found and HEAD in base:  # a base that stores its one matrix under both names
-        found[HEAD] = found[EMBEDDING]
+    embedding = next(filter(is_embedding, found), None)
+    if tied and embedding:  # a base that stores its one matrix under both names
+        found |= dict.fromkeys(filter(is_head, base), found[embedding])
     return found
 
 
 def check(config: dict, folder: Path) -> None:
-    if config.get("peft_type") != "LORA":
+    if str(config.get("peft_type")).rpartition(".")[2] != "LORA":
         raise JobError(f"{folder}: is a {config.get('peft_type')} adapter, not LORA")
     if config.get("use_dora"):
         raise JobError(f"{folder}: use_dora is set; DoRA rescales the base's rows and is not supported")
@@ -116,15 +120,17 @@ def check_tied(left: dict[str, Tensor], folder: Path) -> None:
 
     An adapter that holds the whole matrix under both names loses the second one.
     """
-    ends = (EMBEDDING.removesuffix("weight"), HEAD.removesuffix("weight"))
-    if not any(name.startswith(ends) for name in left):
+    inputs, outputs = (list(filter(end, left)) for end in (is_embedding, is_head))
+    if not inputs and not outputs:
         return
-    a, b = left.get(EMBEDDING), left.pop(HEAD, None)
-    lora = any(name.startswith(ends) and "lora_" in name for name in left)
-    if lora or a is None or b is None or a.read(slice(0, a.rows)) != b.read(slice(0, b.rows)):
+    same = len(inputs) == len(outputs) == 1 and not any(".lora_" in name for name in inputs + outputs)
+    if same:
+        a, b = left[inputs[0]], left.pop(outputs[0])
+        same = a.shape == b.shape and a.read(slice(0, a.rows)) == b.read(slice(0, b.rows))
+    if not same:
         raise JobError(
-            f"{folder}: changes one of embed_tokens and lm_head, which share their weights in the base "
-            "(tie_word_embeddings); untie the base before training, or train both as one"
+            f"{folder}: changes one of {module_of((inputs + outputs)[0])} and the other end of the model, which share "
+            "their weights in the base (tie_word_embeddings); untie the base before training, or train both as one"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
 from jobs.weights.floats import decoded
 
@@ -132,12 +132,16 @@ def header(path: Path) -> tuple[dict[str, str], list[Tensor]]:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, checked against its index if it has one."""
-    index = folder / "model.safetensors.index.json"
+    """The safetensors files of a model folder, checked against its index if it has one.
+
+    Errors: JobError for other formats, for an index that its files contradict, and for a model.safetensors beside the
+    index of other files: some tools would read the one, some the others.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.exists():
-        if not (folder / "model.safetensors").exists():
-            raise JobError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
-        return [folder / "model.safetensors"]
+        if not single.exists():
+            raise JobError(f"{folder}: has no safetensors file model.safetensors, nor an index; nothing else is loaded")
+        return [single]
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise JobError(f"{index}: has no weight_map")
@@ -145,11 +149,33 @@ def shards(folder: Path) -> list[Path]:
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise JobError(f"{index}: names {', '.join(missing)}, which {folder} lacks")
+    if single.exists() and single not in files:
+        raise JobError(
+            f"{folder}: holds model.safetensors beside an index of other files; remove the ones that are old"
+        )
     held = {tensor.name: file.name for file in files for tensor in header(file)[1]}
     if held != where:
         odd = sorted(name for name in held.keys() | where.keys() if held.get(name) != where.get(name))
         raise JobError(f"{index}: does not agree with the files about {', '.join(odd[:3])}")
     return files
+
+
+def is_tied(folder: Path) -> bool:
+    """Whether a model folder's embedding is its output head too.
+
+    Where config.json does not say, the default of its family does: Gemma's files leave it out, and mean yes.
+    """
+    config = read_json(folder / "config.json")
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("tie_word_embeddings") is not None:
+            return bool(part["tie_word_embeddings"])
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
+    return bool(found.get_text_config().tie_word_embeddings)
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ sys.path.insert(0, sys.argv[4])
 from jobs.gguf.job import write_gguf
 from jobs.weights.lora import updates_of
 base, adapter, out = map(Path, sys.argv[1:4])
-write_gguf(base, updates_of(base, [adapter], True), "F16", out)
+write_gguf(base, updates_of(base, [adapter]), "F16", out)
 """
 
 

@@ -39,7 +39,7 @@ def stored(base: Path, adapters: list[Path], storage: Storage, out: Path) -> Pat
     """`base` + `adapters` in folder `out`."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    write_model(base, updates_of(base, adapters, True), storage, out)
+    write_model(base, updates_of(base, adapters), storage, out)
     merge.copy_rest(base, out, "float32")
     return out
 
@@ -85,7 +85,7 @@ def quantized(model: Path, adapters: list[Path], folder: Path) -> tuple[dict[str
 
     from jobs.gguf.job import quantize, write_gguf
 
-    write_gguf(model, updates_of(model, adapters, True), "F32", folder / "f32.gguf")
+    write_gguf(model, updates_of(model, adapters), "F32", folder / "f32.gguf")
     quantize(folder / "f32.gguf", folder / "q4.gguf", "Q4_K_M")
 
     def values(file: str) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = make_model(folder / "base", tie=False)
     adapter = make_adapter(base, folder / "grpo", scale=0.1)
-    updates = updates_of(base, [adapter], False)
+    updates = updates_of(base, [adapter])
     (folder / "merged").mkdir()
     write_model(base, updates, Storage("F32"), folder / "merged")
     merge.copy_rest(base, folder / "merged", "float32")

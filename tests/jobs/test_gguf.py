@@ -175,7 +175,7 @@ def test_every_tensor_is_the_converters_byte_for_byte(models, converter, base, k
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_adapters_are_added_as_the_merge_adds_them(models, kind, tmp_path):
-    updates = updates_of(models["base"], [models["grpo"]], True)
+    updates = updates_of(models["base"], [models["grpo"]])
     job.write_gguf(models["base"], updates, kind, tmp_path / "direct.gguf")
     (tmp_path / "merged").mkdir()
     write_model(models["base"], updates, Storage(kind), tmp_path / "merged")

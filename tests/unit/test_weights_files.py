@@ -76,8 +76,39 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tmp_path):
         with pytest.raises(JobError, match=r"index\.json"):
             files.shards(tmp_path)
     index.unlink()
-    with pytest.raises(JobError, match="neither"):
+    with pytest.raises(JobError, match="no safetensors file"):
         files.shards(tmp_path)
+
+
+def test_a_file_beside_the_index_of_others_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [file.name for file in files.shards(tmp_path)] == ["model-00001-of-00001.safetensors"]
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(JobError, match="beside an index of other files"):
+        files.shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({"model_type": "gemma2"}, True),
+        ({"model_type": "gemma2", "tie_word_embeddings": False}, False),
+        ({"model_type": "llama"}, False),
+        ({"model_type": "gemma3", "text_config": {"tie_word_embeddings": False}}, False),
+        ({"tie_word_embeddings": True}, True),
+    ],
+)
+def test_ties_are_the_familys_where_the_config_does_not_say(tmp_path, config, tied):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert files.is_tied(tmp_path) is tied
+
+
+def test_a_config_of_no_known_family_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "a_family_of_next_year"}')
+    with pytest.raises(JobError, match=r"config\.json: cannot be read as a model's"):
+        files.is_tied(tmp_path)
 
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}

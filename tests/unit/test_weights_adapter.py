@@ -1,0 +1,169 @@
+"""Adapters as files: what other tools write, what is half there, and what belongs to another base."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs.common.errors import JobError
+from jobs.weights import adapter as adapters
+from jobs.weights.lora import updates_of
+from jobs.weights.sum import Storage, write_model
+from tests.toy import make_adapter, make_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("base") / "base", tie=False)
+
+
+@pytest.fixture(scope="module")
+def plain(base, tmp_path_factory):
+    return make_adapter(base, tmp_path_factory.mktemp("adapter") / "plain", scale=0.1, lora_alpha=8)
+
+
+@pytest.fixture
+def copy(plain, tmp_path):
+    return shutil.copytree(plain, tmp_path / "adapter")
+
+
+def edit(folder, rename=None, drop=(), **config):
+    file = folder / "adapter_config.json"
+    held = json.loads(file.read_text()) | config
+    file.write_text(json.dumps({key: value for key, value in held.items() if key not in drop}))
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({(rename or str)(name): t for name, t in weights.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def merged(base, folder, out):
+    out.mkdir()
+    write_model(base, updates_of(base, [folder]), Storage("F32"), out)
+    return load_file(out / "model.safetensors")
+
+
+def attached(base, folder):
+    from transformers import AutoModelForCausalLM
+
+    return adapters.attach(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder, base)
+
+
+def with_name(name):
+    return name.replace(".weight", ".default.weight")
+
+
+OLD = {  # PEFT 0.2's configuration, whole
+    "base_model_name_or_path": "somewhere/else",
+    "bias": "none",
+    "enable_lora": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "merge_weights": False,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": 8,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "task_type": "CAUSAL_LM",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit(folder, with_name),
+        lambda folder: edit(folder, drop=("r", "lora_alpha", "use_rslora", "peft_version")),
+        lambda folder: (folder / "adapter_config.json").write_text(json.dumps(OLD)),
+        lambda folder: edit(folder, unsloth_fixed=True, merge_weights=True, parent_library="transformers"),
+        lambda folder: edit(folder, eva_config={"rho": 2.0}, loftq_config={}, runtime_config={"x": 1}),
+    ],
+    ids=["adapter_name", "defaults", "peft_0.2", "unsloth", "idle_settings"],
+)
+def test_what_other_tools_write_is_the_same_adapter(base, plain, copy, tmp_path, change):
+    change(copy)
+    expected = merged(base, plain, tmp_path / "expected")
+    found = merged(base, copy, tmp_path / "found")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    weights = attached(base, copy).merge_and_unload().state_dict()
+    assert any(not torch.equal(weights[n], t) for n, t in load_file(base / "model.safetensors").items())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"r": "8"}, "r is '8'"),
+        ({"r": 0}, "r is 0"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"rank_pattern": {"q_proj(": 8}}, "no regular expression"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern gives 'q_proj' '8'"),
+        ({"rank_pattern": [8]}, "rank_pattern is"),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_is_one_line(base, copy, config, says):
+    edit(copy, **config)
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match=says):
+            use()
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_half_a_pair_is_refused_by_its_name(base, copy, half):
+    file = copy / "adapter_model.safetensors"
+    held = load_file(file)
+    held.pop(next(name for name in held if half in name))
+    save_file(held, file)
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match=rf"_proj\.lora_[AB]\.weight has no {half}\.weight"):
+            use()
+
+
+def test_tensors_without_a_place_and_layers_without_a_tensor_are_refused(base, copy):
+    edit(copy, lambda name: name.replace("model.layers.1", "model.language_model.layers.1"))
+    with pytest.raises(JobError, match="no place for"):
+        attached(base, copy)
+    with pytest.raises(JobError, match=r"no place for .*language_model"):
+        adapters.check_modules(copy, base)
+    held = load_file(copy / "adapter_model.safetensors")
+    save_file({n: t for n, t in held.items() if "language" not in n}, copy / "adapter_model.safetensors")
+    with pytest.raises(JobError, match="holds no tensor for"):
+        attached(base, copy)
+
+
+def test_nothing_but_safetensors_is_read(base, copy):
+    held = load_file(copy / "adapter_model.safetensors")
+    torch.save(held, copy / "adapter_model.bin")
+    (copy / "adapter_model.safetensors").rename(copy / "other.safetensors")
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match=r"no safetensors file adapter_model\.safetensors"):
+            use()
+
+
+def test_an_adapter_is_held_to_its_base(base, copy, tmp_path):
+    (copy / "trainer.json").write_text(json.dumps({adapters.BASE_KEY: adapters.weights_hash(base)}))
+    assert updates_of(base, [copy])
+    other = make_model(tmp_path / "other", seed=1, tie=False)
+    for use in (lambda: updates_of(other, [copy]), lambda: attached(other, copy)):
+        with pytest.raises(JobError, match="trained on other weights"):
+            use()
+
+
+def test_a_base_is_known_again_whatever_its_files(tmp_path):
+    one = make_model(tmp_path / "one", dtype="bfloat16")
+    first = adapters.weights_hash(one)
+    shards = make_model(tmp_path / "shards", dtype="bfloat16", shard="1MB")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    assert adapters.weights_hash(shards) == first
+    held = load_file(one / "model.safetensors")
+    save_file({name: t.float() for name, t in held.items()}, one / "model.safetensors")
+    assert adapters.weights_hash(one) == first
+    save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, one / "model.safetensors")
+    assert adapters.weights_hash(one) == first
+    for name in ("model.norm.weight", "model.layers.1.mlp.down_proj.weight"):
+        save_file(held | {name: held[name] * 1.01}, one / "model.safetensors")
+        assert adapters.weights_hash(one) != first, name
