@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 failed, 2 bad usage or params, 130/143 on SIGINT/SIGTERM. Logs go to stderr, results to stdout.
 """
 
+import contextlib
 import functools
 import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,44 @@ def writes(flag: str, default: str | None, text: str, kind: Kind, **options) -> 
     )
 
 
+COMMON = (
+    click.option("--print-params", is_flag=True, help="Print the resolved params this job reads, and stop."),
+    click.option("--dry-run", is_flag=True, help="Check params and inputs, print what would be read and written."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Override one param; checked like the file. Repeatable.",
+    ),
+    click.option(
+        "--params", type=click.Path(path_type=Path), default="params.yaml", show_default=True, help="The params file."
+    ),
+)
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns the ways that a job stops on purpose, and Ctrl-C, into one line and an exit code."""
+    try:
+        yield
+    except UsageError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except JobError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
 def job(*sections: str) -> Callable:
     """Turns `def command(params, **paths)` into a click command with the options that all jobs share.
 
@@ -62,25 +101,15 @@ def job(*sections: str) -> Callable:
 
         @functools.wraps(function)
         def command(params: Path, assignments: tuple[str, ...], dry_run: bool, print_params: bool, **options) -> None:
-            logging.basicConfig(
-                level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-            )
-            for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
-                logging.getLogger(noisy).setLevel(logging.WARNING)
-            try:
+            log_to_stderr()
+            with exit_codes():
                 from jobs.plumbing.params import load
 
                 loaded = load(params, assignments)
                 if print_params:
                     click.echo(json.dumps(loaded.model_dump(include=included(sections)), indent=2, sort_keys=True))
                     return
-                context = click.get_current_context()
-                inputs, outputs = paths_of(context, options)
-                for flag, path in inputs.items():
-                    if not path.exists():
-                        raise UsageError(f"{flag}: {path} does not exist")
-                kinds = {option.opts[0]: option.kind for option in context.command.params if isinstance(option, Output)}
-                check(inputs | {"--params": params}, {flag: (path, kinds[flag]) for flag, path in outputs.items()})
+                inputs, outputs = checked_paths(click.get_current_context(), options, params)
                 if "dry_run" in inspect.signature(function).parameters:
                     options["dry_run"] = dry_run  # a job with a dry run of its own
                 elif dry_run:
@@ -93,36 +122,8 @@ def job(*sections: str) -> Callable:
                     click.echo(json.dumps(shown, indent=2, sort_keys=True))
                     return
                 function(loaded, **options)
-            except UsageError as error:
-                click.echo(f"error: {error}", err=True)
-                sys.exit(2)
-            except JobError as error:
-                click.echo(f"error: {error}", err=True)
-                sys.exit(1)
-            except KeyboardInterrupt:
-                click.echo("interrupted", err=True)
-                sys.exit(130)
 
-        for option in (
-            click.option("--print-params", is_flag=True, help="Print the resolved params this job reads, and stop."),
-            click.option(
-                "--dry-run", is_flag=True, help="Check params and inputs, print what would be read and written."
-            ),
-            click.option(
-                "--set",
-                "assignments",
-                multiple=True,
-                metavar="SECTION.KEY=VALUE",
-                help="Override one param; checked like the file. Repeatable.",
-            ),
-            click.option(
-                "--params",
-                type=click.Path(path_type=Path),
-                default="params.yaml",
-                show_default=True,
-                help="The params file.",
-            ),
-        ):
+        for option in COMMON:
             command = option(command)
         return click.command(name=name, help=sys.modules[function.__module__].__doc__)(command)
 
@@ -139,6 +140,17 @@ def included(sections: Sequence[str]) -> dict[str, Any] | None:
             inner = inner.setdefault(part, {})
         inner[last] = True
     return found or None
+
+
+def checked_paths(context: click.Context, options: dict, params: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The given input and output paths by flag. Errors: UsageError for an absent input, or an output's place."""
+    inputs, outputs = paths_of(context, options)
+    for flag, path in inputs.items():
+        if not path.exists():
+            raise UsageError(f"{flag}: {path} does not exist")
+    kinds = {option.opts[0]: option.kind for option in context.command.params if isinstance(option, Output)}
+    check(inputs | {"--params": params}, {flag: (path, kinds[flag]) for flag, path in outputs.items()})
+    return inputs, outputs
 
 
 def paths_of(context: click.Context, options: dict) -> tuple[dict[str, Path], dict[str, Path]]:
