@@ -609,3 +609,40 @@ def test_install_refuses_a_python_that_the_lock_is_not_for(repo, version):
     assert done.returncode == 2
     assert "3.11 or 3.12 is needed" in done.stderr
     assert not (repo / ".venv").exists()
+
+
+PRINTS = """#!/bin/sh
+env
+"""
+FORCED = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "AUTO", "OMP_NUM_THREADS": "7",
+          "OPENBLAS_CORETYPE": "SkylakeX", "NPY_DISABLE_CPU_FEATURES": "X86_V3"}  # fmt: skip
+
+
+def rounding(repo, runtime, **env):
+    """What a job of the `cpu` image sees of FORCED's names, started by `runtime` with `env` around it."""
+    if runtime == "local":
+        python = repo.parent / "bin/prints"
+        python.write_text(PRINTS)
+        python.chmod(0o755)
+        done = launch(repo, "cpu", "score", RUNTIME="local", PYTHON=str(python), **env)
+        words = done.stdout.splitlines()
+    else:
+        done = launch(repo, "cpu", "score", RUNTIME=runtime, **env)
+        words = values(flags(repo), "--env")
+    assert done.returncode == 0, done.stderr
+    return dict(word.split("=", 1) for word in words if word.partition("=")[0] in FORCED)
+
+
+def test_what_decides_a_cpus_rounding_is_the_same_in_every_runtime_whatever_the_caller_has_set(repo):
+    seen = [rounding(repo, runtime, **env) for runtime in ("local", "docker", "podman") for env in ({}, FORCED)]
+    assert all(one == seen[0] for one in seen)
+    assert seen[0].keys() == FORCED.keys() and not seen[0].items() & FORCED.items()
+
+
+def test_on_a_gpu_the_caller_decides(repo):
+    gpu(repo)
+    assert rounding(repo, "local", **FORCED) == FORCED
+    assert rounding(repo, "docker", **FORCED) != FORCED, "the cpu image sees no GPU"
+    assert launch(repo, "train", "sft", MIN_DISK_GIB="0", **FORCED).returncode == 0
+    given = values(flags(repo), "--env")
+    assert "OMP_NUM_THREADS" in given and not any(word.startswith("MKL_CBWR") for word in given)
