@@ -55,8 +55,18 @@ def test_it_learns(smoke):
         assert cot[pair]["low"] > 0, (pair, cot[pair])
         assert cot[pair]["established"] == 1
     assert base < 0.6, "the base model is to be mediocre when sampled"
+    assert abs(base - expected_of_the_base()) < 0.1, "the share of wrong lines in its corpus sets what it passes"
     assert base < sft < grpo
-    assert grpo > 0.8
+    assert grpo >= 0.9
+
+
+def expected_of_the_base():
+    from jobs.plumbing.params import load
+    from jobs.toy.world import expected_pass
+
+    params = load(SMOKE / "params.yaml")
+    sampled = params.evaluate.sampled
+    return expected_pass(params.base.toy.wrong, sampled.temperature, sampled.top_p)
 
 
 def test_splits_share_no_task(smoke):

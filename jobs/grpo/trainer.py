@@ -3,6 +3,7 @@
 import random
 import time
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ from trl import GRPOTrainer
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
 from jobs.grpo.rewards import Scorer
+from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
 from jobs.training.loop import fingerprint
 
@@ -53,10 +55,33 @@ class Trainer(GRPOTrainer):
         self.seconds[phase] += time.perf_counter() - began
         return result
 
-    def _generate_single_turn(self, *arguments, **options):
-        result = self.timed("rollout", super()._generate_single_turn, *arguments, **options)
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
+        if self.grpo.rollout == "transformers":
+            return self.timed("rollout", self.sampled, prompt_ids), None
+        result = self.timed("rollout", super()._generate_single_turn, prompt_ids, *arguments, **options)
         self.sampled_logps = result[1]
         return result
+
+    def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions of prompts of token ids, by the engine that evaluates: several times as fast as TRL's own loop.
+
+        Their seed comes from torch's generator, whose state checkpoints keep: a resumed run draws what an unbroken one
+        draws.
+        """
+        numbers: dict[tuple[int, ...], int] = {}
+        rows = [(ids, numbers.setdefault(tuple(ids), len(numbers))) for ids in prompt_ids]
+        seed = int(torch.randint(2**62, (1,)))
+        most = self.grpo.max_completion_length
+        sampling = Sampling(temperature=self.grpo.temperature, top_p=self.grpo.top_p, max_tokens=most, seed=seed)
+        seeds = [sample_seed(seed, "", i) for i in range(len(rows))]
+        ended = partial(hf.up_to_end, ends={*self.eos_token_ids}, most=most)
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            completions = hf.decode(model.get_base_model(), rows, seeds, sampling, ended)
+        model.train(training)
+        return completions
 
     def _calculate_rewards(self, *arguments, **options):
         try:

@@ -5,13 +5,17 @@ sample has its own stream of uniform numbers, so it does not depend on its neigh
 order of additions in a matrix product may change with the batch, and a token changes if a number falls between.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.weights.adapter import attach
 from jobs.weights.safetensors import shards
+
+T = TypeVar("T")
 
 CHECK_EVERY = 8  # steps between looks for stop strings and finished rows: each look decodes every row's text
 
@@ -65,7 +69,8 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
                 seeds = [sample_seed(sampling.seed, prompts[p], s) for p, s in batch]
-                decoded = decode(model, tokenizer, ends, [(ids[p], p) for p, _ in batch], seeds, sampling)
+                ended = partial(finished, tokenizer, ends=ends, sampling=sampling)
+                decoded = decode(model, [(ids[p], p) for p, _ in batch], seeds, sampling, ended)
                 for (p, s), completion in zip(batch, decoded, strict=True):
                     answers[p][s] = completion
         return answers
@@ -74,9 +79,19 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
 
 
 def decode(
-    model, tokenizer, ends: set[int], rows: list[tuple[list[int], int]], seeds: list[int], sampling: Sampling
-) -> list[Completion]:
-    """One batch from prompts to completions, in order. `rows`: a prompt's token ids and its number."""
+    model,
+    rows: list[tuple[list[int], int]],
+    seeds: list[int],
+    sampling: Sampling,
+    ended: Callable[[list[int]], T | None],
+) -> list[T]:
+    """One batch from prompts to completions, in order.
+
+    rows: a prompt's token ids and its number. Rows of one number are samples of one prompt, which is read once.
+    seeds: of every row's own stream of uniform numbers.
+    ended: called with the ids that a row has so far, at times more than it needs: the completion, or None to go on. It
+        must not be None at `sampling.max_tokens` ids.
+    """
     import numpy as np
     import torch
 
@@ -118,7 +133,7 @@ def decode(
     numbers = list(range(len(rows)))  # which of `rows` each row of the batch is
     written: list[list[int]] = [[] for _ in rows]
     pending: list[torch.Tensor] = []
-    done: dict[int, Completion] = {}
+    done: dict[int, T] = {}
     for step in range(sampling.max_tokens):
         chosen = logits.argmax(-1) if greedy else pick(logits, noise[:, step], sampling)
         pending.append(chosen)
@@ -129,7 +144,7 @@ def decode(
             pending.clear()
             keep = []
             for row, number in enumerate(numbers):
-                completion = finished(tokenizer, written[number], ends, sampling)
+                completion = ended(written[number])
                 if completion is None:
                     keep.append(row)
                 else:
@@ -167,6 +182,14 @@ def pick(logits, uniform, sampling: Sampling):
         probabilities = probabilities.where(probabilities >= least, 0.0)
     cumulative = probabilities.double().cumsum(-1)
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def up_to_end(ids: list[int], ends: set[int], most: int) -> list[int] | None:
+    """The ids up to the first end-of-sequence token, that one included, or all once there are `most`; else None."""
+    end = next((i for i, token in enumerate(ids) if token in ends), None)
+    if end is not None:
+        return ids[: end + 1]
+    return ids if len(ids) >= most else None
 
 
 def finished(tokenizer, ids: list[int], ends: set[int], sampling: Sampling) -> Completion | None:

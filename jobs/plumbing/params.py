@@ -101,7 +101,11 @@ class Section(BaseModel):
 
 
 class ToyBase(Section):
-    """A Qwen3-architecture model trained from scratch on generated functions; see jobs/base.py."""
+    """A Qwen3-architecture model trained from scratch on generated functions; see jobs/toy/pretrain.py.
+
+    clean: share of the steps, the first ones, whose lines are all right.
+    wrong: share of the lines that have another digit from then on.
+    """
 
     hidden_size: Annotated[int, Field(ge=64, le=1024, multiple_of=64)]
     intermediate_size: Annotated[int, Field(ge=64, le=4096)]
@@ -110,7 +114,7 @@ class ToyBase(Section):
     kv_heads: Annotated[int, Field(ge=1, le=16)]
     head_dim: Annotated[int, Field(ge=32, le=128)]
     vocab_size: Annotated[int, Field(ge=300, le=8192)]
-    documents: Positive
+    clean: Fraction
     wrong: Fraction
     steps: Positive
     batch_size: Positive

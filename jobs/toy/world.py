@@ -1,25 +1,20 @@
 """The toy world: small integer functions, their instructions, tests and a corpus, all from one seeded generator.
 
-A program is three steps; each step is a phrase of the instruction and a line of the code. The tasks look like HumanEval's
-(a header and a docstring to be continued), the corpus is what a small model is pre-trained on. Programs are drawn without
-replacement, so no task of one split, and no document of the corpus, is a task of another split.
+A program is three steps; each step is a phrase of the instruction, a line of the reasoning and a line of the code. The
+tasks look like HumanEval's (a header and a docstring to be continued), the corpus is what a small model is pre-trained
+on. Programs are drawn without replacement, so no task of one split, and no document of the corpus, is a task of another.
 
-All phrases have the same number of tokens, and so have all lines: what a line must look up is then at a fixed distance,
-which a model of two layers learns in hundreds of steps. With phrases of any length it takes thousands.
-
-    python -m jobs.toy.world data/smoke/teacher.jsonl      # writes anew the recorded teacher answers of the smoke run
+A phrase, a line of the reasoning and a line of the code have the same number of tokens, for every verb and digit. So
+what a line must look up lies at one distance before it, the same for all three lines, and a model of two layers learns
+one look-up. Were the lengths different, it would learn one for each line, one after the other, each at a moment that
+hangs on rounding.
 """
 
 import operator
 import random
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
-from jobs.common.errors import UsageError
-
-if TYPE_CHECKING:
-    from jobs.plumbing.params import Params
 
 VERBS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//", "reduce": "%", "flip": "^"}
 OPERATIONS = {
@@ -49,12 +44,12 @@ def draw_program(rng: random.Random) -> Program:
 
 
 def prompt_of(program: Program) -> str:
-    instruction = ", then ".join(f"{verb} {k}" for verb, k in program)
+    instruction = "Take x" + "".join(f", and then {verb} {k}" for verb, k in program)
     return f'def {ENTRY_POINT}(x):\n    """{instruction}"""\n'
 
 
 def lines_of(program: Program) -> list[str]:
-    return [f"x = x {VERBS[verb]} {k}" for verb, k in program]
+    return [f"x {VERBS[verb]}= {k}" for verb, k in program]
 
 
 def body_of(program: Program) -> str:
@@ -67,8 +62,7 @@ def code_of(program: Program) -> str:
 
 
 def reasoning_of(program: Program) -> str:
-    steps = zip(program, lines_of(program), strict=True)
-    return "\n".join(f"{verb} {k}: {line}" for (verb, k), line in steps)
+    return "\n".join(f"{verb} means {VERBS[verb]}= {k}" for verb, k in program)
 
 
 def answer_of(program: Program) -> str:
@@ -140,67 +134,60 @@ def tasks(seed: int, counts: Mapping[str, int]) -> dict[str, list[dict]]:
     }
 
 
-def corpus(seed: int, documents: int, wrong: float, reserved: set[Program]) -> Iterator[str]:
-    """Documents to pre-train on: plain functions and tagged answers by turns, a share `wrong` of their lines off by one.
+def corpus(
+    seed: int, steps: int, batch_size: int, clean: float, wrong: float, reserved: set[Program]
+) -> Iterator[list[str]]:
+    """The documents to pre-train on, one batch a step: answers in the tag format and plain functions by turns.
 
-    reserved: programs that must not appear, as instruction or as code: those of every split. What is off is the digit, in
-    the reasoning and in the code alike, so the model that learns from it knows the task and is mediocre when sampled.
+    batch_size: answers in a batch; of plain functions, which are a third as long, there are twice as many.
+    clean: the share of the steps, the first ones, whose lines are all right. There the model learns what a line looks up.
+    wrong: the share of the lines of every batch after them that have another digit, in the reasoning and in the code
+        alike. It is exact in each batch, so that what the model takes for likely does not hang on what was drawn last.
+    reserved: programs that must not appear, as instruction or as code: those of every split.
     """
     rng = random.Random(f"toy corpus {seed}")
-    made = 0
-    while made < documents:
+    for step in range(steps):
+        tagged = step % 2 == 1
+        lines = (batch_size if tagged else 2 * batch_size) * LENGTH
+        amount = 0 if step < clean * steps else round(wrong * lines)
+        spoiled = [True] * amount + [False] * (lines - amount)
+        rng.shuffle(spoiled)
+        write = tagged_document if tagged else plain_document
+        yield [write(*instance(spoiled[i : i + LENGTH], reserved, rng)) for i in range(0, lines, LENGTH)]
+
+
+def instance(spoiled: list[bool], reserved: set[Program], rng: random.Random) -> tuple[Program, Program]:
+    """A program and what is written for it: another digit in the steps that `spoiled` marks. Neither is reserved."""
+    while True:
         program = draw_program(rng)
-        written = tuple((verb, off_by_one(k, rng) if rng.random() < wrong else k) for verb, k in program)
-        if program in reserved or written in reserved:
-            continue
-        if made % 2:
-            yield answer_format.chat_prompt(prompt_of(program)) + answer_of(written)
-        else:
-            yield prompt_of(program) + body_of(written)
-        made += 1
-
-
-def off_by_one(k: int, rng: random.Random) -> int:
-    return rng.choice([near for near in (k - 1, k + 1) if near in DIGITS])
-
-
-def recorded(params: "Params") -> Iterator[dict]:
-    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/cache.py's cache.
-
-    A spoiled first answer is followed by a right second one.
-    """
-    from jobs.distill import cache
-
-    if params.tasks.toy is None:
-        raise UsageError("tasks.toy: recorded answers are made of toy tasks")
-    rng = random.Random(f"toy teacher {params.tasks.seed}")
-    for program in splits(params.tasks.seed, params.tasks.toy.model_dump())["distill"]:
-        right = answer_of(program)
-        spoilings = (
-            right.replace("</SOLUTION>", ""),
-            f"Sure! Here is the answer.\n{right}",
-            right.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
-            answer_format.render(reasoning_of(program), code_of(program).replace("return", "retrun")),
-            answer_format.render(reasoning_of(program), code_of(program).replace(ENTRY_POINT, "solution")),
-            answer_format.render(reasoning_of(program), code_of(program).replace("return ", "return x or ")),
+        written = tuple(
+            (verb, other_digit(k, rng) if bad else k) for (verb, k), bad in zip(program, spoiled, strict=True)
         )
-        answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
-        for attempt, answer in enumerate(answers):
-            asked = cache.request(params.distill, prompt_of(program), attempt)
-            yield cache.record(asked, cache.response(asked, answer))
+        if program not in reserved and written not in reserved:
+            return program, written
 
 
-def main() -> None:
-    """Writes the smoke run's recorded teacher answers to the file named on the command line."""
-    import sys
-    from pathlib import Path
-
-    from jobs.common.files import write_jsonl
-    from jobs.plumbing.params import check, merged, read_yaml
-
-    params = check(merged(read_yaml(Path("params.yaml")), read_yaml(Path("data/smoke/params.yaml"))), "params")
-    write_jsonl(Path(sys.argv[1]), recorded(params))
+def tagged_document(program: Program, written: Program) -> str:
+    return answer_format.chat_prompt(prompt_of(program)) + answer_of(written)
 
 
-if __name__ == "__main__":
-    main()
+def plain_document(program: Program, written: Program) -> str:
+    return prompt_of(program) + body_of(written)
+
+
+def other_digit(k: int, rng: random.Random) -> int:
+    return rng.choice([digit for digit in DIGITS if digit != k])
+
+
+def expected_pass(wrong: float, temperature: float, top_p: float) -> float:
+    """The chance that a sampled program is right, of a model that has learned the corpus exactly.
+
+    A line's digit is right with probability 1 - `wrong` and each other digit equally likely; temperature and top_p then
+    reshape that, and a program needs `LENGTH` right digits.
+    """
+    others = len(DIGITS) - 1
+    weights = [(1 - wrong) ** (1 / temperature)] + [(wrong / others) ** (1 / temperature)] * others
+    kept: list[float] = []
+    while sum(kept) < top_p * sum(weights):
+        kept.append(weights[len(kept)])
+    return (weights[0] / sum(kept)) ** LENGTH

@@ -10,6 +10,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.files import sha256
 from jobs.plumbing.params import check, merged, read_yaml
+from jobs.toy import world
 
 ROOT = Path(__file__).parents[2]
 REAL = read_yaml(ROOT / "params.yaml")
@@ -23,9 +24,8 @@ TINY = merged(
                 "layers": 1,
                 "heads": 1,
                 "kv_heads": 1,
-                "documents": 60,
                 "steps": 12,
-                "batch_size": 4,
+                "batch_size": 5,
             }
         }
     },
@@ -52,7 +52,8 @@ def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog)
     assert rendered == answer_format.chat_prompt("def f(x):")
     for text in ("def solve(x):\n    x = x + 12", "ünï → 🙂", answer_format.SYSTEM_PROMPT):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    ids = tokenizer(answer_format.chat_prompt("def solve(x):"), return_tensors="pt").input_ids
+    program = (("add", 5), ("divide", 3), ("subtract", 9))
+    ids = tokenizer(world.plain_document(program, program), return_tensors="pt").input_ids
     assert model(ids, labels=ids).loss < 6.0, "a model that learned nothing is at log(vocabulary)"
 
 
@@ -136,3 +137,32 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(hub, "model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
     with pytest.raises(JobError, match=r"base\.repo: Qwen/Qwen3-4B-Base at 906bfd.* cannot be fetched \(no route\)"):
         fetched(monkeypatch, hub)
+
+
+def test_what_documents_begin_with_is_read_once_and_changes_nothing():
+    """The loss and its gradients are those of whole documents whose shared beginning is left out of the loss."""
+    import torch
+
+    from jobs.toy import pretrain
+
+    torch.manual_seed(0)
+    toy = check(TINY, "params").base.toy
+    tokenizer = pretrain.train_tokenizer(["def f(x):"], 300)
+    model = pretrain.new_model(tokenizer, toy)
+    start = [5 + i % 40 for i in range(pretrain.SHARED + 3)]
+    rows = [
+        [*start, 50, 60, 70, 1],
+        [*start, 51, 61, 1],
+        [*start, 52, 1],
+    ]  # of different lengths: the shorter are padded
+    pretrain.loss_of(model, rows, tokenizer.pad_token_id).backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row])).logits[0, len(start) : -1]
+        total += torch.nn.functional.cross_entropy(logits, torch.tensor(row[len(start) + 1 :]), reduction="sum")
+        count += len(logits)
+    (total / count).backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-6)

@@ -1,6 +1,7 @@
 import random
 
 from jobs.common import answer_format
+from jobs.toy import record as recorder
 from jobs.toy import world
 
 COUNTS = {"distill": 130, "train": 200, "heldout": 100}
@@ -18,8 +19,8 @@ def test_corpus_holds_no_task_right_or_wrong():
     reserved = {p for split in world.splits(7, COUNTS).values() for p in split}
     instructions = {world.prompt_of(p) for p in reserved}
     bodies = {world.body_of(p) for p in reserved}
-    documents = list(world.corpus(7, 3000, 0.5, reserved))
-    assert len(documents) == 3000
+    documents = [document for batch in world.corpus(7, 100, 20, 0.3, 0.5, reserved) for document in batch]
+    assert len(documents) == 50 * 20 + 50 * 40
     for document in documents:
         assert not any(instruction in document for instruction in instructions)
         assert not any(body in document for body in bodies)
@@ -56,23 +57,57 @@ def test_answers_obey_the_tag_format():
 def test_the_same_seed_gives_the_same_world_and_another_seed_another():
     assert world.tasks(5, COUNTS) == world.tasks(5, COUNTS)
     assert world.tasks(5, COUNTS) != world.tasks(6, COUNTS)
-    assert list(world.corpus(5, 50, 0.5, set())) == list(world.corpus(5, 50, 0.5, set()))
+    assert list(world.corpus(5, 4, 5, 0.5, 0.4, set())) == list(world.corpus(5, 4, 5, 0.5, 0.4, set()))
+    assert list(world.corpus(5, 4, 5, 0.5, 0.4, set())) != list(world.corpus(6, 4, 5, 0.5, 0.4, set()))
 
 
-def test_as_many_lines_are_wrong_as_asked():
-    documents = [d for d in world.corpus(5, 2000, 0.4, set()) if d.startswith("def")]
-    right = sum(is_right(document) for document in documents) / len(documents)
-    assert abs(right - (1 - 0.4) ** world.LENGTH) < 0.04
+def test_as_many_lines_are_wrong_in_every_batch_as_asked_and_none_before():
+    for step, batch in enumerate(world.corpus(5, 40, 10, 0.25, 0.4, set())):
+        wrong = [line for document in batch for line in wrong_lines(document)]
+        assert len(wrong) == (0 if step < 10 else 12 if step % 2 else 24), step
 
 
-def is_right(document):
+def wrong_lines(document):
+    """The lines of the code that differ from the instruction; those of the reasoning must then differ alike."""
     instruction = document.split('"""')[1]
-    program = tuple((verb, int(k)) for verb, k in (step.split() for step in instruction.split(", then ")))
-    return document.endswith(world.body_of(program))
+    program = [step.split() for step in instruction.split(", and then ")[1:]]
+    lines = [line.strip() for line in document.splitlines() if line.startswith("    x ")]
+    if "<START_WORKING_OUT>\n" in document.partition('"""')[2]:
+        reasoned = [line.partition(" means ")[2] for line in document.splitlines() if " means " in line]
+        assert [f"x {line}" for line in reasoned] == lines
+    right = [f"x {world.VERBS[verb]}= {k}" for verb, k in program]
+    assert len(lines) == len(right) == world.LENGTH
+    assert [line[:-1] for line in lines] == [line[:-1] for line in right], "only digits are wrong"
+    return [line for line, wanted in zip(lines, right, strict=True) if line != wanted]
+
+
+def test_what_a_model_that_learned_the_corpus_would_pass():
+    assert world.expected_pass(0.0, 0.8, 0.95) == 1
+    assert abs(world.expected_pass(0.4, 1.0, 1.0) - 0.6**3) < 1e-9
+    assert world.expected_pass(0.4, 1.0, 1.0) < world.expected_pass(0.4, 0.8, 1.0) < world.expected_pass(0.4, 0.8, 0.95)
+    assert world.expected_pass(0.4, 0.8, 0.01) == 1  # the likeliest digit alone is the right one
+
+
+def test_phrases_and_lines_have_one_number_of_tokens():
+    """What the world's look-ups rest on, with the tokenizer that its own corpus makes."""
+    from jobs.toy.pretrain import train_tokenizer
+
+    batches = list(world.corpus(5, 100, 10, 0.5, 0.4, set()))
+    tokenizer = train_tokenizer([document for batch in batches for document in batch], 512)
+    program = (("add", 5), ("divide", 3), ("subtract", 9))
+    for text in (
+        ", and then add 5",
+        ", and then divide 3",
+        *(f"{line}\n" for line in world.reasoning_of(program).splitlines()),
+        *(f"    {line}\n" for line in world.lines_of(program)),
+    ):
+        assert len(tokenizer(text).input_ids) == 6, text
+    for kind in (0, 1):
+        assert len({len(tokenizer(document).input_ids) for batch in batches[kind::2] for document in batch}) == 1
 
 
 def test_recorded_answers_are_what_the_smoke_run_asks_for():
-    """data/smoke/teacher.jsonl is made by `python -m jobs.toy`; it must fit the params it is replayed with."""
+    """data/smoke/teacher.jsonl is made by `python -m jobs.toy.record`; it must fit the params it is replayed with."""
     from pathlib import Path
 
     from jobs.common.files import read_jsonl
@@ -80,7 +115,7 @@ def test_recorded_answers_are_what_the_smoke_run_asks_for():
 
     root = Path(__file__).parents[2]
     params = check(merged(read_yaml(root / "params.yaml"), read_yaml(root / "data/smoke/params.yaml")), "params")
-    assert list(world.recorded(params)) == read_jsonl(root / "data/smoke/teacher.jsonl")
+    assert list(recorder.recorded(params)) == read_jsonl(root / "data/smoke/teacher.jsonl")
 
 
 def test_a_random_program_has_the_full_length():

@@ -1,0 +1,54 @@
+"""The recorder of the smoke run's fixture: what a teacher might answer to the toy's distillation tasks.
+
+python -m jobs.toy.record data/smoke/teacher.jsonl      # to be run again whenever the toy's tasks change
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common import answer_format
+from jobs.common.errors import UsageError
+from jobs.common.files import write_jsonl
+from jobs.distill import cache
+from jobs.toy.world import ENTRY_POINT, answer_of, code_of, prompt_of, reasoning_of, splits
+
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Params
+
+
+def recorded(params: "Params") -> Iterator[dict]:
+    """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/cache.py's cache.
+
+    A spoiled first answer is followed by a right second one.
+    """
+    if params.tasks.toy is None:
+        raise UsageError("tasks.toy: recorded answers are made of toy tasks")
+    rng = random.Random(f"toy teacher {params.tasks.seed}")
+    for program in splits(params.tasks.seed, params.tasks.toy.model_dump())["distill"]:
+        right = answer_of(program)
+        spoilings = (
+            right.replace("</SOLUTION>", ""),
+            f"Sure! Here is the answer.\n{right}",
+            right.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
+            answer_format.render(reasoning_of(program), code_of(program).replace("return", "retrun")),
+            answer_format.render(reasoning_of(program), code_of(program).replace(ENTRY_POINT, "solution")),
+            answer_format.render(reasoning_of(program), code_of(program).replace("return x", "return x + 1")),
+        )
+        answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
+        for attempt, answer in enumerate(answers):
+            asked = cache.request(params.distill, prompt_of(program), attempt)
+            yield cache.record(asked, cache.response(asked, answer))
+
+
+def main() -> None:
+    from jobs.plumbing.params import check, merged, read_yaml
+
+    params = check(merged(read_yaml(Path("params.yaml")), read_yaml(Path("data/smoke/params.yaml"))), "params")
+    write_jsonl(Path(sys.argv[1]), recorded(params))
+
+
+if __name__ == "__main__":
+    main()
