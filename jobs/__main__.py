@@ -19,11 +19,18 @@ JOBS = {
     "evaluate": "score a model's samples on the benchmarks",
     "compare": "intervals, paired tests and the report over all evaluations",
     "gguf": "write, quantize and verify GGUF files",
+    "check-tasks": "check a file of your own tasks",
+    "overlap-pairs": "pin which training tasks solve a benchmark's task",
     "score": "run samples against tasks in the sandbox",
     "generate": "answer one prompt with any of the models",
     "publish": "push models and a model card to the Hub",
     "smoke": "run the whole pipeline at toy size",
 }
+
+ELSEWHERE = {
+    "check-tasks": "tasks.check_file",
+    "overlap-pairs": "tasks.pairs",
+}  # commands that lie in another job's folder
 
 
 class Jobs(click.Group):
@@ -35,7 +42,7 @@ class Jobs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in JOBS:
             return None
-        found = importlib.import_module(f"jobs.{cmd_name}")
+        found = importlib.import_module(f"jobs.{ELSEWHERE.get(cmd_name, cmd_name)}")
         job = importlib.import_module(f"jobs.{cmd_name}.job") if hasattr(found, "__path__") else found
         return job.command
 

@@ -63,7 +63,9 @@ def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings:
             "## Limits",
             "",
             "- Passing a task's few tests does not prove a program right, and says nothing of its reasoning.",
-            "- Tasks and answers that share runs of words with a benchmark were left out; a paraphrase passes that filter.",
+            "- Tasks that overlap with a benchmark's were left out by the rules that the data card of the tasks names "
+            "(`README.md` beside them); answers, if they share a run of words with a benchmark's prompt. A paraphrase that "
+            "is solved by another function passes.",
             "- The tasks are short and in English; the code is Python.",
             "",
         ]

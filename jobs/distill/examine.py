@@ -32,7 +32,7 @@ REASONS = {
     "crashed": "the process running the code dies",
     "invalid": "the sandbox refuses the code",
     "unsupported": "the code cannot be judged exactly across processes",
-    "contaminated": "reasoning or code share a run of words with a benchmark's prompt or solution",
+    "contaminated": "reasoning or code share a run of words with a benchmark's prompt",
     "near_duplicate": "prompt and code are nearly those of an earlier example",
 }
 WORDS = re.compile(r"\w+|[^\w\s]")
@@ -60,26 +60,15 @@ class Candidate:
 
 @dataclass
 class Benchmarks:
-    """The runs of n words in the benchmarks, by which answers that repeat them are told."""
+    """The runs of n words in the benchmarks' prompts, by which answers that repeat them are told."""
 
     n: int
     runs: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, sizes: list[int]) -> "Benchmarks":
-        """By the longest n alone: code is full of the shorter runs (`for i in range(len(a)): for j in`)."""
-        n = max(sizes, default=0)
-        return cls(
-            n,
-            {
-                run: task["task_id"]
-                for task in read_jsonl(path)
-                for text in (task["prompt"], task["reference"])
-                for run in ngrams(text, n)
-            }
-            if n
-            else {},
-        )
+    def read(cls, path: Path, n: int) -> "Benchmarks":
+        """Of prompts alone, as the tasks are compared: solutions are full of runs that any program has."""
+        return cls(n, {run: task["task_id"] for task in read_jsonl(path) for run in ngrams(task["prompt"], n)})
 
     def shared(self, answer: answer_format.Answer) -> str:
         """The first run that the answer shares, with its benchmark task, or ""."""
@@ -87,7 +76,7 @@ class Benchmarks:
             (
                 f"{self.runs[run]}: {' '.join(run)}"
                 for text in (answer.reasoning, answer.code)
-                for run in (ngrams(text, self.n) if self.runs else ())
+                for run in ngrams(text, self.n)
                 if run in self.runs
             ),
             "",

@@ -5,7 +5,7 @@
 
 \b
 Reads   --tasks       task records; their order is shuffled by tasks.seed, each gives at most one example
-        --benchmarks  what no answer may repeat, by runs of the longest of tasks.ngrams
+        --benchmarks  prompts of which no answer may repeat tasks.overlap.words words in a row
         --responses   the response cache, data/responses: one file a request; it only grows
         --kept        a second one, which DVC does not know: what was paid for is there after any `dvc exp run`
 Writes  --out         examples.jsonl, rejects.jsonl (with reasons), README.md (the data card)
@@ -77,7 +77,7 @@ def run(
             "each gives at most one example"
         )
     random.Random(f"distill {params.tasks.seed}").shuffle(tasks)
-    collection = Collection(settings.similarity, Benchmarks.read(benchmarks_path, params.tasks.ngrams))
+    collection = Collection(settings.similarity, Benchmarks.read(benchmarks_path, params.tasks.overlap.words))
     kept = cache.outside_experiments(kept) if kept else None
     responses = cache.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
     asked = Teacher(settings)
@@ -183,7 +183,7 @@ def spread(values: list[int]) -> dict[str, float]:
 
 @job(
     "distill",
-    "tasks.ngrams",
+    "tasks.overlap.words",
     "tasks.seed",
     "sandbox.memory_mib",
     "sandbox.packages",
@@ -192,7 +192,7 @@ def spread(values: list[int]) -> dict[str, float]:
     "sandbox.workers",
 )
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
-@reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts and solutions that no answer may repeat.")
+@reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts that no answer may repeat.")
 @writes("--responses", "data/responses", "The response cache; read, and added to.", CACHE)
 @writes("--kept", None, "Where answers are kept as well, out of DVC's reach; read, and added to.", CACHE)
 @writes("--out", "data/distill", "Folder of examples.jsonl, rejects.jsonl and README.md.", FOLDER)

@@ -167,6 +167,31 @@ class Exclusion(Section):
     reason: Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class Overlap(Section):
+    """When a training task overlaps with a benchmark's, beside solving it; see jobs/tasks/overlap.py."""
+
+    likeness: Rate  # cosine of the statements' TF-IDF
+    words: Annotated[int, Field(ge=2, le=64)]  # in a row, shared by the prompts
+
+
+RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "benchmarks", "left_out", "contamination")
+
+
+class OwnTasks(Section):
+    """A file of one's own tasks, docs/tasks.md, pinned by its hash; `split` is train, distill or a benchmark's new name."""
+
+    path: Annotated[str, Field(min_length=1)]
+    sha256: Sha256
+    split: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=50)]
+
+    @field_validator("split")
+    @classmethod
+    def no_other_file(cls, name: str) -> str:
+        if name in RESERVED[2:]:
+            raise ValueError(f"cannot be {name}: give a benchmark of your own another name")
+        return name
+
+
 class Tasks(Section):
     """Task sources, splits and decontamination; see jobs/tasks/job.py."""
 
@@ -176,7 +201,8 @@ class Tasks(Section):
     seed: Seed
     heldout: Annotated[int, Field(ge=0, le=377)]
     exclude: list[Exclusion]
-    ngrams: list[Annotated[int, Field(ge=2, le=64)]]
+    overlap: Overlap
+    files: list[OwnTasks]
     toy: ToyTasks | None
 
     @field_validator("exclude")

@@ -12,6 +12,7 @@ from jobs.plumbing.cli import log
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Sandbox as Limits
+    from jobs.sandbox import Verdict
 
 PATIENCE = 60.0  # seconds of CPU for a reference; the slowest of MBPP+ takes a quarter of it on a machine of today
 ROOM = 0.4  # of the time limit in training: a slower reference leaves too little for other right answers
@@ -23,27 +24,39 @@ def has_inputs(task: dict) -> bool:
     return task.get("base_input") is not None or task.get("plus_input") is not None
 
 
+def judged(rows: list[dict], limits: "Limits", scored: bool) -> "list[Verdict]":
+    """Verdicts on the tasks' references, in order; with evalplus's memory limit for tasks that are scored by inputs."""
+    from jobs.sandbox import Sandbox
+
+    generous = limits.model_copy(update={"timeout": PATIENCE, "min_limit": PATIENCE, "limit_factor": 1000.0})
+    verdicts: dict[int, Verdict] = {}
+    for benchmark in (True, False):
+        part = [task for task in rows if (scored and has_inputs(task)) == benchmark]
+        if part:
+            with Sandbox.from_params(generous, benchmark=benchmark) as sandbox:
+                found = sandbox.run([(task, task["reference"]) for task in part])
+            verdicts |= {id(task): verdict for task, verdict in zip(part, found, strict=True)}
+    return [verdicts[id(task)] for task in rows]
+
+
+def failures(rows: list[dict], limits: "Limits") -> list[tuple[str, str]]:
+    """(task id, the sandbox's word) of each training task whose reference does not pass."""
+    return [
+        (task["task_id"], f"{verdict.status}, {verdict.error}")
+        for task, verdict in zip(rows, judged(rows, limits, scored=False), strict=True)
+        if not verdict.passed
+    ]
+
+
 def references(splits: dict[str, list[dict]], benchmarks: Sequence[str], limits: "Limits") -> None:
     """Runs every task's reference against its tests.
 
     limits: the params of the sandbox; of its times, only `timeout` decides, and only whether a warning is given.
     Errors: JobError naming each task whose reference does not pass, and the sandbox's word on it.
     """
-    from jobs.sandbox import Sandbox
-
-    generous = limits.model_copy(update={"timeout": PATIENCE, "min_limit": PATIENCE, "limit_factor": 1000.0})
-    # A benchmark is scored with evalplus's memory limit, so its references are run under that one too.
-    scored = [(split, t) for split, tasks in splits.items() if split in benchmarks for t in tasks if has_inputs(t)]
-    others = [
-        (split, t) for split, tasks in splits.items() for t in tasks if not (split in benchmarks and has_inputs(t))
-    ]
     failed = []
-    for rows, benchmark in ((scored, True), (others, False)):
-        if not rows:
-            continue
-        with Sandbox.from_params(generous, benchmark=benchmark) as sandbox:
-            verdicts = sandbox.run([(task, task["reference"]) for _, task in rows])
-        for (split, task), verdict in zip(rows, verdicts, strict=True):
+    for split, tasks in splits.items():
+        for task, verdict in zip(tasks, judged(tasks, limits, split in benchmarks), strict=True):
             if not verdict.passed:
                 failed.append(f"{task['task_id']} ({split}): {verdict.status}, {verdict.error}")
             elif split not in benchmarks and verdict.seconds > ROOM * limits.timeout:

@@ -6,7 +6,9 @@
 \b
 Reads   HumanEval+ and MBPP+ through evalplus, MBPP from the Hub; or HumanEvalPlus.jsonl, MbppPlus.jsonl and mbpp.jsonl
         (.gz or not) from the folder --sources, where they are there. Checked by the hashes in params in either case.
-        With tasks.toy: nothing, jobs/toy/world.py makes the tasks.
+        --pairs     which references solve which benchmark's tasks, as overlap-pairs finds it
+        the files of tasks.files: tasks of one's own, docs/tasks.md
+        With tasks.toy: jobs/toy/world.py makes the tasks, and nothing is read.
 Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is asked
                     train.jsonl       MBPP+ less what is held out: what GRPO trains on
                     mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by tasks.seed (none: no file)
@@ -14,9 +16,10 @@ Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is as
                     toy.jsonl         with tasks.toy, in place of both benchmarks
                     sizes.json        how many tasks each benchmark has: a metric over fewer is refused
                     left_out.jsonl    the tasks that are in no split, and why
-                    contamination.jsonl   every run of tasks.ngrams words that a training task shares with a benchmark's
-                    benchmarks.jsonl  all benchmarks' prompts and solutions, to check the teacher's answers by
-        --metrics   tasks per split, how many were left out for which reason, and overlaps by split and n
+                    contamination.jsonl   which training task overlaps with which benchmark task, by which rule
+                    benchmarks.jsonl  all benchmarks' prompts, to check the teacher's answers by
+                    README.md         the data card
+        --metrics   tasks per split, how many were left out for which reason, and how many tasks each rule finds
 
 A task is one JSON object a line, the same format for all sources:
 
@@ -41,32 +44,39 @@ from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
-from jobs.tasks import check, sources
+from jobs.tasks import check, datacard, overlap, pairs, sources
 
 if TYPE_CHECKING:
-    from jobs.plumbing.params import Params
+    from jobs.plumbing.params import Overlap, Params
     from jobs.plumbing.params import Tasks as Settings
 
-BENCHMARKS = "humaneval", "mbpp", "toy"
 REASONS = "setup", "entry_point", "excluded", "contaminated"
 
 
-def collect(settings: "Settings", folder: Path) -> dict[str, list[dict]]:
-    """Task records by split, before any check."""
-    plus = sources.evalplus_rows("MbppPlus", settings.mbpp_plus, folder)
-    mbpp = {task["task_id"]: task for task in map(sources.mbpp_task, sources.mbpp_rows(settings.mbpp, folder))}
-    known = {row["task_id"] for row in plus}
-    if not known <= mbpp.keys() or settings.heldout >= len(plus):
+def collect(settings: "Settings", pools: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Task records by split, of those by source, before any check."""
+    plus = pools[sources.MBPP_PLUS]
+    if settings.heldout >= len(plus):
         raise UsageError(f"tasks.heldout: {settings.heldout} of {len(plus)} MBPP+ tasks cannot be set aside")
-    chosen = set(random.Random(f"heldout {settings.seed}").sample(sorted(known), settings.heldout))
-    plus_tasks = [sources.mbpp_plus_task(row, settings.mbpp_plus.version) for row in plus]
-    humaneval = sources.evalplus_rows("HumanEvalPlus", settings.humaneval_plus, folder)
-    return {
-        "distill": [task for task_id, task in mbpp.items() if task_id not in known],
-        "train": [task for task in plus_tasks if task["task_id"] not in chosen],
-        "mbpp": [task for task in plus_tasks if task["task_id"] in chosen],
-        "humaneval": [sources.humaneval_task(row, settings.humaneval_plus.version) for row in humaneval],
+    draw = random.Random(f"heldout {settings.seed}")
+    chosen = set(draw.sample(sorted(task["task_id"] for task in plus), settings.heldout))
+    splits = {
+        "distill": pools[sources.MBPP],
+        "train": [task for task in plus if task["task_id"] not in chosen],
+        "mbpp": [task for task in plus if task["task_id"] in chosen],
+        "humaneval": pools[sources.HUMANEVAL_PLUS],
     }
+    for file, name in zip(settings.files, pools, strict=False):  # one's own come first among the sources
+        splits[file.split] = splits.get(file.split, []) + pools[name]
+    homes = Counter(task["task_id"] for tasks in splits.values() for task in tasks)
+    twice = [name for name, count in homes.items() if count > 1]
+    if twice:
+        raise UsageError(f"tasks.files: {twice[0]} is a task of two sources; give one's own tasks ids of their own")
+    return splits
+
+
+def is_benchmark(split: str) -> bool:
+    return split not in sources.TRAINING
 
 
 def toy_tasks(settings: "Settings") -> dict[str, list[dict]]:
@@ -77,29 +87,32 @@ def toy_tasks(settings: "Settings") -> dict[str, list[dict]]:
     return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
 
 
-def decontaminate(splits: dict[str, list[dict]], sizes: list[int]) -> tuple[dict[str, list[dict]], list[dict]]:
-    """The splits without the training tasks that share a run of n words with a benchmark's, and a row for each overlap.
+def decontaminate(
+    splits: dict[str, list[dict]], known: list[pairs.Pair], settings: "Overlap"
+) -> tuple[dict[str, list[dict]], list[dict], list[dict]]:
+    """The splits without the training tasks that overlap with a benchmark's; why each went; and every overlap.
 
-    Prompts and reference solutions are compared (jobs/common/contamination.py), for each n of `sizes`.
+    known: the pairs of ids in which a training task's reference solves a benchmark task.
     """
-    from jobs.common.contamination import overlaps
-
-    def fields(benchmark: bool) -> dict[str, list[str]]:
-        return {
-            task["task_id"]: [task["prompt"], task["reference"]]
-            for name, tasks in splits.items()
-            if (name in BENCHMARKS) == benchmark
-            for task in tasks
-        }
-
-    origin = {task["task_id"]: name for name, tasks in splits.items() for task in tasks}
-    report = [
-        {"task_id": found.text, "split": origin[found.text], "n": n, "benchmark": found.benchmark, "ngram": found.ngram}
-        for n in sizes
-        for found in overlaps(fields(False), fields(True), n)
-    ]
-    dropped = {row["task_id"] for row in report}
-    return {name: [task for task in tasks if task["task_id"] not in dropped] for name, tasks in splits.items()}, report
+    benchmarks = [task for name in splits if is_benchmark(name) for task in splits[name]]
+    kept: dict[str, list[dict]] = {}
+    left_out: list[dict] = []
+    report: list[dict] = []
+    training = [task for name in splits if not is_benchmark(name) for task in splits[name]]
+    found: dict[str, list[dict]] = {}
+    for row in overlap.find(training, benchmarks, known, settings):
+        found.setdefault(row["task_id"], []).append(row)
+    for name, tasks in splits.items():
+        hit = [task for task in tasks if task["task_id"] in found and not is_benchmark(name)]
+        gone = {task["task_id"] for task in hit}
+        kept[name] = [task for task in tasks if task["task_id"] not in gone]
+        for task in hit:
+            rows = found[task["task_id"]]
+            report += [{"task_id": row["task_id"], "split": name} | row for row in rows]
+            rules = {row["rule"]: row for row in rows}  # one of each rule
+            why = "; ".join(f"{row['rule']} {row['benchmark']} {row['detail']}".strip() for row in rules.values())
+            left_out.append(without(task, name, "contaminated", why))
+    return kept, left_out, report
 
 
 def drop(splits: dict[str, list[dict]], settings: "Settings") -> tuple[dict[str, list[dict]], list[dict]]:
@@ -113,15 +126,15 @@ def drop(splits: dict[str, list[dict]], settings: "Settings") -> tuple[dict[str,
     for name in excluded:
         if name not in homes:
             raise UsageError(f"tasks.exclude: no source has a task {name}")
-        if homes[name] == "humaneval":
-            raise UsageError(f"tasks.exclude: {name} is of the benchmark humaneval, which keeps all its tasks")
+        if is_benchmark(homes[name]) and homes[name] != "mbpp":  # which MBPP+ tasks are held out hangs on the seed
+            raise UsageError(f"tasks.exclude: {name} is of the benchmark {homes[name]}, which keeps all its tasks")
     kept: dict[str, list[dict]] = {}
     left_out = []
     for split, tasks in splits.items():
         kept[split] = []
         for task in tasks:
             reason, detail = unusable(task, split)
-            if not reason and split not in BENCHMARKS and task["task_id"] in excluded:
+            if not reason and not is_benchmark(split) and task["task_id"] in excluded:
                 reason, detail = "excluded", excluded[task["task_id"]]
             if reason:
                 left_out.append(without(task, split, reason, detail))
@@ -134,7 +147,7 @@ def unusable(task: dict, split: str) -> tuple[str, str]:
     """The reason and detail why a training task cannot be used, as far as its text shows it, or two empty strings."""
     if split == "distill" and task["setup"]:  # it builds on classes that the prompt does not show
         return "setup", "its tests need more than the prompt tells"
-    if split not in BENCHMARKS and not task["entry_point"]:
+    if not is_benchmark(split) and not task["entry_point"]:
         return "entry_point", "its tests do not call one function of its own"
     return "", ""
 
@@ -143,57 +156,66 @@ def without(task: dict, split: str, reason: str, detail: str) -> dict:
     return {"task_id": task["task_id"], "split": split, "reason": reason, "detail": detail}
 
 
-def run(params: "Params", folder: Path, out: Path, metrics_path: Path) -> dict:
+def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_path: Path) -> dict:
     from jobs.plumbing.checkpoint import provenance
 
     settings = params.tasks
     left_out: list[dict] = []
-    overlap: list[dict] = []
+    report: list[dict] = []
+    if settings.toy and settings.files:
+        raise UsageError("tasks.files: cannot be used together with tasks.toy")
     if settings.toy:
         splits = toy_tasks(settings)
     else:  # toy tasks are of one phrasing; their splits are disjoint by construction
-        splits, left_out = drop(collect(settings, folder), settings)
-        splits, overlap = decontaminate(splits, settings.ngrams)
-    shared = {row["task_id"]: row for row in overlap}  # of several overlaps, one with the longest run
-    left_out += [
-        without(row, row["split"], "contaminated", f"{row['n']} words of {row['benchmark']}") for row in shared.values()
-    ]
-    check.references(splits, BENCHMARKS, params.sandbox)
-    sizes = {split: len(tasks) for split, tasks in splits.items()}
+        pools = sources.pools(settings, folder)
+        splits, left_out = drop(collect(settings, pools), settings)
+        known = pairs.of(pairs_path, *sources.roles(settings, pools))
+        splits, overlapping, report = decontaminate(splits, known, settings.overlap)
+        left_out += overlapping
+    check.references(splits, [name for name in splits if is_benchmark(name)], params.sandbox)
+    metrics = metrics_of(splits, left_out, report)
     with replace_dir(out) as unfinished:
         for split, tasks in splits.items():
             if tasks:
                 write_jsonl(unfinished / f"{split}.jsonl", tasks)
         write_json(
-            unfinished / "sizes.json", {name: size for name, size in sizes.items() if name in BENCHMARKS and size}
+            unfinished / "sizes.json",
+            {name: len(tasks) for name, tasks in splits.items() if is_benchmark(name) and tasks},
         )
         write_jsonl(unfinished / "left_out.jsonl", left_out)
-        write_jsonl(unfinished / "contamination.jsonl", overlap)
+        write_jsonl(unfinished / "contamination.jsonl", report)
         write_jsonl(
             unfinished / "benchmarks.jsonl",
             ()
             if settings.toy
             else (
-                {name: task[name] for name in ("task_id", "prompt", "reference")}
-                for split in BENCHMARKS
-                for task in splits.get(split, ())
+                {name: task[name] for name in ("task_id", "prompt")}
+                for split in filter(is_benchmark, splits)
+                for task in splits[split]
             ),
         )
-    reasons = Counter(row["reason"] for row in left_out)
-    metrics = {
-        "tasks": sizes,
-        "left_out": {reason: reasons[reason] for reason in REASONS},
-        "contaminated": {
-            split: {
-                str(n): len({row["task_id"] for row in overlap if (row["split"], row["n"]) == (split, n)})
-                for n in settings.ngrams
-            }
-            for split in ("distill", "train")
-        },
-    }
+        (unfinished / "README.md").write_text(datacard.card(splits, metrics, settings), encoding="utf-8")
     write_metrics(metrics_path, metrics)
     provenance("tasks")
     return metrics
+
+
+def metrics_of(splits: dict[str, list[dict]], left_out: list[dict], report: list[dict]) -> dict:
+    """Numbers of tasks: by split, by reason of those left out, and of those that overlap by split and rule."""
+    reasons = Counter(row["reason"] for row in left_out)
+
+    def found(split: str, rules: tuple[str, ...]) -> int:
+        return len({row["task_id"] for row in report if row["split"] == split and row["rule"] in rules})
+
+    return {
+        "tasks": {split: len(tasks) for split, tasks in splits.items()},
+        "left_out": {reason: reasons[reason] for reason in REASONS},
+        "contaminated": {
+            split: {rule: found(split, (rule,)) for rule in overlap.RULES} | {"any": found(split, overlap.RULES)}
+            for split in splits
+            if not is_benchmark(split)
+        },
+    }
 
 
 @job("tasks", "sandbox")
@@ -205,7 +227,14 @@ def run(params: "Params", folder: Path, out: Path, metrics_path: Path) -> dict:
     show_default=True,
     help="Folder of files that stand in for the downloads.",
 )
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    default="data/overlap/pairs.jsonl",
+    show_default=True,
+    help="What overlap-pairs found; not read with tasks.toy.",
+)
 @writes("--out", "data/tasks", "Folder of the splits.", FOLDER)
 @writes("--metrics", "metrics/tasks.json", "Metrics.", METRICS)
-def command(params: "Params", folder: Path, out: Path, metrics: Path) -> None:
-    click.echo(json.dumps(run(params, folder, out, metrics)))
+def command(params: "Params", folder: Path, pairs: Path, out: Path, metrics: Path) -> None:
+    click.echo(json.dumps(run(params, folder, pairs, out, metrics)))

@@ -11,12 +11,62 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_jsonl, sha256
+from jobs.common.records import read_tasks
 
+if TYPE_CHECKING:
+    from jobs.plumbing.params import OwnTasks
+    from jobs.plumbing.params import Tasks as Settings
+
+HUMANEVAL_PLUS, MBPP_PLUS, MBPP = "HumanEval+", "MBPP+", "MBPP"  # names of sources
+TRAINING = "train", "distill"  # splits that are no benchmark
 MBPP_FIELDS = "text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list"
+
+
+def pools(settings: "Settings", folder: Path) -> dict[str, list[dict]]:
+    """Task records by source, each source's tasks in its own order. MBPP's are those that MBPP+ does not have.
+
+    folder: where files that stand in for the downloads are looked for.
+    Errors: JobError when a source cannot be fetched or is another than the pinned one.
+    """
+    plus = evalplus_rows("MbppPlus", settings.mbpp_plus, folder)
+    known = {row["task_id"] for row in plus}
+    mbpp = [mbpp_task(row) for row in mbpp_rows(settings.mbpp, folder)]
+    humaneval = evalplus_rows("HumanEvalPlus", settings.humaneval_plus, folder)
+    own = {f"file {number} ({file.split})": own_tasks(file) for number, file in enumerate(settings.files, 1)}
+    return own | {
+        HUMANEVAL_PLUS: [humaneval_task(row, settings.humaneval_plus.version) for row in humaneval],
+        MBPP_PLUS: [mbpp_plus_task(row, settings.mbpp_plus.version) for row in plus],
+        MBPP: [task for task in mbpp if task["task_id"] not in known],
+    }
+
+
+def roles(settings: "Settings", pools: dict[str, list[dict]]) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+    """The sources that tasks are trained on and asked from, and those that benchmarks are drawn from; MBPP+ is both."""
+    own = list(zip(settings.files, list(pools)[: len(settings.files)], strict=True))
+    training = [name for file, name in own if file.split in TRAINING] + [MBPP_PLUS, MBPP]
+    benchmarks = [name for file, name in own if file.split not in TRAINING] + [HUMANEVAL_PLUS, MBPP_PLUS]
+    return {name: pools[name] for name in training}, {name: pools[name] for name in benchmarks}
+
+
+def own_tasks(file: "OwnTasks") -> list[dict]:
+    """The records of a file of one's own, with the fields that may be missing filled in.
+
+    Errors: JobError naming the file, and the line where there is one, if it is another than the pinned one, or a record
+    is none or has no reference.
+    """
+    path = Path(file.path)
+    rows = read_tasks(path)
+    digest = sha256(path)
+    if digest != file.sha256:
+        raise JobError(f"{path}: has the sha256 {digest}, not the one in tasks.files; if you changed it, change that")
+    for row in rows:
+        if not row.get("reference"):
+            raise JobError(f"{path}: {row['task_id']} has no reference, a whole program that passes its tests")
+    return [{"setup": "", "tests": [], "source": path.name, "license": "unknown"} | row for row in rows]
 
 
 def local(sources: Path, name: str) -> Path | None:

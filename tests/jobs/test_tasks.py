@@ -13,7 +13,7 @@ import pytest
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, read_jsonl, sha256
 from jobs.plumbing.params import load
-from jobs.tasks import check
+from jobs.tasks import check, sources
 from jobs.tasks import job as tasks
 from tests import program
 
@@ -38,6 +38,7 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
     assert digests[0] == digests[1]
     folder = tmp_path / "one/tasks"
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
+        "README.md",
         "benchmarks.jsonl",
         "contamination.jsonl",
         "distill.jsonl",
@@ -110,13 +111,12 @@ def test_a_slow_reference_is_told_of_and_kept(caplog):
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark files in ../shared/data")
 def test_real_references_pass_their_own_tests():
     """A seeded sample of each split."""
-    splits = tasks.collect(PARAMS.tasks, DATA)
+    splits = tasks.collect(PARAMS.tasks, sources.pools(PARAMS.tasks, DATA))
     chosen, _ = tasks.drop(splits, PARAMS.tasks)
     counts = {"distill": 60, "train": 15, "mbpp": 10, "humaneval": 8}
     drawn = random.Random(5)
-    check.references(
-        {name: drawn.sample(chosen[name], count) for name, count in counts.items()}, tasks.BENCHMARKS, PARAMS.sandbox
-    )
+    sample = {name: drawn.sample(chosen[name], count) for name, count in counts.items()}
+    check.references(sample, ["mbpp", "humaneval"], PARAMS.sandbox)
 
 
 def busy(stop: float) -> subprocess.Popen:

@@ -146,7 +146,7 @@ def test_an_answer_that_repeats_a_benchmark(tmp_path):
         )
         + "\n"
     )
-    benchmarks = Benchmarks.read(tmp_path / "benchmarks.jsonl", [8, 13])
+    benchmarks = Benchmarks.read(tmp_path / "benchmarks.jsonl", 13)
     repeats = "Now: check if, in GIVEN list of numbers, are any two numbers closer to each one?"
     for reasoning, program, reason in (
         (repeats, code(1), "contaminated"),

@@ -1,0 +1,118 @@
+"""Check a file of your own tasks, and print the line of params that takes it into the pipeline.
+
+\b
+    python -m jobs check-tasks my_tasks.jsonl --tokenizer models/base
+
+\b
+Reads   FILE         task records, a JSON object a line; docs/tasks.md says what one holds
+        --tokenizer  a model folder: each prompt, with its instructions, is to have at most grpo.max_prompt_length tokens
+Prints  the number of tasks, and the entry for tasks.files
+
+Every fault is listed, a line each with the task's id, and the exit code is 1 if there is any: ids that are not unique,
+fields that are missing, tests that assert nothing, a reference that does not pass, and tests that pass for functions
+that do nothing: what returns None passes them, and so does what returns something that no test can expect.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.common.errors import JobError
+from jobs.common.files import numbered_jsonl, sha256
+from jobs.common.prompts import too_long
+from jobs.common.records import fault
+from jobs.plumbing.cli import job, reads
+from jobs.tasks import check
+
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Params
+    from jobs.sandbox import Sandbox
+
+STUBS = ("return None", "return ('a value', 'that no test expects', 3.25)")
+
+
+def stub(entry_point: str, body: str) -> str:
+    return f"def {entry_point}(*arguments, **named):\n    {body}\n"
+
+
+def written(path: Path) -> tuple[list[dict], list[str]]:
+    """The records that can be judged by, and the faults of the others by line."""
+    rows: list[dict] = []
+    faults = []
+    lines: dict[str, int] = {}
+    for number, row in numbered_jsonl(path):
+        wrong = fault(row)
+        name = row.get("task_id")
+        if not wrong and not row.get("reference"):
+            wrong = "has no reference, a whole program that passes its tests"
+        if not wrong and name in lines:
+            wrong = f"is a second one of this id, after line {lines[name]}"
+        if wrong:
+            faults.append(f"line {number}{f' ({name})' if isinstance(name, str) else ''}: {wrong}")
+            continue
+        lines[row["task_id"]] = number
+        rows.append(row)
+    return rows, faults
+
+
+def parts(task: dict) -> list[tuple[str, dict]]:
+    """What is to tell a right answer from a stub: each test by itself, or all inputs or asserts of a check together."""
+    if task.get("base_input") or task.get("plus_input"):
+        return [("its inputs", task)]
+    if task.get("check"):
+        return [("its check", task)]
+    return [(f"its test {i}", task | {"tests": [test]}) for i, test in enumerate(task["tests"], 1)]
+
+
+def idle(tasks: list[dict], sandbox: "Sandbox") -> list[str]:
+    """The tests that functions which do nothing pass: none of these could earn less than a right answer."""
+    asked = [(task, what, part) for task in tasks for what, part in parts(task)]
+    passed = [
+        [v.passed for v in sandbox.run([(part, stub(task["entry_point"], body)) for task, _, part in asked])]
+        for body in STUBS
+    ]
+    return [
+        f"{task['task_id']}: {what} passes for a function that does nothing"
+        for (task, what, _), *results in zip(asked, *passed, strict=True)
+        if all(results)
+    ]
+
+
+def faults_of(path: Path, params: "Params", tokenizer: Path | None) -> tuple[int, list[str]]:
+    """How many records the file has that can be judged by, and every fault."""
+    from jobs.sandbox import Sandbox
+
+    rows, faults = written(path)
+    faults += [f"{name}: its reference does not pass: {said}" for name, said in check.failures(rows, params.sandbox)]
+    with Sandbox.from_params(params.sandbox) as sandbox:
+        faults += idle(rows, sandbox)
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        except Exception as error:
+            raise JobError(
+                f"{tokenizer}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:200]})"
+            ) from None
+        limit = params.grpo.max_prompt_length
+        faults += [
+            f"{name}: its prompt has {tokens} tokens, and grpo.max_prompt_length is {limit}"
+            for name, tokens in too_long(loaded, rows, limit)
+        ]
+    return len(rows), faults
+
+
+@job("grpo", "sandbox")
+@click.argument("file", type=click.Path(path_type=Path))
+@reads("--tokenizer", None, "Model folder, for the prompts' lengths.")
+def command(params: "Params", file: Path, tokenizer: Path | None) -> None:
+    count, faults = faults_of(file, params, tokenizer)
+    for line in faults:
+        click.echo(f"{file}: {line}", err=True)
+    if faults or not count:
+        raise JobError(f"{file}: {len(faults)} faults" if faults else f"{file}: has no tasks")
+    entry = f"{{path: {file}, sha256: {sha256(file)}, split: train}}"
+    click.echo(json.dumps({"tasks": count, "for tasks.files": entry}, indent=2))
