@@ -19,9 +19,9 @@ import click
 from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.files import replace_dir, sha256
-from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, progress, writes
 from jobs.plumbing.outputs import FOLDER
+from jobs.plumbing.provenance import provenance
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, Params
@@ -57,7 +57,7 @@ def run(params: "Params", out: Path) -> None:
         else:
             fetch(params.base, partial)
         set_chat_template(partial)
-    checkpoint.provenance("base")
+    provenance("base")
 
 
 def set_chat_template(model_dir: Path) -> None:

@@ -113,7 +113,7 @@ def scored(
     seconds: dict[str, float],
 ) -> dict:
     """Writes results and metrics of `drawn`, samples by benchmark; `seconds` were spent before, by phase."""
-    from jobs.plumbing.checkpoint import provenance
+    from jobs.plumbing.provenance import provenance
     from jobs.sandbox import Sandbox
 
     benchmarks = read_benchmarks(folder, list(drawn))

@@ -23,9 +23,9 @@ import click
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, replace_dir, replace_file, write_metrics
-from jobs.plumbing.checkpoint import provenance
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
+from jobs.plumbing.provenance import provenance
 from jobs.weights.floats import FLOATS
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import with_dtype

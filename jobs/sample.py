@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def run(
     params: "Params", model: Path, adapter: Path | None, mode: str, names: list[str], folder: Path, out: Path
 ) -> dict:
-    from jobs.plumbing.checkpoint import provenance
+    from jobs.plumbing.provenance import provenance
     from jobs.sampling.benchmark import draw
 
     drawn = draw(params, model, adapter, mode, read_benchmarks(folder, names), folder, out.name)

@@ -24,6 +24,7 @@ from jobs.common.files import read_jsonl, replace_dir, write_metrics
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
+from jobs.plumbing.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
         {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
         base,
         examples,
+        packages=loop.packages(settings),
     )
     trainer = SFTTrainer(
         model=model,
@@ -108,8 +110,9 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
         "last_loss": history[-1]["loss"],
     }
     write_metrics(metrics, result)
-    checkpoint.provenance(
+    provenance(
         "sft",
+        packages=loop.packages(settings),
         tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
         train_seconds=trainer.state.log_history[-1].get("train_runtime"),
     )

@@ -326,7 +326,7 @@ def by_task(evaluation: Evaluation, benchmark: str) -> dict[str, list[list]]:
 def run(
     params: "Params", folder: Path, benchmarks: Path, curve_paths: list[Path], out: Path, metrics_path: Path, plot: Path
 ) -> dict:
-    from jobs.plumbing.checkpoint import provenance
+    from jobs.plumbing.provenance import provenance
 
     settings, evaluations = params.compare, load(folder)
     check_alike(evaluations)

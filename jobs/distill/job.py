@@ -66,7 +66,7 @@ def run(
     out: Path,
     metrics_path: Path,
 ) -> dict:
-    from jobs.plumbing.checkpoint import provenance
+    from jobs.plumbing.provenance import provenance
     from jobs.sandbox import Sandbox
 
     settings = params.distill

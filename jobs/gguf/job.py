@@ -22,9 +22,9 @@ import click
 from jobs.common.answer_format import CHAT_TEMPLATE
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, remove, replace_dir, write_metrics
-from jobs.plumbing.checkpoint import provenance
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
+from jobs.plumbing.provenance import provenance
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import Tensor, tensors_of
 from jobs.weights.sum import Storage, pooled, units, write_rows

@@ -29,9 +29,12 @@ from jobs.common.records import read_tasks
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
+from jobs.plumbing.provenance import provenance
 
 if TYPE_CHECKING:
+    from jobs.grpo.trainer import Trainer
     from jobs.plumbing.params import Grpo, Params
+    from jobs.sandbox import Sandbox
 
 CURVE = {
     "reward": "reward",
@@ -85,64 +88,16 @@ def command(params: "Params", **paths: Path) -> None:
 def run(
     params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path, completions: Path
 ) -> dict:
-    from jobs.grpo.rewards import Scorer
     from jobs.sandbox import Sandbox
     from jobs.training import loop
 
-    settings = params.grpo
     rows = read_tasks(tasks)
-    check(settings, len(rows), tasks)
+    check_batches(params.grpo, len(rows), tasks)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
-        loop.prepare(settings.engine)
-        from datasets import Dataset
-
-        scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows})
-        functions, weights = scorer.functions()
-        tokenizer = loop.load_tokenizer(base)
-        require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
-        dataset = Dataset.from_list(
-            [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
-        )
-        if settings.engine == "unsloth":
-            from jobs.grpo.rollout import unsloth_engine_options
-            from jobs.training import unsloth
-
-            with unsloth_engine_options(params):
-                model = unsloth.load(params, base, adapter, rollout=True)
-        else:
-            model = loop.load_model(base, params.sft.lora, adapter, params.seed)
-        loop.check_fits(model, tokenizer, base)
-        directory = checkpoint.folder(
-            "grpo",
-            {
-                "grpo": settings.model_dump(),
-                "lora": params.sft.lora.model_dump(),
-                "seed": params.seed,
-                "checkpoints": params.checkpoints.model_dump(),
-                "sandbox": params.sandbox.model_dump(exclude={"workers"}),
-            },
-            base,
-            adapter,
-            tasks,
-        )
-        from jobs.grpo.trainer import Trainer
-
-        trainer = Trainer(
-            scorer=scorer,
-            grpo=settings,
-            directory=directory,
-            model=model,
-            processing_class=tokenizer,
-            reward_funcs=functions,
-            train_dataset=dataset,
-            args=configuration(params, weights, directory),
-        )
-        if settings.engine == "transformers" and settings.rollout == "vllm":
-            from jobs.grpo.rollout import Rollout
-
-            trainer.use_rollout(Rollout(params, base, trainer.model))
+        loop.prepare(params.grpo.engine)
+        trainer = make_trainer(params, base, adapter, rows, tasks, sandbox)
         before = trainer.base_fingerprints()
-        loop.train(trainer, directory, params.checkpoints.keep)
+        loop.train(trainer, trainer.directory, params.checkpoints.keep)
         if trainer.base_fingerprints() != before:
             raise JobError("grpo: the base weights changed during training; the adapter would not fit the base")
         times, step_times = trainer.times(), trainer.step_times()
@@ -150,10 +105,10 @@ def run(
         loop.save_adapter(trainer.model, partial)
         loop.save_settings(trainer.args, base, partial)
     write_jsonl(completions, trainer.logged_completions())
-    history = loop.write_curve(trainer.state.log_history, CURVE, curve)
-    result = summary(history)
+    result = summary(loop.write_curve(trainer.state.log_history, CURVE, curve))
     write_metrics(metrics, result)
-    checkpoint.provenance("grpo", seconds_by_phase=times, seconds_of_a_step=step_times)
+    packages = loop.packages(params.grpo)
+    provenance("grpo", packages=packages, seconds_by_phase=times, seconds_of_a_step=step_times)
     log.info(
         "grpo: reward %.3f -> %.3f; seconds of a step: %s",
         result["first"]["reward"],
@@ -163,7 +118,71 @@ def run(
     return result
 
 
-def check(settings: "Grpo", tasks: int, path: Path) -> None:
+def resume_folder(params: "Params", base: Path, adapter: Path, tasks: Path) -> Path:
+    """Where this run's checkpoints are; other params, inputs or code have another folder."""
+    from jobs.training import loop
+
+    settings = {
+        "grpo": params.grpo.model_dump(),
+        "lora": params.sft.lora.model_dump(),
+        "seed": params.seed,
+        "checkpoints": params.checkpoints.model_dump(),
+        "sandbox": params.sandbox.model_dump(exclude={"workers"}),
+    }
+    return checkpoint.folder("grpo", settings, base, adapter, tasks, packages=loop.packages(params.grpo))
+
+
+def make_trainer(
+    params: "Params", base: Path, adapter: Path, rows: list[dict], tasks: Path, sandbox: "Sandbox"
+) -> "Trainer":
+    """The trainer over `rows`, which were read from `tasks`: its model loaded, its rollout set up where it is ours."""
+    from datasets import Dataset
+
+    from jobs.grpo.rewards import Scorer
+    from jobs.training import loop
+
+    settings = params.grpo
+    scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows})
+    functions, weights = scorer.functions()
+    tokenizer = loop.load_tokenizer(base)
+    require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
+    model = load_model(params, base, adapter)
+    loop.check_fits(model, tokenizer, base)
+    directory = resume_folder(params, base, adapter, tasks)  # nothing is wrong with the inputs: others' may go
+    from jobs.grpo.trainer import Trainer  # imports TRL, which Unsloth wants to patch first
+
+    prompts = [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
+    trainer = Trainer(
+        scorer=scorer,
+        grpo=settings,
+        directory=directory,
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=functions,
+        train_dataset=Dataset.from_list(prompts),
+        args=configuration(params, weights, directory),
+    )
+    if settings.engine == "transformers" and settings.rollout == "vllm":
+        from jobs.grpo.rollout import Rollout
+
+        trainer.use_rollout(Rollout(params, base, trainer.model))
+    return trainer
+
+
+def load_model(params: "Params", base: Path, adapter: Path):
+    """The base with the adapter to train, by the engine that params name."""
+    if params.grpo.engine != "unsloth":
+        from jobs.training import loop
+
+        return loop.load_model(base, params.sft.lora, adapter, params.seed)
+    from jobs.grpo.rollout import unsloth_engine_options
+    from jobs.training import unsloth
+
+    with unsloth_engine_options(params):
+        return unsloth.load(params, base, adapter, rollout=True)
+
+
+def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
     """Batch shapes that TRL would refuse, or an engine change silently, are refused here with the keys to change."""
     completions = settings.batch_size * settings.gradient_accumulation
     if completions % settings.generations:

@@ -1,8 +1,7 @@
-"""Resume keys, checkpoint folders and provenance: what lets a killed job go on, and what differs from run to run.
+"""Resume keys and checkpoint folders: what lets a killed job go on.
 
 Checkpoints live in .checkpoints/JOB/KEY/, KEY a hash of the job's params, inputs and code: the same key resumes, another
-one starts anew. They are never a DVC out: DVC deletes outs before a stage runs. What differs from run to run (time, host,
-versions) goes to reports/provenance/, never into an out.
+one starts anew. They are never a DVC out: DVC deletes outs before a stage runs.
 
 A folder belongs to the process that holds the lock beside it (.checkpoints/JOB/KEY.lock) until that process ends, however
 it ends. The kernel keeps the lock (flock), so it holds between containers too, which do not see each other's processes.
@@ -14,48 +13,30 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from jobs.common.errors import JobError
 from jobs.common.files import sha256, write_json
 from jobs.plumbing.cli import log
 from jobs.plumbing.closure import code
+from jobs.plumbing.provenance import versions
 
 ROOT = Path(".checkpoints")
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "unsloth",
-    "vllm",
-    "accelerate",
-    "evalplus",
-    "llama_cpp_python",
-    "gguf",
-    "numpy",
-    "safetensors",
-    "dvc",
-)
-STARTED = time.time()
 PATIENCE = 2.0  # seconds for another run to remove a folder that it found without an owner
 held: dict[Path, int] = {}  # the locks that this process holds: path of the lock file -> descriptor
 
 
-def key(settings: Mapping, *inputs: Path) -> str:
-    """A short hash of the resolved settings, the inputs' bytes and the installed versions."""
-    text = json.dumps([settings, [sha256(path) for path in inputs], versions()], sort_keys=True, default=str)
+def key(job: str, settings: Mapping, *inputs: Path, packages: tuple[str, ...] = ()) -> str:
+    """A short hash of the resolved settings, the bytes of inputs and code, and the versions of the packages used."""
+    files = [sha256(path) for path in (*inputs, *code(job))]
+    text = json.dumps([settings, files, versions(job, *packages)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def folder(job: str, settings: Mapping, *inputs: Path, run: str | None = None) -> Path:
+def folder(job: str, settings: Mapping, *inputs: Path, run: str | None = None, packages: tuple[str, ...] = ()) -> Path:
     """The checkpoint folder of `job` for these settings and inputs, which is this process's until it ends.
 
     Folders of other keys are removed, but for those that another process works in.
@@ -63,12 +44,13 @@ def folder(job: str, settings: Mapping, *inputs: Path, run: str | None = None) -
     The job's own code is part of the key: DVC runs a stage again when its code has changed, and the checkpoints that the
     old code left, its last one among them, must not answer for the new.
 
-    run: the name of the folder, for a job that several stages run; the job's by default.
+    run: the name of the folder, for a job that several stages run; the job's by default. packages: those that a param
+    chooses by name (`provenance.versions`).
 
     Errors: JobError if another process works in the same folder.
     """
     room = ROOT / (run or job)
-    mine = room / key(settings, *inputs, *code(job))
+    mine = room / key(job, settings, *inputs, packages=packages)
     room.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PATIENCE
     while not acquire(mine):
@@ -185,56 +167,3 @@ def whole(path: Path) -> bool:
         return all((path / name).is_file() and sha256(path / name) == digest for name, digest in files.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def versions() -> dict[str, str]:
-    """Of the installed packages that decide results."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def provenance(stage: str, **facts) -> None:
-    """Writes reports/provenance/STAGE.json: time, memory, host, GPU, versions, commit, image, and `facts`."""
-    write_json(
-        Path("reports/provenance") / f"{stage}.json",
-        {
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.time() - STARTED, 1),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "host": platform.node(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "gpu": gpu(),
-            "image": os.environ.get("JOBS_IMAGE"),
-            "commit": os.environ.get("JOBS_COMMIT") or command("git", "rev-parse", "HEAD"),
-            "packages": versions(),
-            **facts,
-        },
-    )
-
-
-def gpu() -> dict | None:
-    """Name, memory and peak use of the first GPU, if this process has used one."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    device = torch.cuda.get_device_properties(0)
-    return {
-        "name": device.name,
-        "memory_mib": device.total_memory >> 20,
-        "peak_memory_mib": torch.cuda.max_memory_allocated() >> 20,
-        "driver": command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-    }
-
-
-def command(*words: str) -> str | None:
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

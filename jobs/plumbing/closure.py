@@ -1,9 +1,11 @@
 """Which files of the project a job's results hang on: the closure of its imports.
 
-Two readers: the resume key of a job's checkpoints (checkpoint.py), and the test that holds dvc.yaml's dependencies true.
+Three readers: the resume key of a job's checkpoints (checkpoint.py), the test that holds dvc.yaml's dependencies true, and
+the list of packages that a run records (provenance.py).
 """
 
 import ast
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +46,20 @@ def is_plumbing(file: Path) -> bool:
 
 def imported(file: Path) -> set[Path]:
     """The files below jobs/ that `file` imports, at its top or inside a function, and the packages they lie in."""
+    names = imports(file)
+    parents = {name.rpartition(".")[0] for name in names}
+    return {found for name in names | parents if name.partition(".")[0] == "jobs" and (found := module_file(name))}
+
+
+def third_party(job: str) -> set[str]:
+    """The outermost modules of others that the job's code imports: neither jobs nor the standard library's."""
+    files = [file for file in code(job) if file.suffix == ".py"]
+    outermost = {name.partition(".")[0] for file in files for name in imports(file)}
+    return outermost - {"jobs"} - set(sys.stdlib_module_names)
+
+
+def imports(file: Path) -> set[str]:
+    """The names that a file's imports say, those for type checking alone left out."""
     tree = ast.parse(file.read_text())
     typing = {
         inner
@@ -57,8 +73,7 @@ def imported(file: Path) -> set[Path]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    parents = {name.rpartition(".")[0] for name in names}
-    return {found for name in names | parents if name.partition(".")[0] == "jobs" and (found := module_file(name))}
+    return names
 
 
 def module_file(name: str) -> Path | None:

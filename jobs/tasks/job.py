@@ -157,7 +157,7 @@ def without(task: dict, split: str, reason: str, detail: str) -> dict:
 
 
 def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_path: Path) -> dict:
-    from jobs.plumbing.checkpoint import provenance
+    from jobs.plumbing.provenance import provenance
 
     settings = params.tasks
     left_out: list[dict] = []

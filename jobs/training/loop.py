@@ -58,6 +58,11 @@ def training_dtype() -> "torch.dtype":
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
+def packages(settings: Optimizer) -> tuple[str, ...]:
+    """The distributions that the settings choose by name alone, for resume keys and provenance."""
+    return ("bitsandbytes",) if settings.optimizer == "adamw_8bit" else ()
+
+
 def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
