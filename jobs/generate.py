@@ -25,6 +25,7 @@ import click
 
 from jobs.common.answer_format import chat_prompt, parse
 from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.files import printable
 from jobs.inference import Sampling, sample_seed
 from jobs.plumbing.cli import job, reads
 from jobs.weights.adapter import attach
@@ -128,7 +129,7 @@ def command(params: "Params", model: Path, adapter: Path | None, draw: bool, as_
         texts.append(text)
         tokens, finish = count or tokens, end or finish
         if not as_json:
-            click.echo(text, nl=False)
+            click.echo(printable(text), nl=False)
             sys.stdout.flush()
     answer = parse("".join(texts))
     if as_json:

@@ -4,7 +4,7 @@ One prompt serves distillation's training text, SFT, GRPO, evaluation, `generate
 renders all of them and compares.
 """
 
-import ast
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -21,10 +21,7 @@ Do not output anything outside these tags."""
 
 # The closing tag of the reasoning differs from its opening one: that is the published model's format.
 TAGS = ("<START_WORKING_OUT>", "</END_WORKING_OUT>", "<SOLUTION>", "</SOLUTION>")
-FORMAT = re.compile(
-    r"\s*" + TAGS[0] + r"(.*?)" + TAGS[1] + r"\s*" + TAGS[2] + r"(.*?)" + TAGS[3] + r"\s*", re.DOTALL | re.IGNORECASE
-)
-SOLUTION = re.compile(TAGS[2] + r"(.*?)(?:" + TAGS[3] + r"|\Z)", re.DOTALL | re.IGNORECASE)
+TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
 
 # ChatML written out as plain text with the end-of-text token closing a turn: Qwen3 base models have untrained ChatML
 # tokens, and this template needs none of them.
@@ -62,23 +59,16 @@ def render(reasoning: str, code: str) -> str:
 def parse(text: str) -> Answer | None:
     """The answer in `text` if it obeys the format strictly, else None.
 
-    Exactly these tags, case-insensitive, each once, in this order, nothing but white space around or between.
+    Exactly these tags, case-insensitive, each once, in this order, nothing but white space around or between. In time
+    linear in the text, whatever it holds.
     """
-    match = FORMAT.fullmatch(text)
-    if not match or any(len(re.findall(re.escape(tag), text, re.IGNORECASE)) != 1 for tag in TAGS):
+    marks = list(itertools.islice(TAG.finditer(text), len(TAGS) + 1))
+    if [mark[0].upper() for mark in marks] != list(TAGS):
         return None
-    return Answer(match[1].strip(), match[2].strip())
-
-
-def defines(code: str, entry_point: str) -> bool:
-    """Whether `code` parses and binds `entry_point` at its top level. Raises SyntaxError or ValueError as ast does."""
-    for node in ast.parse(code).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == entry_point:
-            return True
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == entry_point for t in node.targets):
-            return True
-        if isinstance(node, (ast.Import, ast.ImportFrom)) and any(
-            (a.asname or a.name) == entry_point for a in node.names
-        ):
-            return True
-    return False
+    before, reasoning, between, code, after = (
+        text[begin:end]
+        for begin, end in zip([0, *(m.end() for m in marks)], [*(m.start() for m in marks), len(text)], strict=True)
+    )
+    if before.strip() or between.strip() or after.strip():
+        return None
+    return Answer(reasoning.strip(), code.strip())

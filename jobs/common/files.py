@@ -25,6 +25,7 @@ MARK = ".job.json"
 DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 SEAL = "\n<!-- written by a job; the hash of what is above: "
 SAMPLE = 1 << 20  # bytes; a fingerprint reads three times as many at most
+LONE = re.compile("[\ud800-\udfff]")
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -60,7 +61,17 @@ def numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     with replace_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(dumps(row) + "\n")
+
+
+def dumps(value, **options) -> str:
+    """JSON that UTF-8 can hold: as it is, but for lone surrogates (half of an emoji), which are written as escapes."""
+    return LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False, **options))
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates, which no output can encode, as escapes."""
+    return LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def read_json(path: Path) -> dict:
@@ -77,7 +88,7 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, value: dict) -> None:
     with replace_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_metrics(path: Path, metrics: dict) -> None:

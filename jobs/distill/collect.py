@@ -19,6 +19,7 @@ from jobs.plumbing.cli import progress
 
 if TYPE_CHECKING:
     from jobs.distill.teacher import Teacher
+    from jobs.extraction.worker import Extractor
     from jobs.plumbing.params import Distill
     from jobs.sandbox import Sandbox
 
@@ -100,9 +101,10 @@ class Collector:
         responses: Responses,
         asked: "Teacher",
         sandbox: "Sandbox",
+        extractor: "Extractor",
     ) -> None:
         self.settings, self.collection, self.responses = settings, collection, responses
-        self.asked, self.sandbox = asked, sandbox
+        self.asked, self.sandbox, self.extractor = asked, sandbox, extractor
         self.upcoming = sequence(tasks, settings)
         self.waiting: Candidate | None = None  # the sequence's next, which could not be asked yet
         self.done: set[str] = set()  # tasks with an example, which are passed over from then on
@@ -190,7 +192,10 @@ class Collector:
             response = await self.asked.ask(candidate.request)
             self.responses.put(candidate.request, response)
         candidate.reply = read(candidate.request, response)
-        reason, detail = examine(candidate, self.settings)
+        loop = asyncio.get_running_loop()
+        reason, detail = await loop.run_in_executor(
+            self.extractor.thread, examine, candidate, self.settings, self.extractor
+        )
         if not reason:
             assert candidate.answer is not None
             verdict = await asyncio.wrap_future(self.sandbox.submit(candidate.task, candidate.answer.code))

@@ -1,7 +1,6 @@
 """What an answer must be to be kept, as far as it can be seen without running its code."""
 
 import re
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from jobs.distill.reply import CUT, REFUSALS, Reply, one_line, reservation, same
 from jobs.distill.teacher import LARGEST
 
 if TYPE_CHECKING:
+    from jobs.extraction.worker import Extractor
     from jobs.plumbing.params import Distill
 
 # Why an answer is not kept, in the order of the checks.
@@ -26,6 +26,7 @@ REASONS = {
     "characters": "reasoning or code holds control characters",
     "length": "reasoning or code is outside the bounds",
     "syntax": "the code does not parse",
+    "too_hard": "the code cannot be compiled within the limits of time and memory",
     "entry_point": "the code does not define the function that the tests call",
     "failed": "a test fails, or the code raises",
     "timeout": "the tests take too long",
@@ -94,9 +95,9 @@ def shingles(candidate: Candidate) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
-def examine(candidate: Candidate, settings: "Distill") -> tuple[str, str]:
+def examine(candidate: Candidate, settings: "Distill", extractor: "Extractor") -> tuple[str, str]:
     """The reason and detail of a rejection by what can be seen without running the code, or two empty strings."""
-    reply, task = candidate.reply, candidate.task
+    reply = candidate.reply
     assert reply is not None
     if reply.error:
         return reply.error, reply.detail
@@ -118,14 +119,8 @@ def examine(candidate: Candidate, settings: "Distill") -> tuple[str, str]:
     ):
         if not least <= len(text) <= most:
             return "length", f"{name} of {len(text)} characters"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in the code's strings
-            if not answer_format.defines(answer.code, task["entry_point"]):
-                return "entry_point", ""
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return "syntax", one_line(error)
-    return "", ""
+    reason, detail = extractor.check(answer.code, candidate.task["entry_point"])
+    return reason, one_line(detail)
 
 
 def parsed(text: str) -> answer_format.Answer | None:

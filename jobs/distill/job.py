@@ -48,6 +48,7 @@ from jobs.distill import cache, datacard
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate
 from jobs.distill.teacher import Teacher
+from jobs.extraction.worker import Extractor
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import CACHE, FOLDER, METRICS
 
@@ -82,8 +83,8 @@ def run(
     responses = cache.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
     asked = Teacher(settings)
     try:
-        with Sandbox.from_params(params.sandbox) as sandbox:
-            asyncio.run(Collector(tasks, settings, collection, responses, asked, sandbox).collect())
+        with Sandbox.from_params(params.sandbox) as sandbox, Extractor() as extractor:
+            asyncio.run(Collector(tasks, settings, collection, responses, asked, sandbox, extractor).collect())
     except JobError as error:
         rejected = [reject(candidate) for candidate in collection.decided if candidate.reason]
         if not rejected:

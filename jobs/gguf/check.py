@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.answer_format import chat_prompt, messages
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl
-from jobs.common.program import extract
+from jobs.extraction.worker import Extractor
 from jobs.inference import Sampling
 from jobs.plumbing.cli import log, progress
 from jobs.weights.adapter import attach
@@ -46,10 +46,12 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
 
         def pass_at_1(texts: list[str], truncated: list[bool]) -> float:
-            programs = [
-                (record, extract(text, record["prompt"], record["entry_point"], "cot", cut))
-                for record, text, cut in zip(records, texts, truncated, strict=True)
-            ]
+            with Extractor() as extractor:
+                extracted = extractor.extract_all(
+                    (text, record["prompt"], record["entry_point"], "cot", cut)
+                    for record, text, cut in zip(records, texts, truncated, strict=True)
+                )
+            programs = list(zip(records, extracted, strict=True))
             verdicts = sandbox.run([(record, found.solution) for record, found in programs if found.flaw != "no_tags"])
             broken = [v.error for v in verdicts if v.status == "infrastructure_error"]
             if broken:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
+from jobs.common.entry_point import left_margin
 from jobs.common.files import sha256, write_json, write_jsonl
-from jobs.common.program import left_margin
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.common.program import extract
+from jobs.extraction.worker import Extractor
 from jobs.plumbing.cli import log, progress
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox")
     cannot be judged exactly.
     """
     by_id = {task["task_id"]: task for task in tasks}
-    extracted = []
-    for row in samples:
-        task = by_id.get(row["task_id"])
-        if task is None:
-            raise JobError(f"a sample of {row['task_id']}, which is not among the tasks")
-        extracted.append(extract(row["text"], task["prompt"], task["entry_point"], mode, row["finish"] == "length"))
+    unknown = [row["task_id"] for row in samples if row["task_id"] not in by_id]
+    if unknown:
+        raise JobError(f"a sample of {unknown[0]}, which is not among the tasks")
+    with Extractor() as extractor:
+        asked = [(row, by_id[row["task_id"]]) for row in samples]
+        extracted = extractor.extract_all(
+            (row["text"], task["prompt"], task["entry_point"], mode, row["finish"] == "length") for row, task in asked
+        )
     runnable = [i for i, extraction in enumerate(extracted) if extraction.solution]
     submissions = [(by_id[samples[i]["task_id"]], extracted[i].solution) for i in runnable]
     verdicts = dict(zip(runnable, judged(submissions, sandbox, "evaluate"), strict=True))
@@ -63,6 +65,7 @@ def result(row: dict, extraction, verdict: "Verdict | None") -> dict:
         "task_id": row["task_id"],
         "sample": row["sample"],
         "solution": extraction.solution,
+        "rule": extraction.rule,
         "outcome": outcome(passed, row, extraction.flaw, verdict.status if verdict else None),
         "format": answer_format.parse(row["text"]) is not None,
         "passed": passed,
@@ -77,4 +80,6 @@ def outcome(passed: bool, row: dict, flaw: str | None, status: str | None) -> st
         return flaw
     if row["finish"] == "length":
         return "truncated"
+    if flaw == "too_hard":  # the sandbox's word on it; it has no other fault that is known
+        return {"invalid": "failed"}.get(str(status), str(status))
     return flaw or {"invalid": "wrong_entry_point"}.get(str(status), str(status))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from jobs.common.stats import pass_at_k
 from jobs.common.task import views
+from jobs.extraction.program import RULES
 from jobs.scoring.judge import FLAWS
 
 
@@ -21,7 +22,10 @@ def pass_rates(samples: Iterable[tuple[str, bool]], ks: Sequence[int]) -> dict[s
 
 
 def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dict], mode: str) -> dict:
-    """Metrics by view; `failures` are fractions of all samples, greedy ones among them."""
+    """Metrics by view; `passed` and `failures` are fractions of all samples, greedy ones among them, and add up to 1.
+
+    rules: how often each rule of extraction had a part in finding a sample's program (docs/extraction.md).
+    """
     drawn = len(results) // len(tasks) - 1
     metrics: dict[str, dict] = {}
     for view, field in views(name, tasks):
@@ -30,9 +34,14 @@ def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dic
         if drawn:
             marks = [(row["task_id"], bool(row[field])) for row in results if row["sample"]]
             metrics[view]["sampled"] = pass_rates(marks, list(dict.fromkeys((1, min(10, drawn)))))
-    kinds = Counter(row["outcome"] for row in results)
+        kinds = Counter(row["outcome"] for row in results if not row[field])
+        metrics[view] |= {
+            "passed": mean(bool(row[field]) for row in results),
+            "failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
+        }
+    fired = Counter(rule for row in results for rule in row["rule"].split("+"))
     metrics[name] |= {
-        "failures": {kind: kinds[kind] / len(results) for kind in FLAWS},
+        "rules": {rule: fired[rule] / len(results) for rule in RULES},
         "tokens": mean(row["tokens"] for row in samples),
     }
     if mode == "cot":

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from jobs import merge  # noqa: E402
 from jobs.common.answer_format import chat_prompt  # noqa: E402
 from jobs.common.files import read_json, read_jsonl  # noqa: E402
-from jobs.common.program import extract  # noqa: E402
+from jobs.extraction.program import extract  # noqa: E402
 from jobs.inference import Sampling  # noqa: E402
 from jobs.weights.lora import updates_of  # noqa: E402
 from jobs.weights.safetensors import tensors_of  # noqa: E402

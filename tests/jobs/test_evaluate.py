@@ -308,7 +308,7 @@ def benchmark(name):
 
 @pytest.mark.parametrize("name", ["HumanEvalPlus.jsonl.gz", "MbppPlus.jsonl.gz"])
 def test_stored_completions_become_the_programs_that_the_official_evaluators_run(name):
-    from jobs.common.program import extract
+    from jobs.extraction.program import extract
 
     for task in benchmark(name):
         right = task["reference"].removeprefix(task["prompt"])

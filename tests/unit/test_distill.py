@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from jobs.common.errors import JobError
 from jobs.distill import cache, datacard, job, reply
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine
+from jobs.extraction.worker import Extractor
 from jobs.plumbing.params import load
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["distill.similarity=0.9", "distill.api_key_env=null"])
@@ -44,11 +46,16 @@ def code(i: int, salt: str = "") -> str:
     return f"def f{i}():\n    return {words}"
 
 
+@lru_cache
+def extractor() -> Extractor:
+    return Extractor()
+
+
 def examined(text: str, settings=None, **changes) -> tuple[str, str]:
     candidate = Candidate(task(1), 0, cache.request(PARAMS.distill, "p", 0))
     values = {"thinking": "", "model": PARAMS.distill.model, "finish": "stop", "tokens_in": 1, "tokens_out": 1}
     candidate.reply = reply.Reply(text, **values | changes)
-    return examine(candidate, settings or PARAMS.distill)
+    return examine(candidate, settings or PARAMS.distill, extractor())
 
 
 RIGHT = answer_format.render(REASONING, code(1))
@@ -210,7 +217,7 @@ class NoResponses:
 
 def collector(tasks: list[dict], settings, asked, sandbox) -> Collector:
     collection = Collection(settings.similarity, Benchmarks(13))
-    return Collector(tasks, settings, collection, NoResponses(), asked, sandbox)
+    return Collector(tasks, settings, collection, NoResponses(), asked, sandbox, extractor())
 
 
 def collected(what: dict, tasks: list[dict], settings, seed: int):

@@ -1,6 +1,9 @@
+import time
+
 import pytest
 
 from jobs.common import answer_format
+from jobs.extraction import source
 
 GOOD = "<START_WORKING_OUT>\nthink\n</END_WORKING_OUT>\n<SOLUTION>\ndef f(): pass\n</SOLUTION>"
 
@@ -60,15 +63,24 @@ def test_every_tag_is_in_the_system_prompt_once():
         ("f = lambda: 0", True),
         ("from m import f", True),
         ("import x as f", True),
+        ("g, f = 1, 2", True),
+        ("f: int = 1", True),
+        ("try:\n    from m import f\nexcept ImportError:\n    f = None", True),
         ("def g():\n    def f(): pass", False),
         ("f()", False),
         ("", False),
     ],
 )
-def test_defines(code, found):
-    assert answer_format.defines(code, "f") is found
+def test_what_binds_a_name_at_the_top_level(code, found):
+    tree = source.parse(code)
+    assert tree is not None
+    assert source.binds(tree, "f") is found
 
 
-def test_defines_raises_on_code_that_does_not_parse():
-    with pytest.raises(SyntaxError):
-        answer_format.defines("def f(:", "f")
+def test_the_format_is_read_in_linear_time():
+    """Tags that a backtracking pattern would pair in every way there is."""
+    start, end, solution, close = answer_format.TAGS
+    began = time.process_time()
+    for text in (start + (end + solution) * 20_000 + close * 20_000, (start + " ") * 50_000, " " * 500_000 + "x"):
+        assert answer_format.parse(text) is None
+    assert time.process_time() - began < 5

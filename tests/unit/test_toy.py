@@ -1,6 +1,8 @@
+import ast
 import random
 
 from jobs.common import answer_format
+from jobs.extraction import source
 from jobs.toy import record as recorder
 from jobs.toy import world
 
@@ -51,7 +53,7 @@ def test_answers_obey_the_tag_format():
     for program in world.splits(1, {"any": 20})["any"]:
         answer = answer_format.parse(world.answer_of(program))
         assert answer is not None
-        assert answer_format.defines(answer.code, world.ENTRY_POINT)
+        assert source.binds(ast.parse(answer.code), world.ENTRY_POINT)
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another():

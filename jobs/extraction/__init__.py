@@ -1,0 +1,1 @@
+"""Finds the program in a model's answer, in a process that the answer cannot hold up."""
