@@ -118,13 +118,13 @@ def clear(folder: Path) -> None:
     os.close(held.pop(lock))
 
 
-def leave_locks() -> None:
-    """In a forked child: its copies of the descriptors would keep the locks of a parent that is dead."""
+def let_go() -> None:
+    """Lets go of all locks. A forked child does so at once: its copies would keep the locks of a parent that is dead."""
     while held:
         os.close(held.popitem()[1])
 
 
-os.register_at_fork(after_in_child=leave_locks)
+os.register_at_fork(after_in_child=let_go)
 
 
 def newest_first(directory: Path) -> list[Path]:

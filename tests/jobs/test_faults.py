@@ -410,6 +410,9 @@ def disk(tmp_path):
             done.append(folder)
 
     yield mounted
+    from jobs.plumbing import checkpoint
+
+    checkpoint.let_go()  # as the end of the job's process would
     for folder in done:
         subprocess.run(["umount", str(folder)], check=True)
 
