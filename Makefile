@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock dock
 
 .DEFAULT_GOAL := help
 DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
-.PHONY: $(DVC_REMOTES) help install smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
+.PHONY: $(DVC_REMOTES) walks help install smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -31,6 +31,9 @@ bench: $(INSTALLED)  ## the sandbox beside the official evaluators, and the merg
 
 precision: $(INSTALLED)  ## what each way of storing a merge keeps, on the smoke run's models
 	$(VENV)/bin/python tests/bench/precision.py
+
+walks: $(INSTALLED)  ## run the commands of docs/walks.md at toy size
+	JOBS_WALKS=1 $(VENV)/bin/python -m pytest tests/test_walks.py
 
 install: $(INSTALLED)  ## the environment in .venv; then `. .venv/bin/activate` puts dvc and python on the PATH
 

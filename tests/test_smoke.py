@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from jobs.common.files import read_jsonl, sha256
+from tests.pages import blocks
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / ".smoke"
@@ -168,3 +170,30 @@ def test_nothing_in_an_out_names_the_machine(smoke):
                 assert str(ROOT) not in text, path
                 assert platform.node() not in text or len(platform.node()) < 4, path
     assert sha256(SMOKE / "models/base")
+
+
+@pytest.mark.parametrize("heading", ["Try it on a laptop", "The real run"])
+def test_the_readmes_lines_with_dvc_work_as_they_are_written(smoke, tmp_path, heading):
+    """In a shell that has nothing of .venv on its PATH. For the real run, the smoke run stands in: all of it is done."""
+    [block] = [block for block in blocks(ROOT / "README.md", heading) if "dvc " in block]
+    place = tmp_path / (".smoke" if "cd .smoke" in block else "repository")
+    shutil.copytree(SMOKE, place, symlinks=True)
+    identity = ("-c", "user.name=reader", "-c", "user.email=reader@localhost")
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "another"], cwd=place, check=True)
+    start = tmp_path if "cd .smoke" in block else place
+    (start / ".venv").symlink_to(ROOT / ".venv")
+    if "make install" in block:
+        stamp = subprocess.run(
+            ["make", "--eval=stamp: ; @echo $(INSTALLED)", "stamp"], cwd=place, capture_output=True, text=True
+        )
+        if not (place / stamp.stdout.strip()).exists():  # .venv is another lock's, and a test installs nothing into it
+            block = block.replace("make install", "make --dry-run install")
+    script = f"trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n{block}"
+    installed = {str(Path(sys.executable).parent), str(ROOT / ".venv/bin")}
+    bare = os.pathsep.join(folder for folder in os.environ["PATH"].split(os.pathsep) if folder not in installed)
+    done = subprocess.run(["bash", "-c", script], cwd=start, env=os.environ | {"PATH": bare, "RUNTIME": "local"},
+                          capture_output=True, text=True)  # fmt: skip
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ") or "command not found" in line]
+    assert set(failed) <= {"failed: make doctor"}, (
+        done.stdout + done.stderr
+    )  # it says what this machine lacks for the real run
