@@ -389,7 +389,7 @@ def test_what_is_missing_is_one_line_before_anything_happens(repo, words, env, m
 def test_without_an_engine_it_says_what_to_do(repo):
     for name in ("docker", "podman"):
         (repo.parent / "bin" / name).unlink()
-    for tool in ("bash", "dirname", "id", "stat", "sed"):
+    for tool in ("bash", "dirname", "id", "stat", "sed", "uname"):
         (repo.parent / "bin" / tool).symlink_to(shutil.which(tool))
     done = launch(repo, "cpu", "score", PATH=f"{repo.parent}/bin")
     assert done.returncode == 1
