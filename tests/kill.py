@@ -28,6 +28,8 @@ from pathlib import Path
 
 import yaml
 
+from jobs.plumbing.yaml12 import dump, read_yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SECRETS = {"HF_TOKEN": "hf_" + "fAkEsEcReT" * 3, "DEEPSEEK_API_KEY": "sk-" + "fAkEsEcReT" * 3}
@@ -63,9 +65,9 @@ class Pipeline:
         smoke = [sys.executable, "-m", "jobs", "smoke", "--out", str(self.folder), "--prepare"]
         subprocess.run(smoke, cwd=ROOT, check=True)
         path = self.folder / "params.yaml"
-        params = merged(yaml.safe_load(path.read_text()), small)
+        params = merged(read_yaml(path), small)
         check(params, "the small params")
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
+        path.write_text(dump(params))
 
     def start(self, *words: str) -> subprocess.Popen:
         with open(self.folder / ".checkpoints" / "kill.log", "a") as log:

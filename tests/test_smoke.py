@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from jobs.common.files import read_jsonl, sha256
+from jobs.plumbing.yaml12 import dump, read_yaml
 from tests.pages import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -99,10 +100,10 @@ def test_a_second_run_does_nothing(smoke):
 def test_one_training_param_reruns_from_there_on_only(smoke):
     path = SMOKE / "params.yaml"
     before = path.read_text()
-    params = yaml.safe_load(before)
+    params = read_yaml(path)
     params["grpo"]["learning_rate"] *= 0.5
     try:
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
+        path.write_text(dump(params))
         planned = dvc("repro", "--dry", "--force-downstream")
     finally:
         path.write_text(before)

@@ -380,8 +380,8 @@ def test_broken_examples(world, text, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"task_id": "a"}\n' * 6, "line 1 has no 'entry_point'"),
-        ("", "has 0 tasks"),
+        ('{"task_id": "a"}\n' * 6, "line 1 (a): has no prompt"),
+        ("", "broken.jsonl: has no tasks"),
         ('{"task_id": "a", "prom', "line 1 is not valid"),
     ],
 )

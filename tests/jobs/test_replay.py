@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.plumbing.yaml12 import dump, read_yaml
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("tasks", "distill")  # cheap ones; the whole pipeline is replayed in the same way
 SMALL = {"tasks": {"toy": {"distill": 8, "train": 4, "heldout": 4}}, "distill": {"examples": 4, "concurrency": 1}}
@@ -49,9 +51,9 @@ def first(tmp_path_factory):
 
     folder, remote = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("remote")
     call(ROOT, sys.executable, "-m", "jobs", "smoke", "--out", str(folder), "--prepare")
-    params = merged(yaml.safe_load((folder / "params.yaml").read_text()), SMALL)
+    params = merged(read_yaml(folder / "params.yaml"), SMALL)
     check(params, "params.yaml")
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(dump(params))
     dvc(folder, "remote", "add", "--default", "store", str(remote))
     dvc(folder, "repro", *STAGES)
     dvc(folder, "push", *STAGES)
@@ -98,9 +100,9 @@ def test_what_a_failed_run_paid_for_is_there_for_the_next_experiment(first, clon
         for task in read_jsonl(clone / "data/tasks/distill.jsonl")
     }
     with TeacherServer(answers) as server:
-        params = yaml.safe_load((clone / "params.yaml").read_text())
+        params = read_yaml(clone / "params.yaml")
         params["distill"] |= {"recorded": None, "base_url": server.url, "api_key_env": None, "max_requests": 3}
-        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        (clone / "params.yaml").write_text(dump(params))
         call(clone, *GIT, "commit", "--all", "--quiet", "--message", "live")
         with pytest.raises(AssertionError, match=r"the budget ended .* 3 examples from 3 answers"):
             dvc(clone, "exp", "run", *where, "distill")

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs.common.errors import JobError, UsageError
 from jobs.grpo.rollout import engine_options, unsloth_engine_options
@@ -19,9 +21,12 @@ ENVIRONMENT = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENAB
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(monkeypatch, tmp_path):
     """Puts a vllm package in place whose LLM answers every request with its prompt's last character and its seed."""
     seen: dict = {"generate": []}
+    for folder in (tmp_path, tmp_path / "broken"):
+        folder.mkdir(exist_ok=True)
+        save_file({"weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
 
     class LLM:
         llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
@@ -74,9 +79,13 @@ def test_greedy_has_no_seed_and_no_nucleus(calls, tmp_path):
 
 
 @pytest.mark.parametrize(("rank", "fitting"), [(1, 8), (8, 8), (9, 16), (32, 32), (48, 64), (512, 512)])
-def test_an_adapter_is_a_lora_request_of_a_fitting_rank(calls, tmp_path, rank, fitting):
+def test_an_adapter_is_a_lora_request_of_a_fitting_rank(calls, tmp_path, monkeypatch, rank, fitting):
+    held = []
+    for name in ("check_base", "check_modules"):
+        monkeypatch.setattr(engine, name, lambda adapter, base: held.append((adapter, base)))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "rank_pattern": {}}))
     engine.load(tmp_path, adapter=tmp_path)(["a"], Sampling(max_tokens=5))
+    assert held == [(tmp_path, tmp_path)] * 2, "it is held against the base first"
     assert calls["options"]["enable_lora"] is True
     assert calls["options"]["max_lora_rank"] == fitting
     assert calls["generate"][0][2] == (tmp_path.name, 1, str(tmp_path))

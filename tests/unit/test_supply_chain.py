@@ -47,7 +47,7 @@ def test_nothing_unpickles_and_remote_code_is_off_wherever_a_model_is_loaded(pat
         assert given.get("trust_remote_code", "False") == "False"
         assert given.get("allow_pickle", "False") == "False"
         assert given.get("shell", "False") == "False"
-        if called.endswith((".from_pretrained", "LLM")) and not called.startswith("PeftModel"):
+        if called.endswith((".from_pretrained", "LLM")) and not called.startswith(("PeftModel", "PeftConfig")):
             assert given.get("trust_remote_code") == "False", f"line {node.lineno}"
             if "Model" in called and "Fast" not in called:
                 assert given.get("use_safetensors") == "True", f"line {node.lineno}"
