@@ -15,7 +15,7 @@ smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=
 	$(VENV)/bin/python -m jobs smoke
 
 test: $(INSTALLED) lint  ## lint, types and all tests
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
