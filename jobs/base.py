@@ -1,30 +1,38 @@
-"""The base model: fetched from the Hub at a pinned revision, or made at toy size.
+"""The base model: fetched from the Hub at a pinned revision, taken from this machine, or made at toy size.
 
 \b
     python -m jobs base --out models/base
 
-Reads nothing but params. Writes models/base: config, safetensors, tokenizer, chat template. With `base.toy` set, a
-Qwen3-architecture model is trained from scratch on generated functions, part of which is wrong, so that it is mediocre
-when sampled, as base models are (jobs/toy/pretrain.py). Otherwise `base.repo` at `base.revision` is fetched: only
-safetensors and the tokenizer's and config's files, each checked against the hash that the Hub records for it.
+Reads params, and the folder or GGUF file that they name. Writes models/base: config, safetensors, tokenizer, chat
+template. Where it comes from, the first that is set:
+
+\b
+    base.toy     a Qwen3-architecture model, trained from scratch on generated functions, part of which is wrong, so that
+                 it is mediocre when sampled, as base models are (jobs/toy/pretrain.py)
+    base.gguf    a GGUF file, whose weights are dequantized into safetensors
+    base.folder  a model folder, of which the same files are taken as of the Hub's
+    base.repo    the Hub at base.revision: only safetensors and the tokenizer's and config's files, each checked against
+                 the hash that the Hub records for it
 """
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from jobs.common import answer_format
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, sha256
 from jobs.plumbing.cli import job, progress, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
+from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
-    from jobs.plumbing.params import Base, Params
+    from jobs.plumbing.params import Base, LocalBase, Params
 
 SMALL_FILES = {
     "config.json",
@@ -47,6 +55,7 @@ def command(params: "Params", out: Path) -> None:
 
 
 def run(params: "Params", out: Path) -> None:
+    facts: dict = {}
     with replace_dir(out) as partial:
         if params.base.toy is not None:
             from jobs.toy import pretrain
@@ -54,10 +63,40 @@ def run(params: "Params", out: Path) -> None:
             if params.tasks.toy is None:
                 raise JobError("base.toy needs tasks.toy: the corpus leaves out the tasks of every split")
             pretrain.make(params.base.toy, params.tasks.seed, params.tasks.toy.model_dump(), partial)
+        elif params.base.gguf is not None:
+            facts = {"gguf": dequantized(params.base.gguf, partial)}
+        elif params.base.folder is not None:
+            copied(params.base.folder, partial)
         else:
             fetch(params.base, partial)
         set_chat_template(partial)
-    provenance("base")
+    provenance("base", **facts)
+
+
+def pinned(key: str, base: "LocalBase") -> Path:
+    """The path that `key` names. Errors: UsageError where nothing is there, or what is there has another hash."""
+    path = Path(base.path)
+    if not path.exists():
+        raise UsageError(f"{key}.path: {path} does not exist")
+    if (found := sha256(path)) != base.sha256:
+        raise UsageError(f"{key}.sha256: is {base.sha256}, and {path} has {found}")
+    return path
+
+
+def dequantized(base: "LocalBase", out: Path) -> dict:
+    from jobs.weights import dequantize
+
+    path = pinned("base.gguf", base)
+    return {"file": path.name, "sha256": base.sha256, **dequantize.to_folder(path, out)}
+
+
+def copied(base: "LocalBase", out: Path) -> None:
+    """Copies a folder's safetensors, config and tokenizer files: nothing else in it is read."""
+    path = pinned("base.folder", base)
+    shards(path)  # whole, and in safetensors
+    for file in sorted(path.iterdir()):
+        if file.name in SMALL_FILES or file.suffix == ".safetensors":
+            shutil.copyfile(file, out / file.name)
 
 
 def set_chat_template(model_dir: Path) -> None:
@@ -88,9 +127,7 @@ def fetch(base: "Base", out: Path) -> None:
             verify(path, file.lfs.sha256 if file.lfs else None, file.blob_id)
     except (HfHubHTTPError, OSError) as error:
         raise JobError(f"base.repo: {repo} at {revision} cannot be fetched ({error})") from error
-    from shutil import rmtree
-
-    rmtree(out / ".cache", ignore_errors=True)
+    shutil.rmtree(out / ".cache", ignore_errors=True)
 
 
 def verify(path: Path, lfs_sha256: str | None, blob_id: str | None) -> None:

@@ -122,18 +122,32 @@ class ToyBase(Section):
     seed: Seed
 
 
+class LocalBase(Section):
+    """A base model on this machine: a folder in safetensors, or a GGUF file, and the hash of its bytes."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    sha256: Sha256
+
+
 class Base(Section):
-    """Where the base model comes from: the Hub at a pinned revision, or `toy`."""
+    """Where the base model comes from, the first of these that is set: `toy`, `gguf`, `folder`, or the Hub."""
 
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
     revision: str | None
+    folder: LocalBase | None
+    gguf: LocalBase | None
     toy: ToyBase | None
 
     @model_validator(mode="after")
     def one_source(self) -> "Base":
-        if self.toy is None and (self.repo is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision or "")):
+        if self.folder and self.gguf:
+            raise ValueError("has a `folder` and a `gguf` file; one of them is to be null")
+        local = self.toy or self.gguf or self.folder
+        if local is None and (self.repo is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision or "")):
             given = f"repo: {shown(self.repo)}, revision: {shown(self.revision)}"
-            raise ValueError(f"needs `repo` and a `revision` of 40 hex digits, or `toy`; it has {given}")
+            raise ValueError(
+                f"needs `repo` and a `revision` of 40 hex digits, or `folder`, `gguf` or `toy`; it has {given}"
+            )
         return self
 
 

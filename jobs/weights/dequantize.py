@@ -1,0 +1,112 @@
+"""A GGUF file as a model folder: weights dequantized into safetensors, configuration and tokenizer beside them.
+
+The families are those whose GGUF files transformers reads. What a quantized file has lost stays lost: the folder holds
+the numbers that llama.cpp computes with, no better ones.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jobs.common.errors import JobError, one_line
+
+ROWS = ("eos", "bos", "padding", "unknown")
+
+
+def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
+    """Writes the model of the GGUF file `path` into the folder `out`, its weights stored as `dtype`.
+
+    The special tokens are those that the file's own metadata names: transformers guesses some of them otherwise. A file
+    whose padding is its end of text, or that names none, gets another special token for padding, since a trainer that
+    leaves padding out of the loss would never teach the end.
+
+    Returns {"architecture", "quantization", "parameters", "eos", "pad"} for provenance and card.
+    Errors: JobError naming the file, for one that cannot be read or whose family transformers does not know.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    facts = metadata(path)
+    try:
+        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        if head := facts.get(f"{facts.get('general.architecture')}.attention.key_length"):
+            config.head_dim = head  # transformers does not read it, and takes the family's default
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
+        raise JobError(f"{path}: cannot be read as a model ({one_line(error)})") from error
+    special = dict(zip(ROWS, special_tokens(facts, tokenizer), strict=True))
+    if special["eos"] is None:
+        raise JobError(f"{path}: names no end-of-sequence token (tokenizer.ggml.eos_token_id)")
+    pad = special["padding"]
+    if pad in (None, special["eos"]):
+        pad = another_padding(tokenizer, special["eos"], loaded.get_input_embeddings().weight.shape[0])
+    tokenizer.eos_token, tokenizer.pad_token = special["eos"], pad
+    if special["bos"] is not None:
+        tokenizer.bos_token = special["bos"]
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the loaded weights are floats, and would refuse to be saved
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    config.dtype = getattr(torch, dtype)
+    model: Any = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model = model.to(dtype=config.dtype)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {
+        "architecture": facts.get("general.architecture"),
+        "quantization": facts.get("general.file_type"),
+        "parameters": model.num_parameters(),
+        "eos": tokenizer.eos_token,
+        "pad": tokenizer.pad_token,
+    }
+
+
+def metadata(path: Path) -> dict:
+    """The file's key-value pairs, without its long arrays. Errors: JobError naming a file that is no GGUF file."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        return {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
+        }
+    except Exception as error:  # numpy's and struct's errors, for a file cut short
+        raise JobError(f"{path}: is not a whole GGUF file ({one_line(error)})") from error
+
+
+def special_tokens(facts: dict, tokenizer) -> list[str | None]:
+    numbers = [facts.get(f"tokenizer.ggml.{name}_token_id") for name in ROWS]
+    return [tokenizer.convert_ids_to_tokens(int(number)) if number is not None else None for number in numbers]
+
+
+def another_padding(tokenizer, end: str, rows: int) -> str:
+    """A token that may pad: a special one that is called so, else one that ends texts, else any but `end`, else one that
+    fills up the vocabulary. transformers adds some that have no row among the model's `rows`."""
+    special = [
+        str(token)
+        for number, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and str(token) != end and number < rows
+    ]
+    filling = [token for token, number in tokenizer.get_vocab().items() if "pad" in token.lower() and number < rows]
+    for word in ("pad", "endoftext", "unk", ""):
+        found = next((token for token in special if word in token.lower()), None)
+        if found is not None:
+            return found
+    if filling:
+        return min(filling)
+    raise JobError("the GGUF file has no token beside its end of text that could pad")

@@ -1,0 +1,97 @@
+"""A base model of one's own: a folder, or a GGUF file whose weights are dequantized."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import base
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import sha256
+from jobs.plumbing.params import load
+from tests import toy as models
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return models.make_model(tmp_path_factory.mktemp("base") / "mine", hidden=64, dtype="bfloat16")
+
+
+def params(kind, path, digest=None):
+    digest = digest or sha256(path)
+    return load(PARAMS, [f"base.{kind}={{path: '{path}', sha256: '{digest}'}}"])
+
+
+def made(tmp_path, monkeypatch, chosen):
+    monkeypatch.chdir(tmp_path)
+    base.run(chosen, Path("models/base"))
+    return tmp_path / "models/base"
+
+
+def test_a_folder_gives_its_weights_and_tokenizer_and_nothing_else(folder, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "pytorch_model.bin").write_bytes(b"a pickle")
+    (own / ".git").mkdir()
+    out = made(tmp_path, monkeypatch, params("folder", own))
+    assert (out / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not {"pytorch_model.bin", ".git"} & names
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_another_hash_or_no_file_is_named_with_its_key(folder, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=rf"base\.{kind}\.sha256: is 0+, and .* has {sha256(folder)}"):
+        base.run(params(kind, folder, "0" * 64), Path("out"))
+    with pytest.raises(UsageError, match=rf"base\.{kind}\.path: nowhere does not exist"):
+        base.run(params(kind, Path("nowhere"), "0" * 64), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_two_sources_are_refused():
+    both = [f"base.{kind}={{path: x, sha256: '{'0' * 64}'}}" for kind in ("folder", "gguf")]
+    with pytest.raises(UsageError, match="one of them is to be null"):
+        load(PARAMS, both)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(JobError, match="safetensors"):
+        made(tmp_path, monkeypatch, params("folder", own))
+
+
+def test_a_gguf_file_gives_the_weights_that_it_holds_and_its_own_special_tokens(folder, tmp_path, monkeypatch):
+    """An F16 file of a bfloat16 model: small weights lose nothing, so the two folders compute the same."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from jobs.gguf.job import write_gguf
+
+    file = tmp_path / "mine-F32.gguf"
+    write_gguf(folder, {}, "F32", file)
+    out = made(tmp_path, monkeypatch, params("gguf", file))
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (out, folder))
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], weight), name
+    tokenizer, original = (AutoTokenizer.from_pretrained(path) for path in (out, folder))
+    for text in ("def add(a, b):\n    return a + b\n", "x = 12345  # ünï"):
+        assert tokenizer(text).input_ids == original(text).input_ids
+    assert tokenizer.eos_token == original.eos_token
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == original.eos_token_id
+    assert not hasattr(ours.config, "quantization_config")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 100])
+def test_what_is_no_gguf_file_ends_in_one_line(tmp_path, monkeypatch, content):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    with pytest.raises(JobError, match=r"broken\.gguf: ") as caught:
+        made(tmp_path, monkeypatch, params("gguf", file))
+    assert "\n" not in str(caught.value)
