@@ -1,0 +1,231 @@
+"""One real small model through the jobs of the pipeline on one GPU: several settings of GRPO, several seeds.
+
+    python tests/bench/small.py --base DIR --tasks DIR --out DIR --work DIR [--runs NAME:SEED ...] [--together 3]
+
+Reads   --base     a model folder, such as `jobs base` makes of a GGUF file (base.gguf)
+        --tasks    data/tasks of the recipe; SFT's examples are made there of the tasks' references (references.py)
+Writes  --out      results.json: metrics by run, as each is ready; NAME-SEED.tar.gz: curves, metrics, samples and results
+        --work     models, adapters and logs
+
+A run is a setting of SETTINGS and a seed. Every seed has one SFT; every run goes on from it with GRPO, and base, SFT and
+GRPO models are sampled on the held-out tasks. GRPO runs go --together at a time on the one card. What is finished is not
+run again, so the runs may come in several calls.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+RECIPE = REPO / "recipes/small.yaml"
+START_SECONDS = {"grpo": 45, "evaluate": 30}  # until an engine has taken its memory
+BOTH = {"tasks": "train-and-distill"}  # the distillation tasks are reinforced as well
+LONGEST = 2400  # characters of prompt and answer; what is longer than 1,024 tokens would stop SFT
+LOW, HIGH = 1 / 16, 14 / 16  # of its samples that the SFT model passes, for a task to be worth training on
+
+# What differs from the recipe, one thing at a time. `tasks` names the file of training tasks.
+SETTINGS: dict[str, dict] = {
+    "recipe": BOTH | {"graded": True},
+    "ungraded": BOTH,
+    "few-tasks": {"tasks": "train"},
+    "partial-credit": BOTH | {"grpo.rewards.all_tests_only": "false"},
+    "kl": BOTH | {"grpo.beta": "0.02"},
+    "half-rate": BOTH | {"grpo.learning_rate": "5.0e-5"},
+    "double-rate": BOTH | {"grpo.learning_rate": "2.0e-4"},
+    "wide-groups": BOTH | {"grpo.generations": "32"},
+    "clip-higher": BOTH | {"grpo.clip_high": "0.28"},
+    "long": BOTH | {"grpo.steps": "240"},
+}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Bench:
+    """Runs jobs in a work folder, each with its log, and keeps what they say."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.base, self.tasks, self.out, self.work = options.base, options.tasks, options.out, options.work
+        self.params, self.extra = options.work / "params.yaml", options.set
+        for folder in (self.out, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.file = self.out / "results.json"
+        self.results = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.lock, self.starting, self.sft_locks = threading.Lock(), threading.Lock(), {}
+
+    def keep(self, name: str, value: dict) -> None:
+        with self.lock:
+            self.results[name] = value
+            self.file.write_text(json.dumps(self.results, indent=1))
+            print(time.strftime("%H:%M:%S"), name, json.dumps(value)[:300], flush=True)
+
+    def job(self, folder: Path, name: str, job: str, *words: object, **settings: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        sets = [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
+        sets += [w for each in self.extra for w in ("--set", each)]
+        command = [sys.executable, "-m", "jobs", job, "--params", self.params, *words, *sets]
+        environment = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
+        for attempt in range(2):
+            began = time.time()
+            with (
+                open(folder / f"{name}.log", "w") as log,
+                self.starting,
+            ):  # vLLM measures the card's memory as it starts
+                process = subprocess.Popen(
+                    list(map(str, command)), cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=START_SECONDS.get(job, 0))
+            code = process.wait()
+            tail = (folder / f"{name}.log").read_text()[-1500:]
+            failed = {"failed": tail, "attempt": attempt} if code else {}
+            self.keep(f"{folder.name}/{name}", {"seconds": round(time.time() - began, 1)} | failed)
+            if not code:
+                return
+        raise RuntimeError(f"{folder.name}/{name}: exit code {code}")
+
+    def evaluate(self, folder: Path, name: str, model: Path, seed: int) -> None:
+        metrics = folder / f"metrics-{name}.json"
+        if not metrics.exists():
+            self.job(folder, f"evaluate-{name}", "evaluate", "--model", model, "--mode", "cot", "--benchmarks-dir",
+                     self.tasks, "--out", folder / f"evaluations/{name}-cot", "--metrics", metrics, seed=seed)  # fmt: skip
+        self.keep(f"{folder.name}/scores-{name}", json.loads(metrics.read_text()))
+
+    def model(self, folder: Path, name: str, adapter: Path, seed: int) -> None:
+        """Merges an adapter and evaluates the sum; the merged weights are not kept."""
+        merged = folder / f"{name}-merged"
+        if not (folder / f"metrics-{name}.json").exists():
+            self.job(folder, f"merge-{name}", "merge", "--base", self.base, "--adapter", adapter, "--out", merged,
+                     "--metrics", folder / f"merge-{name}.json", "--plot", folder / f"merge-{name}.csv")  # fmt: skip
+        self.evaluate(folder, name, merged, seed)
+
+    def sft(self, seed: int) -> Path:
+        folder = self.work / f"sft-{seed}"
+        with self.lock:
+            lock = self.sft_locks.setdefault(seed, threading.Lock())
+        with lock:
+            if not (folder / "sft").exists():
+                self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.tasks / "examples.jsonl",
+                         "--out", folder / "sft", "--metrics", folder / "sft.json", "--curve", folder / "sft.csv",
+                         seed=seed)  # fmt: skip
+        return folder
+
+    def graded(self, seed: int) -> Path:
+        """The training tasks that the seed's SFT model passes at times: of 16 samples at least one, and not nearly all."""
+        folder, file = self.sft(seed), self.work / f"sft-{seed}/graded.jsonl"
+        if file.exists():
+            return file
+        rows = lines(self.tasks / "train-and-distill.jsonl")
+        plain = [{k: v for k, v in row.items() if k not in ("base_input", "plus_input")} for row in rows]
+        (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+        merged = folder / "sft-merged"
+        self.job(folder, "merge-grade", "merge", "--base", self.base, "--adapter", folder / "sft", "--out", merged,
+                 "--metrics", folder / "merge-grade.json", "--plot", folder / "merge-grade.csv")  # fmt: skip
+        self.job(folder, "grade", "evaluate", "--model", merged, "--mode", "cot", "--benchmarks-dir", folder,
+                 "--benchmark", "all", "--out", folder / "grade", "--metrics", folder / "grade.json", seed=seed,
+                 **{"evaluate.sampled": "{n: 16, temperature: 1.0, top_p: 1.0}", "evaluate.max_tokens": "256"})  # fmt: skip
+        passes: dict[str, list[bool]] = {}
+        for result in lines(folder / "grade/results-all.jsonl"):
+            if result["sample"]:
+                passes.setdefault(result["task_id"], []).append(result["passed"])
+        rates = {task_id: sum(found) / len(found) for task_id, found in passes.items()}
+        chosen = [row for row in rows if LOW <= rates[row["task_id"]] <= HIGH]
+        file.write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        self.keep(
+            f"{folder.name}/graded",
+            {"tasks": len(rows), "chosen": len(chosen), "never": sum(not r for r in rates.values())},
+        )
+        return file
+
+    def run(self, run: str) -> None:
+        setting, _, seed = run.partition(":")
+        number, settings = int(seed or 3407), dict(SETTINGS[setting])
+        folder, trained = self.work / f"{setting}-{number}", self.sft(number)
+        self.model(trained, "sft", trained / "sft", number)
+        tasks = self.tasks / f"{settings.pop('tasks')}.jsonl"
+        if settings.pop("graded", False):
+            tasks = self.graded(number)
+        if not (folder / "grpo").exists():
+            self.job(folder, "grpo", "grpo", "--base", self.base, "--adapter", trained / "sft", "--tasks", tasks,
+                     "--out", folder / "grpo", "--metrics", folder / "grpo.json", "--curve", folder / "grpo.csv",
+                     "--completions", folder / "completions.jsonl", seed=number, **settings)  # fmt: skip
+        self.model(folder, "grpo", folder / "grpo", number)
+        self.pack(folder)
+
+    def pack(self, folder: Path) -> None:
+        """What is worth keeping of a run, but for weights."""
+        with tarfile.open(self.out / f"{folder.name}.tar.gz", "w:gz") as archive:
+            for path in sorted(folder.rglob("*")):
+                inside = path.relative_to(folder)
+                if path.is_file() and path.suffix in (".json", ".jsonl", ".csv") and inside.parts[0][0] != ".":
+                    archive.add(path, f"{folder.name}/{inside}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("base", "tasks", "out", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--runs", nargs="*", default=["recipe:3407", "recipe:1", "recipe:2"], metavar="SETTING:SEED")
+    parser.add_argument("--together", type=int, default=3, help="GRPO runs at a time on the card")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    options = parser.parse_args()
+    for name in ("base", "tasks", "out", "work"):
+        setattr(options, name, getattr(options, name).resolve())
+    bench = Bench(options)
+    write_params(bench.params)
+    make_examples(bench.tasks)
+    seeds = sorted({int(run.partition(":")[2] or 3407) for run in options.runs}, reverse=True)
+    with ThreadPoolExecutor(options.together) as pool:
+        first = [pool.submit(bench.sft, seed) for seed in seeds]
+        first.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base, seeds[0]))
+        for future in first:
+            future.exception()
+        waiting = [pool.submit(bench.run, run) for run in options.runs]
+        for future in waiting:
+            if future.exception():
+                print("failed:", future.exception(), flush=True)
+    for folder in [bench.work / "base", *(bench.work / f"sft-{seed}" for seed in seeds)]:
+        if folder.exists():
+            bench.pack(folder)
+
+
+def make_examples(tasks: Path) -> None:
+    """SFT's examples, with the tasks' references for answers, and the tasks of both splits for GRPO."""
+    sys.path[:0] = [str(REPO), str(REPO / "tests/bench")]
+    import references
+
+    from jobs.common import answer_format
+
+    rows = lines(tasks / "distill.jsonl")
+    answers = [references.answer(row["prompt"], row["entry_point"], row["reference"]) for row in rows]
+    examples = [
+        {"task_id": row["task_id"], "prompt": row["prompt"], "answer": answer_format.render(*answer)}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    short = [row for row in examples if len(row["prompt"]) + len(row["answer"]) < LONGEST]
+    both = [row for row in lines(tasks / "train.jsonl") + rows if len(row["prompt"]) < LONGEST // 2]
+    for name, chosen in (("examples", short), ("train-and-distill", both)):
+        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+
+
+def write_params(path: Path) -> None:
+    """The recipe laid over the committed params."""
+    sys.path.insert(0, str(REPO))
+    import yaml
+
+    from jobs.plumbing.params import merged, read_yaml
+
+    path.write_text(yaml.safe_dump(merged(read_yaml(REPO / "params.yaml"), read_yaml(RECIPE))))
+
+
+if __name__ == "__main__":
+    main()
