@@ -21,6 +21,7 @@ import click
 
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json
+from jobs.plumbing.cli import exit_codes
 
 OVERLAY = Path("data/smoke/params.yaml")
 MANIFEST = Path(".checkpoints/smoke.json")  # in the folder of a smoke run: the files that were laid out there
@@ -32,19 +33,14 @@ IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "
 @click.option("--prepare", is_flag=True, help="Lay the files out and stop.")
 @click.argument("targets", nargs=-1)
 def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
-    try:
+    with exit_codes():
+        require_own(out)
         lay_out(out)
         if not prepare:
             began = time.time()
             reproduce(out, targets)
             commit(out)
             report(out, began)
-    except UsageError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except JobError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
 
 
 def require_own(out: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import MARK, replace_dir, replace_file, sealed, write_jsonl, write_metrics
@@ -267,3 +268,16 @@ def test_the_smoke_run_lays_out_over_nothing_but_its_own():
     Path("home/.checkpoints").mkdir()
     Path("home/.checkpoints/smoke.json").write_text("[]")
     require_own(Path("home"))
+
+
+def test_the_command_of_the_smoke_run_writes_over_nothing(tmp_path, monkeypatch):
+    from jobs.smoke import command
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "README.md").write_text("mine")
+    result = CliRunner().invoke(command, ["--out", str(home), "--prepare"])
+    assert result.exit_code == 2, result.output
+    assert "holds what no smoke run laid out" in result.stderr
+    assert {path.name: path.read_text() for path in home.iterdir()} == {"README.md": "mine"}
