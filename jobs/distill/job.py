@@ -49,7 +49,7 @@ from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate
 from jobs.distill.teacher import Teacher
 from jobs.extraction.worker import Extractor
-from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import CACHE, FOLDER, METRICS
 
 if TYPE_CHECKING:
@@ -186,11 +186,7 @@ def spread(values: list[int]) -> dict[str, float]:
     "distill",
     "tasks.overlap.words",
     "tasks.seed",
-    "sandbox.memory_mib",
-    "sandbox.packages",
-    "sandbox.require",
-    "sandbox.timeout",
-    "sandbox.workers",
+    *TRAINING_SANDBOX,
 )
 @reads("--tasks", "data/tasks/distill.jsonl", "Tasks to ask about.")
 @reads("--benchmarks", "data/tasks/benchmarks.jsonl", "Prompts that no answer may repeat.")

@@ -27,7 +27,7 @@ from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
 from jobs.common.records import read_tasks
 from jobs.plumbing import checkpoint
-from jobs.plumbing.cli import job, log, reads, writes
+from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 from jobs.plumbing.provenance import provenance
 
@@ -61,11 +61,7 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
 @job(
     "grpo",
     "sft.lora",
-    "sandbox.memory_mib",
-    "sandbox.packages",
-    "sandbox.require",
-    "sandbox.timeout",
-    "sandbox.workers",
+    *TRAINING_SANDBOX,
     "checkpoints",
     "seed",
 )

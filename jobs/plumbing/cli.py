@@ -66,6 +66,10 @@ COMMON = (
 )
 
 
+# The keys that a sandbox goes by which judges training tasks: what bears on benchmarks alone is not among them.
+TRAINING_SANDBOX = tuple(f"sandbox.{key}" for key in ("memory_mib", "packages", "require", "timeout", "workers"))
+
+
 def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):

@@ -219,14 +219,7 @@ def metrics_of(splits: dict[str, list[dict]], left_out: list[dict], report: list
 
 
 @job("tasks", "sandbox")
-@click.option(
-    "--sources",
-    "folder",
-    type=click.Path(path_type=Path),
-    default="data/sources",
-    show_default=True,
-    help="Folder of files that stand in for the downloads.",
-)
+@sources.folder_option
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),

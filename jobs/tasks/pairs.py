@@ -191,14 +191,7 @@ def of(path: Path, training: dict[str, list[dict]], benchmarks: dict[str, list[d
 
 
 @job("tasks", "sandbox")
-@click.option(
-    "--sources",
-    "folder",
-    type=click.Path(path_type=Path),
-    default="data/sources",
-    show_default=True,
-    help="Folder of files that stand in for the downloads.",
-)
+@sources.folder_option
 @writes("--out", "data/overlap/pairs.jsonl", "The pairs.", ROWS(*HEAD, "pairs"))
 def command(params: "Params", folder: Path, out: Path) -> None:
     pools = sources.pools(params.tasks, folder)

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from jobs.common.errors import JobError
 from jobs.common.files import read_jsonl, sha256
 from jobs.common.records import read_tasks
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 HUMANEVAL_PLUS, MBPP_PLUS, MBPP = "HumanEval+", "MBPP+", "MBPP"  # names of sources
 TRAINING = "train", "distill"  # splits that are no benchmark
 MBPP_FIELDS = "text", "code", "task_id", "test_setup_code", "test_list", "challenge_test_list"
+folder_option = click.option(
+    "--sources",
+    "folder",
+    type=click.Path(path_type=Path),
+    default="data/sources",
+    show_default=True,
+    help="Folder of files that stand in for the downloads.",
+)
 
 
 def pools(settings: "Settings", folder: Path) -> dict[str, list[dict]]:
