@@ -191,6 +191,8 @@ class Collector:
                 )
             response = await self.asked.ask(candidate.request)
             self.responses.put(candidate.request, response)
+        elif "error" not in response:
+            self.asked.answered += 1  # by an earlier run, asked in the same way: that the endpoint works is known
         candidate.reply = read(candidate.request, response)
         loop = asyncio.get_running_loop()
         reason, detail = await loop.run_in_executor(

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError
-from jobs.distill import cache, datacard, job, reply
+from jobs.distill import cache, datacard, job, reply, teacher
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine
 from jobs.extraction.worker import Extractor
 from jobs.plumbing.params import load
+from tests.teacher_server import Behaviour, TeacherServer
 
 PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["distill.similarity=0.9", "distill.api_key_env=null"])
 REASONING = "Add the two numbers that are given, and return their sum."
@@ -175,7 +176,7 @@ class FakeTeacher:
     def __init__(self, right: dict[tuple[int, int], str], rng: random.Random) -> None:
         self.right, self.rng = right, rng
         self.asked: list[tuple[int, int]] = []
-        self.failed = self.flying = self.most = 0
+        self.answered = self.failed = self.flying = self.most = 0
         self.closing = False
 
     async def ask(self, request: dict) -> dict:
@@ -205,6 +206,25 @@ class FakeSandbox:
         return future
 
 
+class Kept:
+    """A cache that an earlier run left: the answers to the tasks of these numbers."""
+
+    recorded = None
+
+    def __init__(self, settings, *numbers: int) -> None:
+        asked = [(number, cache.request(settings, task(number)["prompt"], 0)) for number in numbers]
+        self.rows = {
+            cache.request_key(request): cache.response(request, answer_format.render(REASONING, code(number)))
+            for number, request in asked
+        }
+
+    def get(self, request):
+        return self.rows.get(cache.request_key(request))
+
+    def put(self, request, response):
+        self.rows[cache.request_key(request)] = response
+
+
 class NoResponses:
     recorded = None
 
@@ -218,6 +238,31 @@ class NoResponses:
 def collector(tasks: list[dict], settings, asked, sandbox) -> Collector:
     collection = Collection(settings.similarity, Benchmarks(13))
     return Collector(tasks, settings, collection, NoResponses(), asked, sandbox, extractor())
+
+
+@pytest.mark.parametrize("kept", [(), (1,)], ids=["a first run", "a run that goes on"])
+def test_a_refused_prompt_ends_a_run_only_where_the_endpoint_has_answered_none(kept):
+    """What an earlier run was answered counts: a refusal is not kept, so it may be the first to come after a kill."""
+    answer = answer_format.render(REASONING, code(3))
+    with TeacherServer({task(2)["prompt"]: Behaviour("", "400"), task(3)["prompt"]: Behaviour(answer)}) as server:
+        chosen = with_settings(base_url=server.url, examples=2, concurrency=1, api_key_env=None)
+        order = [task(1), task(2), task(3)] if kept else [task(2), task(3)]
+        work = Collector(
+            order,
+            chosen,
+            Collection(chosen.similarity, Benchmarks(13)),
+            Kept(chosen, *kept),
+            teacher.Teacher(chosen),
+            FakeSandbox(),
+            extractor(),
+        )
+        if not kept:
+            with pytest.raises(JobError, match="content exists risk"):
+                asyncio.run(work.collect())
+            return
+        collection = asyncio.run(work.collect())
+    assert [candidate.task["task_id"] for candidate in collection.accepted] == ["T/1", "T/3"]
+    assert [candidate.reason for candidate in collection.decided] == ["", "refused", ""]
 
 
 def collected(what: dict, tasks: list[dict], settings, seed: int):
