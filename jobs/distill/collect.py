@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.errors import JobError
 from jobs.distill.cache import Responses, request
 from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine, shingles
+from jobs.distill.references import References
 from jobs.distill.reply import read
 from jobs.plumbing.cli import progress
 
@@ -99,7 +100,7 @@ class Collector:
         settings: "Distill",
         collection: Collection,
         responses: Responses,
-        asked: "Teacher",
+        asked: "Teacher | References",
         sandbox: "Sandbox",
         extractor: "Extractor",
     ) -> None:
@@ -174,14 +175,18 @@ class Collector:
         )
 
     def ended(self) -> str:
-        end = "the budget ended" if self.waiting else f"every task was asked {self.settings.attempts} times"
+        if self.settings.references:
+            end = "every task's reference was tried"
+        else:
+            end = "the budget ended" if self.waiting else f"every task was asked {self.settings.attempts} times"
         return (
             f"{end} before there were {self.settings.examples} examples; {self.collection.summary()}; "
             "the responses are kept for the next try"
         )
 
-    async def try_out(self, candidate: Candidate) -> None:
-        """Gets the candidate's response, from the cache or the teacher, and checks it by itself."""
+    async def response(self, candidate: Candidate) -> dict:
+        if isinstance(self.asked, References):
+            return self.asked.response(candidate.task, candidate.request)
         response = self.responses.get(candidate.request)
         if response is None:
             if self.responses.recorded:
@@ -193,7 +198,11 @@ class Collector:
             self.responses.put(candidate.request, response)
         elif "error" not in response:
             self.asked.answered += 1  # by an earlier run, asked in the same way: that the endpoint works is known
-        candidate.reply = read(candidate.request, response)
+        return response
+
+    async def try_out(self, candidate: Candidate) -> None:
+        """Gets the candidate's response, from the cache or the teacher, and checks it by itself."""
+        candidate.reply = read(candidate.request, await self.response(candidate))
         loop = asyncio.get_running_loop()
         reason, detail = await loop.run_in_executor(
             self.extractor.thread, examine, candidate, self.settings, self.extractor

@@ -7,12 +7,25 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Distill
 
 
+def origin_of_answers(examples: list[dict], settings: "Distill") -> list[str]:
+    if settings.references:
+        return [
+            f"- Answers: {len(examples)} made of the tasks' own references, by rule: the code is the reference laid out "
+            "anew, the reasoning is read off its syntax. No teacher was asked, and no model wrote any of it "
+            "(`jobs/distill/references.py`)."
+        ]
+    teachers = Counter(row["teacher"] for row in examples)
+    return [
+        *(f"- Answers: {count} by `{name}` at {settings.base_url}" for name, count in sorted(teachers.items())),
+        "- The teacher's terms of use hold for its answers; read them before publishing or training on these examples.",
+    ]
+
+
 def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings: "Distill") -> str:
     """What the examples are, where they come from, how they were chosen, and what to beware of, as Markdown.
 
     examples and metrics: as jobs/distill/job.py writes them; reasons: what each reason for a rejection means.
     """
-    teachers = Counter(row["teacher"] for row in examples)
     sources = Counter((row["source"], row["license"]) for row in examples)
     rejected = [f"| {reason} | {text} | {metrics['rejected'][reason]:.1%} |" for reason, text in reasons.items()]
     low, high = settings.reasoning_characters, settings.code_characters
@@ -30,8 +43,7 @@ def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings:
                 f"- Tasks: {count} from {source}, licence {licence}"
                 for (source, licence), count in sorted(sources.items())
             ),
-            *(f"- Answers: {count} by `{name}` at {settings.base_url}" for name, count in sorted(teachers.items())),
-            "- The teacher's terms of use hold for its answers; read them before publishing or training on these examples.",
+            *origin_of_answers(examples, settings),
             "",
             "## Fields",
             "",

@@ -20,6 +20,7 @@ The result depends on the responses alone, not on their order of arrival. Candid
 first answer, then the second ones of tasks that have no example yet, and so on. The result is the shortest beginning of
 that sequence with enough valid answers; a request is sent only when it must belong to that beginning.
 
+With distill.references the answers are the tasks' own references, with reasoning written by rule, and nobody is asked.
 With distill.recorded the answers come from that file and nothing is asked. Each of its lines is a record of the cache,
 {"key", "request", "response"}; jobs/distill/cache.py makes them:
 
@@ -44,7 +45,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, rounded, write_jsonl, write_metrics
 from jobs.common.records import read_tasks
-from jobs.distill import cache, datacard
+from jobs.distill import cache, datacard, references
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate
 from jobs.distill.teacher import Teacher
@@ -70,7 +71,7 @@ def run(
     from jobs.plumbing.provenance import provenance
     from jobs.sandbox import Sandbox
 
-    settings = params.distill
+    settings = references.settings(params.distill) if params.distill.references else params.distill
     tasks = read_tasks(tasks_path)
     if len(tasks) < settings.examples:
         raise UsageError(
@@ -81,7 +82,7 @@ def run(
     collection = Collection(settings.similarity, Benchmarks.read(benchmarks_path, params.tasks.overlap.words))
     kept = cache.outside_experiments(kept) if kept else None
     responses = cache.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
-    asked = Teacher(settings)
+    asked = references.References() if settings.references else Teacher(settings)
     try:
         with Sandbox.from_params(params.sandbox) as sandbox, Extractor() as extractor:
             asyncio.run(Collector(tasks, settings, collection, responses, asked, sandbox, extractor).collect())

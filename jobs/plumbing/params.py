@@ -213,6 +213,7 @@ class Tasks(Section):
     mbpp_plus: EvalPlus
     mbpp: Mbpp
     seed: Seed
+    train_on_distill: bool
     heldout: Annotated[int, Field(ge=0, le=377)]
     exclude: list[Exclusion]
     overlap: Overlap
@@ -236,6 +237,7 @@ class Distill(Section):
     aliases: list[Annotated[str, Field(min_length=1, max_length=200)]]
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None
     recorded: str | None
+    references: bool
     examples: Positive
     attempts: Annotated[int, Field(ge=1, le=100)]
     concurrency: Annotated[int, Field(ge=1, le=256)]
@@ -252,6 +254,12 @@ class Distill(Section):
     reasoning_characters: Span
     code_characters: Span
     similarity: Rate
+
+    @model_validator(mode="after")
+    def one_source_of_answers(self) -> "Distill":
+        if self.references and self.recorded is not None:
+            raise ValueError("references and recorded are both set: set references to false or recorded to null")
+        return self
 
     @field_validator("extra_body")
     @classmethod

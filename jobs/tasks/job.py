@@ -10,7 +10,7 @@ Reads   HumanEval+ and MBPP+ through evalplus, MBPP from the Hub; or HumanEvalPl
         the files of tasks.files: tasks of one's own, docs/tasks.md
         With tasks.toy: jobs/toy/world.py makes the tasks, and nothing is read.
 Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is asked
-                    train.jsonl       MBPP+ less what is held out: what GRPO trains on
+                    train.jsonl       MBPP+ less what is held out: what GRPO trains on; tasks.train_on_distill adds distill
                     mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by tasks.seed (none: no file)
                     humaneval.jsonl   the benchmark HumanEval+
                     toy.jsonl         with tasks.toy, in place of both benchmarks
@@ -173,6 +173,8 @@ def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_pat
         splits, overlapping, report = decontaminate(splits, known, settings.overlap)
         left_out += overlapping
     check.references(splits, [name for name in splits if is_benchmark(name)], params.sandbox)
+    if settings.train_on_distill:
+        splits["train"] = [*splits["train"], *splits["distill"]]
     metrics = metrics_of(splits, left_out, report)
     with replace_dir(out) as unfinished:
         for split, tasks in splits.items():

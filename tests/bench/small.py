@@ -200,10 +200,9 @@ def main() -> None:
 
 def make_examples(tasks: Path) -> None:
     """SFT's examples, with the tasks' references for answers, and the tasks of both splits for GRPO."""
-    sys.path[:0] = [str(REPO), str(REPO / "tests/bench")]
-    import references
-
+    sys.path.insert(0, str(REPO))
     from jobs.common import answer_format
+    from jobs.distill import references
 
     rows = lines(tasks / "distill.jsonl")
     answers = [references.answer(row["prompt"], row["entry_point"], row["reference"]) for row in rows]

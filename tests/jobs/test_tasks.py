@@ -52,6 +52,16 @@ def test_toy_tasks_are_the_same_from_run_to_run(tmp_path):
     assert counts == {"distill": 8, "train": 6, "toy": 5, "left_out": 0}
 
 
+def test_the_distilled_tasks_are_trained_on_as_well_if_params_say_so(tmp_path):
+    toy = "tasks.toy={distill: 3, train: 2, heldout: 5}"
+    done = collect(tmp_path, toy, "tasks.train_on_distill=true", sources=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {name: read_jsonl(tmp_path / f"tasks/{name}.jsonl") for name in ("train", "distill", "toy")}
+    assert rows["train"][2:] == rows["distill"]
+    assert [task["task_id"].split("/")[1] for task in rows["train"]] == ["train"] * 2 + ["distill"] * 3
+    assert json.loads(done.stdout)["tasks"] == {"train": 5, "distill": 3, "toy": 5}
+
+
 def test_bad_params_and_missing_sources_end_in_one_line(tmp_path):
     done = collect(tmp_path, "tasks.mbpp.revision=main", sources=tmp_path)
     assert done.returncode == 2

@@ -1,19 +1,54 @@
-"""Answers made of the tasks' own references, for runs without a teacher.
+"""Answers made of the tasks' own references, for runs without a teacher (distill.references).
 
 The code is the reference, laid out anew. The reasoning is written by rule from the task's words and the reference's
-syntax: what is asked, how the function is called, and the steps that its body takes. No model wrote any of it, and the
-data card says so.
+syntax: what is asked, how the function is called, and the steps that its body takes. No model wrote any of it: the
+examples name `reference` where a teacher's name stands, and the data card says so.
 """
 
 import ast
 import re
 import warnings
+from typing import TYPE_CHECKING
 
+from jobs.common import answer_format
+from jobs.common.errors import UsageError
+from jobs.distill import cache
+
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Distill
+
+NAME = "reference"  # stands where the name of a teacher would
 MOST_STEPS = 6
 LONGEST = 60  # characters of an expression that is quoted; a longer one is told by its kind
 
 # What a compound statement does, by its node's name; simple statements are quoted.
 KINDS = {"ListComp": "a list comprehension", "DictComp": "a dictionary comprehension", "Lambda": "a function"}
+
+
+class References:
+    """Stands in a teacher's place: answers a task by its reference. Nobody is asked, and nothing is stored."""
+
+    answered = failed = 0
+    closing = False
+
+    def response(self, task: dict, request: dict) -> dict:
+        """A response such as an endpoint would give. Errors: UsageError for a task whose reference is no Python."""
+        try:
+            parts = answer(task["prompt"], task["entry_point"], task["reference"])
+        except SyntaxError as error:
+            raise UsageError(
+                f"{task['task_id']}: its reference is no Python ({error}), so it gives no answer"
+            ) from None
+        return cache.response(request, answer_format.render(*parts))
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def settings(params: "Distill") -> "Distill":
+    """distill's settings with references in the teacher's place: each task is answered once, at no cost."""
+    changed = {"model": NAME, "base_url": "reference:", "attempts": 1, "price_in": 0.0, "price_out": 0.0}
+    return params.model_copy(update=changed)
 
 
 def answer(prompt: str, entry_point: str, reference: str) -> tuple[str, str]:
@@ -27,7 +62,7 @@ def answer(prompt: str, entry_point: str, reference: str) -> tuple[str, str]:
         tree = ast.parse(reference)
     code = ast.unparse(tree)
     function = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == entry_point), None)
-    sentences = [asked(prompt)]
+    sentences = [statement(prompt)]
     if function is not None:
         arguments = ", ".join(f"`{a.arg}`" for a in function.args.args) or "nothing"
         sentences.append(f"`{entry_point}` takes {arguments}.")
@@ -39,7 +74,7 @@ def answer(prompt: str, entry_point: str, reference: str) -> tuple[str, str]:
     return "\n".join(sentence for sentence in sentences if sentence), code
 
 
-def asked(prompt: str) -> str:
+def statement(prompt: str) -> str:
     """What the task asks, its first sentence without "Write a function to"."""
     words = re.sub(r'^[\s"\']+', "", prompt).partition("\nassert")[0]
     sentence = " ".join(words.split()).rstrip(" .\"'")
