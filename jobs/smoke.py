@@ -9,23 +9,16 @@ the path of the report: `cd .smoke && dvc metrics diff HEAD~1` compares two runs
 then the stages of the `train` image run in the `cpu` image (TRAIN_IMAGE=cpu).
 """
 
-import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import click
 
-from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json
+from jobs.plumbing import workspace
 from jobs.plumbing.cli import exit_codes
 
 OVERLAY = Path("data/smoke/params.yaml")
-MANIFEST = Path(".checkpoints/smoke.json")  # in the folder of a smoke run: the files that were laid out there
-IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "commit.gpgsign=false")
 
 
 @click.command(name="smoke", help=__doc__)
@@ -34,128 +27,10 @@ IDENTITY = ("-c", "user.name=smoke", "-c", "user.email=smoke@localhost", "-c", "
 @click.argument("targets", nargs=-1)
 def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
     with exit_codes():
-        require_own(out)
-        lay_out(out)
+        workspace.require_own(out)
+        workspace.lay_out(out, [OVERLAY])
         if not prepare:
             began = time.time()
-            reproduce(out, targets)
-            commit(out)
-            report(out, began)
-
-
-def require_own(out: Path) -> None:
-    """Errors: UsageError where `out` is or holds the working folder, or holds what no smoke run laid out."""
-    here, place = Path.cwd(), out.resolve()
-    if here.is_relative_to(place) or {".git", ".dvc"} & set(out.parts):
-        raise UsageError(f"--out: {out} is or holds the working folder, or is git's or DVC's; name a new folder")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is a file; name a new folder")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UsageError(f"--out: {out} holds what no smoke run laid out, and would be written over; name a new folder")
-
-
-def lay_out(out: Path) -> None:
-    """Makes `out` hold the working tree's files (tracked, or new and not ignored) and the merged params."""
-    from jobs.plumbing.params import check, merged
-    from jobs.plumbing.yaml12 import dump, parse, read_yaml
-
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
-    # dvc.lock and the folders' .gitignore files are DVC's, here as there.
-    names = {
-        name
-        for name in listed.split("\0")
-        if name and Path(name).is_file() and name != "dvc.lock" and not name.endswith("/.gitignore")
-    } | {".dvc/.gitignore"}
-    params = merged(read_yaml(Path("params.yaml")), read_yaml(OVERLAY))
-    check(params, f"params.yaml with {OVERLAY}")
-    manifest = out / MANIFEST
-    if not manifest.exists():  # first of all, so that a run that is killed on the way can go on
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text("[]")
-    before = set(json.loads(manifest.read_text()))
-    for name in sorted(before - names):
-        (out / name).unlink(missing_ok=True)
-    for name in sorted(names):
-        target = out / name
-        if name != "params.yaml" and not same(Path(name), target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(name, target)
-    text = dump(params)
-    assert parse(text) == params
-    if not (out / "params.yaml").exists() or (out / "params.yaml").read_text() != text:
-        (out / "params.yaml").write_text(text)
-    manifest.write_text(json.dumps(sorted(names)))
-    if not (out / ".git").exists():
-        run("git", "init", "-q", "-b", "main", cwd=out)
-
-
-def same(source: Path, target: Path) -> bool:
-    return (
-        target.is_file()
-        and source.stat().st_mode == target.stat().st_mode
-        and source.read_bytes() == target.read_bytes()
-    )
-
-
-def reproduce(out: Path, targets: tuple[str, ...]) -> None:
-    environment = os.environ | {
-        "RUNTIME": os.environ.get("RUNTIME", "local"),
-        "TRAIN_IMAGE": "cpu",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    for unwanted in ("PYTHONPATH", "DVC_ROOT", "GIT_DIR", "GIT_WORK_TREE"):
-        environment.pop(unwanted, None)
-    run(sys.executable, "-m", "dvc", "repro", *targets, cwd=out, env=environment)
-
-
-def commit(out: Path) -> None:
-    """Records the run in .smoke's own git, so that `dvc metrics diff` has two sides."""
-    run("git", "add", "-A", cwd=out)
-    if run("git", "status", "--porcelain", cwd=out, capture=True).strip():
-        run("git", *IDENTITY, "commit", "-q", "-m", "smoke run", cwd=out)
-
-
-def report(out: Path, began: float) -> None:
-    """The metrics table, a time line of the stages that ran, and where the report is."""
-    compared = out / "metrics" / "compare.json"
-    for line in table(read_json(compared)) if compared.exists() else ():  # targets may stop before it
-        click.echo(line)
-    stages = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
-    click.echo("\nseconds by stage (its last run):")
-    for path in stages:
-        facts = read_json(path)
-        click.echo(
-            f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}"
-        )
-    click.echo(
-        f"\nsmoke run done in {time.time() - began:.0f} s; the report: {(out / 'reports' / 'compare.html').resolve()}"
-    )
-
-
-def table(compared: dict) -> list[str]:
-    """Pass rates by benchmark, mode and model with their intervals, and the paired differences."""
-    lines = ["\nbenchmark   mode    model        greedy   pass@1   (95 % interval)   pass@10"]
-    for benchmark, modes in compared.items():
-        for mode, found in modes.items():
-            for name, values in found.items():
-                start = f"{benchmark:<12}{mode:<8}{name:<12}"
-                if "pass@1" in values:
-                    one, ten = values["pass@1"], values.get("pass@10", {}).get("mean", float("nan"))
-                    lines.append(
-                        f"{start}{values['greedy']['mean']:7.3f}  {one['mean']:7.3f}   "
-                        f"({one['low']:.3f} to {one['high']:.3f}) {ten:9.3f}"
-                    )
-                else:
-                    said = "established" if values["established"] else "not established"
-                    lines.append(
-                        f"{start}{'':9}{values['mean']:+7.3f}   ({values['low']:+.3f} to {values['high']:+.3f})  {said}"
-                    )
-    return lines
-
-
-def run(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None, capture: bool = False) -> str:
-    """Runs a command; a failure becomes a JobError naming it."""
-    done = subprocess.run(words, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE if capture else None, check=False)
-    if done.returncode:
-        raise JobError(f"`{' '.join(words)}` ended with exit code {done.returncode}")
-    return done.stdout or ""
+            workspace.reproduce(out, targets, RUNTIME=os.environ.get("RUNTIME", "local"), TRAIN_IMAGE="cpu")
+            workspace.commit(out, "smoke run")
+            workspace.report(out, began, "smoke run")

@@ -72,7 +72,8 @@ def test_both_sources_of_answers_are_refused(tmp_path):
         (
             '"""Write a python function to count down."""',
             "count",
-            "def help(n):\n    return n - 1\ndef count(n):\n    while n > 0:\n        n = help(n)\n    if n:\n        return n",
+            "def help(n):\n    return n - 1\n"
+            "def count(n):\n    while n > 0:\n        n = help(n)\n    if n:\n        return 1",
             ["The task: count down.", "`count` takes `n`.", "It is helped by `help`.", "While `n > 0`:", "If `n`:"],
         ),
         ("", "g", "g = lambda: 1", []),

@@ -254,7 +254,7 @@ def test_default_outputs_that_hang_on_the_model_are_checked_too(job, out):
 
 
 def test_the_smoke_run_lays_out_over_nothing_but_its_own():
-    from jobs.smoke import require_own
+    from jobs.plumbing.workspace import require_own
 
     for path in (".", "..", "/"):
         with pytest.raises(UsageError):
@@ -279,5 +279,5 @@ def test_the_command_of_the_smoke_run_writes_over_nothing(tmp_path, monkeypatch)
     (home / "README.md").write_text("mine")
     result = CliRunner().invoke(command, ["--out", str(home), "--prepare"])
     assert result.exit_code == 2, result.output
-    assert "holds what no smoke run laid out" in result.stderr
+    assert "holds what no run laid out" in result.stderr
     assert {path.name: path.read_text() for path in home.iterdir()} == {"README.md": "mine"}

@@ -40,9 +40,10 @@ def removed(values, path):
 PATHS = [p for p in leaves(VALUES) if "limits" not in p and "extra_body" not in p]
 
 
-@pytest.mark.parametrize(
-    "overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("data/*/params.yaml"))]
-)
+OVERLAYS = [*ROOT.glob("data/*/params.yaml"), *ROOT.glob("recipes/*.yaml")]
+
+
+@pytest.mark.parametrize("overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in OVERLAYS)])
 def test_every_params_file_of_the_repository_loads(overlay):
     values = merged(VALUES, read_yaml(ROOT / overlay)) if overlay else VALUES
     assert check(values, "params.yaml").seed == 3407
