@@ -1,12 +1,12 @@
 """`python -m jobs JOB`: one command a job, each loaded only when it is called, so that --help is instant."""
 
 import importlib
-import signal
 import sys
 
 import click
 
 from jobs import __version__
+from jobs.plumbing.supervisor import supervise
 
 JOBS = {
     "base": "build the toy base model, or fetch the pinned one from the Hub",
@@ -58,12 +58,8 @@ def main() -> None:
     """Post-training of code models with verifiable rewards. `python -m jobs JOB --help` explains a job."""
 
 
-def stop(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)  # so that `finally` and context managers run, as they do on Ctrl-C
+    supervise()
     try:
         main(standalone_mode=True)
     except KeyboardInterrupt:

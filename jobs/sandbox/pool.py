@@ -149,8 +149,10 @@ class Sandbox:
             thread.join()
 
     def stop(self) -> None:
+        for judge in self.judges:  # all at once, so that they end side by side
+            judge.hang_up()
         for judge in self.judges:
-            judge.stop()
+            judge.end()
         shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self.links, ignore_errors=True)
 
@@ -353,8 +355,15 @@ class JudgeProcess:
         text, _, self.buffer = self.buffer.partition(b"\n")
         return text
 
+    def hang_up(self) -> None:
+        """Has the judge end its servers and itself, and starts none again."""
+        self.stopped = True
+        with self.lock:
+            if self.process is not None and self.process.stdin is not None:
+                self.process.stdin.close()
+
     def end(self) -> None:
-        """Kills the judge; its server and child die with it."""
+        """Ends the judge, or kills it; its server and child die with it."""
         with self.lock:
             process, self.process = self.process, None
         if process is None:
@@ -363,12 +372,8 @@ class JudgeProcess:
         assert process.stdout is not None
         process.stdin.close()  # at which the judge ends its servers and itself
         try:
-            process.wait(3)
+            process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         process.stdout.close()
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.end()

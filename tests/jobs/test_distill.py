@@ -209,7 +209,7 @@ def test_a_signal_ends_it_at_once_and_leaves_no_out(tmp_path, number, expected):
         process.send_signal(number)
         started = time.monotonic()
         _, stderr = process.communicate(timeout=30)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 3
     assert process.returncode == expected, stderr
     assert "Traceback" not in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmarks.jsonl", "responses", "tasks.jsonl", "tmp"]

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -148,6 +149,47 @@ def test_a_run_killed_after_a_checkpoint_resumes_and_ends_with_the_same_bytes(wo
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
     assert not Path(OUTS[job][0]).exists()
+    with caplog.at_level("INFO"):
+        assert works(job, world) == undisturbed[job]
+    assert "resuming from .checkpoints" in caplog.text
+
+
+STUCK = """
+import runpy, sys
+from pathlib import Path
+import transformers
+
+plain = transformers.Trainer.training_step
+
+def step(self, *arguments, **options):
+    if self.state.global_step == {after}:
+        Path("stuck").touch()
+        sum(range(10**12))  # as one long operation: no signal's handler runs before its end
+    return plain(self, *arguments, **options)
+
+transformers.Trainer.training_step = step
+runpy.run_module("jobs", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("job", "number", "code"), [("sft", signal.SIGTERM, 143), ("grpo", signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_in_a_step_ends_at_once_and_resumes(world, undisturbed, job, number, code, caplog):
+    script = STUCK.format(after={"sft": 7, "grpo": 3}[job])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *program.command(job, *words(job, world))[3:]],
+        env=program.environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not Path("stuck").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.send_signal(number)
+    began = time.monotonic()
+    assert process.wait(60) == code
+    assert time.monotonic() - began < 3
+    assert not any(Path(name).exists() for name in OUTS[job])
     with caplog.at_level("INFO"):
         assert works(job, world) == undisturbed[job]
     assert "resuming from .checkpoints" in caplog.text
