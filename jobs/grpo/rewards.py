@@ -75,7 +75,8 @@ class Scorer:
             return self.scored[1]
         self.start(completions, task_ids)
         began = time.monotonic()
-        verdicts = {pair: future.result() if future else None for pair, future in self.pending.items()}
+        futures = {pair: self.pending[pair] for pair in pairs}
+        verdicts = {pair: future.result() if future else None for pair, future in futures.items()}
         self.waited += time.monotonic() - began
         self.pending.clear()
         scores = [self.score(text, verdicts[text, task_id]) for text, task_id in pairs]

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Rollout:
             Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()), "jobs-adapter"
         )
         atexit.register(self.close)
-        self.engine = LLM(
+        self.llm = LLM(
             str(base),
             dtype="bfloat16",
             enable_lora=True,
@@ -77,7 +77,7 @@ class Rollout:
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
         lora = LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
         with profiler:
-            outputs = self.engine.generate(requests, sampling, lora_request=lora, use_tqdm=False)
+            outputs = self.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
         logprobs = [[[next(iter(token.values())).logprob] for token in c.logprobs] for c in completions]
         return prompts, [list(c.token_ids) for c in completions], logprobs, None
@@ -86,10 +86,35 @@ class Rollout:
         """`training.fingerprint` of the base that vLLM holds."""
         from jobs.training.loop import fingerprint
 
-        return self.engine.apply_model(fingerprint)[0]
+        return self.llm.apply_model(fingerprint)[0]
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def watch(llm, ended: Callable[[list[int], list[int]], None]) -> Iterator[None]:
+    """Calls `ended(prompt's ids, completion's ids)` the moment a request of `llm`, vLLM's LLM in this process, has ended.
+
+    `LLM.generate` itself returns when all have. Read from vLLM 0.25: an engine's step asks its core for new tokens by
+    `get_output`, and only afterwards adds them to a request's state and forgets a finished one.
+    """
+    core, states = llm.llm_engine.engine_core, llm.llm_engine.output_processor.request_states
+    original = core.get_output
+
+    def get_output():
+        outputs = original()
+        for output in outputs.outputs:
+            state = states.get(output.request_id)
+            if output.finish_reason is not None and state is not None:
+                ended(state.prompt_token_ids, [*state.detokenizer.output_token_ids, *output.new_token_ids])
+        return outputs
+
+    core.get_output = get_output
+    try:
+        yield
+    finally:
+        core.get_output = original
 
 
 def engine_options(params: Params) -> dict[str, Any]:

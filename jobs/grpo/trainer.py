@@ -14,7 +14,9 @@ from trl import GRPOTrainer
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
+from jobs.grpo import batches
 from jobs.grpo.rewards import Scorer
+from jobs.grpo.rollout import watch
 from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
 from jobs.training.loop import fingerprint
@@ -22,7 +24,8 @@ from jobs.training.loop import fingerprint
 if TYPE_CHECKING:
     from jobs.grpo.rollout import Rollout
 
-COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared
+COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
+COMPARED_EVERY = 10  # steps; the first is compared too
 REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
 
 
@@ -40,6 +43,11 @@ class Trainer(GRPOTrainer):
     args: Any
     num_generations: int
     sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
+    asked: dict[tuple[int, ...], set[str]]  # the tasks of the prompts sampled last
+    task_ids: list[str]
+    _step: int
+    _buffered_inputs: Any
+    model: Any
     _logs: dict[str, Any]
 
     def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, **options) -> None:
@@ -56,11 +64,22 @@ class Trainer(GRPOTrainer):
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
+        self.asked = tasks_by_prompt(prompt_ids, self.task_ids)
         if self.grpo.rollout == "transformers":
             return self.timed("rollout", self.sampled, prompt_ids), None
-        result = self.timed("rollout", super()._generate_single_turn, prompt_ids, *arguments, **options)
+        with watch(self.vllm_generation.llm, self.judge):
+            result = self.timed("rollout", super()._generate_single_turn, prompt_ids, *arguments, **options)
         self.sampled_logps = result[1]
         return result
+
+    def judge(self, prompt: list[int], completion: list[int]) -> None:
+        """Sends an answer to the sandbox the moment it ends, while others are still being written.
+
+        Where two tasks of a step have one prompt it waits: `_generate` sends what has not been sent.
+        """
+        tasks = self.asked.get(tuple(prompt), set())
+        if len(tasks) == 1:
+            self.scorer.start([self.processing_class.decode(completion, skip_special_tokens=True)], [*tasks])
 
     def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """Completions of prompts of token ids, by the engine that evaluates: several times as fast as TRL's own loop.
@@ -79,7 +98,9 @@ class Trainer(GRPOTrainer):
         training = model.training
         model.eval()
         with torch.inference_mode():
-            completions = hf.decode(model.get_base_model(), rows, seeds, sampling, ended)
+            completions = hf.decode(
+                model.get_base_model(), rows, seeds, sampling, ended, lambda i, ids: self.judge(prompt_ids[i], ids)
+            )
         model.train(training)
         return completions
 
@@ -128,7 +149,7 @@ class Trainer(GRPOTrainer):
 
     def _generate(self, prompts: list):
         result = super()._generate(prompts)
-        # The tests start here, and run while the trainer computes log-probabilities.
+        # What has not been sent yet; the tests run while the trainer computes log-probabilities.
         texts = self.processing_class.batch_decode(result[1], skip_special_tokens=True)
         self.scorer.start(texts, self.task_ids)
         return result
@@ -139,10 +160,31 @@ class Trainer(GRPOTrainer):
         self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
         return result
 
+    def _prepare_inputs(self, generation_batch):
+        """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term."""
+        if not self.model.training or self.grpo.beta:
+            return super()._prepare_inputs(generation_batch)
+        count = self.args.steps_per_generation
+        if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
+            output = self._generate_and_score_completions(generation_batch)
+            unsloth = self.grpo.engine == "unsloth"
+            self._buffered_inputs = batches.passes(output, count, self.grpo.loss, tokens_of_step=unsloth)
+        return self._buffered_inputs[self._step % count]
+
+    def compute_loss(self, model, inputs: dict, *arguments, **options):
+        if not len(inputs["advantages"]):
+            return batches.nothing(self.model)
+        return super().compute_loss(model, inputs, *arguments, **options)
+
+    def compares_logps(self) -> bool:
+        """Whether the log-probabilities of trainer and rollout are compared in this step."""
+        step = self.state.global_step + 1
+        return step == 1 or step % COMPARED_EVERY == 0
+
     def _compute_loss(self, model, inputs: dict):
         loss = super()._compute_loss(model, inputs)
         if (
-            self.trained_logps is not None and "sampling_per_token_logps" in inputs
+            self.compares_logps() and self.trained_logps is not None and "sampling_per_token_logps" in inputs
         ):  # the policy is still the one that sampled them
             mask = inputs["completion_mask"].bool()
             difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
@@ -152,7 +194,7 @@ class Trainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         self.task_ids = [row["task_id"] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
-        if self.grpo.engine == "unsloth":
+        if self.grpo.engine == "unsloth" and self.compares_logps():
             self.measure_logp_difference(output)
         self.log_completions_table()
         if self.grpo.equal_groups == "refill":
@@ -230,6 +272,13 @@ class Trainer(GRPOTrainer):
 
     def logged_completions(self) -> list[dict]:
         return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
+
+
+def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tuple[int, ...], set[str]]:
+    found: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for ids, task_id in zip(prompt_ids, task_ids, strict=True):
+        found[tuple(ids)].add(task_id)
+    return found
 
 
 def phases(seconds: dict[str, float]) -> dict[str, float]:

@@ -84,6 +84,7 @@ def decode(
     seeds: list[int],
     sampling: Sampling,
     ended: Callable[[list[int]], T | None],
+    told: Callable[[int, T], None] | None = None,
 ) -> list[T]:
     """One batch from prompts to completions, in order.
 
@@ -91,6 +92,7 @@ def decode(
     seeds: of every row's own stream of uniform numbers.
     ended: called with the ids that a row has so far, at times more than it needs: the completion, or None to go on. It
         must not be None at `sampling.max_tokens` ids.
+    told: called with a row's number and its completion as soon as it has ended, while others go on.
     """
     import numpy as np
     import torch
@@ -149,6 +151,8 @@ def decode(
                     keep.append(row)
                 else:
                     done[number] = completion
+                    if told is not None:
+                        told(number, completion)
             if not keep:
                 break
             if len(keep) < len(numbers):

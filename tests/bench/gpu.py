@@ -216,7 +216,8 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     facts = json.loads((folder / "reports/provenance" / f"{provenance_of(folder)}.json").read_text())
     if name == "grpo":
         result |= {f"{k}_a_step": round(v, 2) for k, v in facts["seconds_of_a_step"].items()}
-        result["logp_difference"] = float(rows(folder / "plots/grpo.csv")[-1]["logp_difference"] or "nan")
+        compared = [row["logp_difference"] for row in rows(folder / "plots/grpo.csv") if row["logp_difference"]]
+        result["logp_difference"] = float(compared[-1] if compared else "nan")
         profiled = json.loads(profile.read_text())
         result["profiled"] = {part: profiled[part] for part in ("seconds", "gpu_seconds", "launches")}
     if name == "sft":
@@ -320,7 +321,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     for words in (*base, ["tasks"], ["distill"], ["sft"], ["grpo"], *merges, *evaluations):
         of_toy(words)
     curve = rows(folder / "plots/grpo.csv")
-    differences = [float(row["logp_difference"]) for row in curve]
+    differences = [float(row["logp_difference"]) for row in curve if row["logp_difference"]]
     return {
         "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/{m}.json") for m in models},
         "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},

@@ -73,6 +73,15 @@ def test_equal_answers_to_a_task_are_judged_once_and_answers_without_code_never(
     assert [x.correctness for x in scores] == [0.25, 0.25, 0.0, 1.0]
 
 
+def test_what_was_sent_early_is_not_sent_again_and_what_is_not_of_the_batch_is_not_waited_for():
+    s = scorer([verdict("passed", 4), verdict()])
+    s.start([GOOD], ["a"])
+    s.pending["an answer to another question", "a"] = Future()  # which has no verdict, ever
+    assert [x.correctness for x in s.scores([GOOD, GOOD], ["b", "a"])] == [0.25, 1.0]
+    assert s.sandbox.asked == [("a", "def f(): pass"), ("b", "def f(): pass")]
+    assert not s.pending
+
+
 def test_an_infrastructure_error_is_none_in_every_reward_and_never_zero():
     s = scorer([verdict("infrastructure_error"), verdict("passed", 4)])
     functions, weights = s.functions()

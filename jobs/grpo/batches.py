@@ -1,0 +1,95 @@
+"""How a step's completions are laid out in forward passes: rows that teach nothing are left out, the others sorted.
+
+A row whose advantage is zero, or whose mask is empty, has a gradient of exactly zero where there is no KL term. So it
+needs no pass. The others are sorted by length, and each pass is padded to its own longest row. The loss stays the one
+that TRL would have had: where it divides by something of a pass, the advantages of a row are scaled by the quotient of
+what TRL's own pass would have divided by and what this one does. All of TRL's losses are linear in the advantage.
+"""
+
+import torch
+
+BY_TOKENS = ("bnpo",)  # divided by the tokens of a pass
+BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")  # divided by the rows of a pass
+BY_STEP = ("dapo", "cispo")  # divided by the tokens of the whole step
+
+Rows = list[list[int]]
+
+
+def passes(output: dict, count: int, loss: str, *, tokens_of_step: bool) -> list[dict]:
+    """A step's completions as `count` passes, of which the last may have no row.
+
+    output: what TRL's trainer made of a step: tensors of (completions, ...), and others that are kept as they are.
+    loss: TRL's loss_type. tokens_of_step: the engine divides bnpo by the tokens of the whole step, as Unsloth does.
+    """
+    lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
+    size = len(lengths) // count
+    theirs = [rows.tolist() for rows in torch.randperm(len(lengths)).split(size)]
+    ours = sorted_passes(lengths, taught(output), size, count)
+    scaled = output | {"advantages": output["advantages"] * scales(output, theirs, ours, loss, tokens_of_step)}
+    return [taken(scaled, rows) for rows in ours]
+
+
+def taught(output: dict) -> torch.Tensor:
+    """(completions,) bool: whether a row has any gradient."""
+    return (output["advantages"] != 0) & output["completion_mask"].any(dim=1)
+
+
+def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: int) -> Rows:
+    """The rows to keep, longest first so that memory runs out at once or never, in `count` lists of `size` at most."""
+    order = [row for row in lengths.argsort(descending=True, stable=True).tolist() if kept[row]]
+    return [order[i * size : (i + 1) * size] for i in range(count)]
+
+
+def scales(output: dict, theirs: Rows, ours: Rows, loss: str, tokens_of_step: bool) -> torch.Tensor:
+    """(completions,) what a row's advantage is multiplied by, so that our passes sum to the loss of TRL's."""
+    result = torch.ones_like(output["advantages"])
+    if loss in BY_STEP or (loss in BY_TOKENS and tokens_of_step):
+        return result
+    if loss not in BY_TOKENS + BY_ROWS:
+        raise ValueError(f"the loss {loss} is not known to sum over its rows")
+    tokens = output["completion_mask"].sum(dim=1).to(result.dtype)
+    weights = tokens if loss in BY_TOKENS else torch.ones_like(result)
+    divisor = torch.ones_like(result)  # of TRL's pass, by row
+    for rows in theirs:
+        divisor[rows] = weights[rows].sum().clamp(min=1)
+    for rows in ours:
+        if rows:
+            result[rows] = weights[rows].sum().clamp(min=1) / divisor[rows]
+    return result
+
+
+def taken(output: dict, rows: list[int]) -> dict:
+    """The rows of every tensor, without the columns that are padding in all of them."""
+    part = {
+        name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in output.items()
+    }
+    return trimmed(part) if rows else part
+
+
+def trimmed(part: dict) -> dict:
+    """Without the columns of prompts on the left and of completions on the right that no row fills.
+
+    Tensors that are laid out in another way, as Unsloth's old log-probabilities are, stay as wide as they are, and with
+    them all others.
+    """
+    width = {name: part[f"{name}_mask"].shape[1] for name in ("prompt", "completion")}
+    wide = {name: value for name, value in part.items() if isinstance(value, torch.Tensor) and value.dim() == 2}
+    if any(
+        value.shape[1] not in (1, width["prompt" if name.startswith("prompt") else "completion"])
+        for name, value in wide.items()
+    ):
+        return part
+    longest = {name: max(1, int(part[f"{name}_mask"].sum(dim=1).max())) for name in width}
+    result = dict(part)
+    for name, value in wide.items():
+        if name.startswith("prompt"):
+            result[name] = value[:, -longest["prompt"] :]
+        elif value.shape[1] == width["completion"]:
+            result[name] = value[:, : longest["completion"]]
+    return result
+
+
+def nothing(model: torch.nn.Module) -> torch.Tensor:
+    """The loss of a pass without rows: zero, and so is its gradient to every weight that is trained."""
+    return torch.stack([weight.flatten()[0] * 0.0 for weight in model.parameters() if weight.requires_grad]).sum()

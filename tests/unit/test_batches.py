@@ -1,0 +1,173 @@
+"""Passes without rows that teach nothing have the gradient of TRL's own passes, for every loss."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jobs.grpo import batches
+from jobs.grpo.trainer import tasks_by_prompt
+from jobs.plumbing.params import load
+from tests import toy
+from tests.program import ROOT
+
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo"]
+SMALL = [
+    "grpo.engine=transformers",
+    "grpo.rollout=transformers",
+    "grpo.optimizer=adamw_torch",
+    "grpo.generations=4",
+    "grpo.batch_size=4",
+    "grpo.gradient_accumulation=3",
+    "grpo.max_completion_length=12",
+    "grpo.beta=0",
+    "sft.lora.rank=4",
+]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """TRL's trainer of a random model, which samples nothing here: its completions are given."""
+    from datasets import Dataset
+
+    from jobs.grpo.job import configuration
+    from jobs.grpo.trainer import Trainer
+    from jobs.training import loop
+
+    folder = tmp_path_factory.mktemp("batches")
+    base = toy.make_model(folder / "base")
+    loop.prepare("transformers")
+    params = load(ROOT / "params.yaml", SMALL)
+
+    def constant(completions, **_):
+        return [0.0] * len(completions)
+
+    made = Trainer(
+        scorer=SimpleNamespace(waited=0.0),
+        grpo=params.grpo,
+        directory=folder,
+        model=loop.load_model(base, params.sft.lora, toy.make_adapter(base, folder / "sft", rank=4, lora_alpha=16), 1),
+        processing_class=loop.load_tokenizer(base),
+        reward_funcs=[constant],
+        train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(3)]),
+        args=configuration(params, [1.0], folder),
+    )
+    made.current_gradient_accumulation_steps = 3
+    made.model.train()
+    return made
+
+
+def step(seed: int = 0, dead_group: bool = True) -> dict:
+    """Twelve completions in three groups, of unequal lengths; some, or one whole group, without an advantage."""
+    draw = torch.Generator().manual_seed(seed)
+    prompts = torch.tensor([3, 3, 3, 3, 7, 7, 7, 7, 5, 5, 5, 5])
+    lengths = torch.randint(1, 12, (12,), generator=draw)
+    advantages = torch.randn(12, generator=draw)
+    advantages[[1, 10]] = 0.0
+    if dead_group:
+        advantages[4:8] = 0.0
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    return {
+        "prompt_ids": torch.randint(1, 500, (12, 7), generator=draw),
+        "prompt_mask": (torch.arange(7) >= 7 - prompts[:, None]).long(),
+        "completion_ids": torch.randint(1, 500, (12, 12), generator=draw),
+        "completion_mask": mask,
+        "advantages": advantages,
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+def gradient(trainer, parts: list[dict], loss: str) -> tuple[torch.Tensor, float, int]:
+    """Of a whole step, flat; the loss that is logged; and how many tokens went through the model."""
+    trainer.loss_type = loss
+    trainer.model.zero_grad()
+    total, tokens = 0.0, 0
+    for part in parts:
+        value = trainer.compute_loss(trainer.model, part)
+        value.backward()
+        total += value.item()
+        if len(part["advantages"]):
+            tokens += part["prompt_ids"].numel() + part["completion_ids"].numel()
+    grads = [weight.grad.flatten() for weight in trainer.model.parameters() if weight.requires_grad]
+    return torch.cat(grads), total, tokens
+
+
+def theirs(output: dict, seed: int) -> list[dict]:
+    from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+    torch.manual_seed(seed)
+    return split_tensor_dict(shuffle_sequence_dict(output), 3)
+
+
+def ours(output: dict, loss: str, seed: int) -> list[dict]:
+    torch.manual_seed(seed)
+    return batches.passes(output, 3, loss, tokens_of_step=False)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gradient_is_that_of_trls_passes_for_fewer_tokens(trainer, loss, seed):
+    output = step(seed)
+    expected, logged, tokens = gradient(trainer, theirs(output, seed), loss)
+    found, logged_too, fewer = gradient(trainer, ours(output, loss, seed), loss)
+    assert expected.norm() > 1e-3, "there is something to compare"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+    assert logged_too == pytest.approx(logged, abs=1e-5)
+    assert fewer < tokens
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dropped_groups_count_in_no_divisor(trainer, loss):
+    """As `equal_groups: drop` masks them: 8 of 12 completions are left."""
+    output = step(3)
+    live = (output["advantages"].view(3, 4) != 0).any(dim=1).repeat_interleave(4).unsqueeze(1)
+    output["completion_mask"] = output["completion_mask"] * live
+    output["num_items_in_batch"] = output["completion_mask"].sum()
+    expected, _, _ = gradient(trainer, theirs(output, 5), loss)
+    found, _, _ = gradient(trainer, ours(output, loss, 5), loss)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+def test_a_step_without_any_signal_costs_nothing_and_gives_every_weight_a_zero(trainer):
+    output = step()
+    output["advantages"] = torch.zeros(12)
+    found, logged, tokens = gradient(trainer, ours(output, "bnpo", 0), "bnpo")
+    assert (tokens, logged) == (0, 0.0)
+    assert not found.any(), "and none is None, for the optimizer goes on as after a zero gradient"
+
+
+def test_answers_of_the_transformers_rollout_are_sent_off_whole_while_others_are_written(trainer, monkeypatch):
+    sent = []
+    monkeypatch.setattr(trainer, "scorer", SimpleNamespace(start=lambda texts, tasks: sent.append((*texts, *tasks))))
+    prompts = [trainer.processing_class(text).input_ids for text in ("def add(a, b):", "def first(items):", "two")]
+    rows = [prompts[0], prompts[0], prompts[1], prompts[2], prompts[2]]
+    trainer.asked = tasks_by_prompt(rows, ["a", "a", "b", "c", "d"])
+    completions = trainer.sampled(rows)
+    texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
+    expected = sorted(zip(texts[:3], "aab", strict=True))
+    assert sorted(sent) == expected, "the prompt of two tasks waits for the whole batch"
+
+
+def test_rows_are_sorted_each_pass_is_as_wide_as_its_longest_and_nothing_is_lost():
+    output = step()
+    first, second, third = batches.passes(output, 3, "dapo", tokens_of_step=False)
+    assert [len(part["advantages"]) for part in (first, second, third)] == [4, 2, 0]
+    lengths = [part["prompt_mask"].sum(1) + part["completion_mask"].sum(1) for part in (first, second)]
+    assert lengths[0].min() >= lengths[1].max()
+    for part in (first, second):
+        for name in ("prompt", "completion"):
+            assert part[f"{name}_ids"].shape[1] == part[f"{name}_mask"].sum(1).max()
+    kept = sorted(torch.cat([first["advantages"], second["advantages"]]).tolist())
+    assert kept == sorted(a for a in output["advantages"].tolist() if a)
+
+
+def test_tensors_of_another_layout_keep_every_width():
+    """Unsloth's log-probabilities have columns for the padding of prompts as well."""
+    output = step() | {"old_per_token_logps": torch.randn(12, 16)}
+    first, *_ = batches.passes(output, 3, "dapo", tokens_of_step=True)
+    assert [first[name].shape[1] for name in ("prompt_ids", "completion_ids", "old_per_token_logps")] == [7, 12, 16]
+
+
+def test_a_loss_that_is_not_known_to_sum_is_refused():
+    with pytest.raises(ValueError, match="vespo"):
+        batches.passes(step(), 3, "vespo", tokens_of_step=False)
