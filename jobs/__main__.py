@@ -13,6 +13,7 @@ JOBS = {
     "tasks": "collect, check and split the tasks and benchmarks",
     "distill": "ask a teacher for chain-of-thought examples and keep those that pass",
     "sft": "supervised fine-tuning of a LoRA adapter",
+    "grade": "how often the SFT model solves each training task",
     "grpo": "reinforcement learning of that adapter with verifiable rewards",
     "merge": "add an adapter into the base, measuring what survives",
     "sample": "sample a model on the benchmarks",

@@ -45,6 +45,9 @@ def fault(row: dict) -> str:
         return "its task_id is empty"
     if not row["entry_point"].isidentifier() or keyword.iskeyword(row["entry_point"]):
         return f"its entry_point {row['entry_point']!r} is no name of a function"
+    rate = row.get("pass_rate")  # of the SFT model, as `grade` found it
+    if rate is not None and not (isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= 1):
+        return f"its pass_rate {rate!r} is not a number between 0 and 1"
     for name in TEXTS:
         if row.get(name) is not None and not isinstance(row[name], str):
             return f"its {name} is not a text"

@@ -1,12 +1,13 @@
 """Reinforcement learning with verifiable rewards: GRPO continues the SFT adapter on tasks with tests.
 
 \b
-    python -m jobs grpo --base models/base --adapter models/adapters/sft --tasks data/tasks/train.jsonl \\
+    python -m jobs grpo --base models/base --adapter models/adapters/sft --tasks data/graded.jsonl \\
         --out models/adapters/grpo
 
 \b
 Reads   --base, --adapter   the model folder and the SFT adapter, whose shape sft.lora must name
-        --tasks             task records; the tests decide the correctness reward
+        --tasks             tasks (jobs/common/task.py); the tests decide the correctness reward. grpo.difficulty
+                            chooses among them by the pass rates that `grade` wrote
 Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.json: the settings really used
         --metrics           rewards at the start and at the end       --curve   every curve by step, as CSV
         --completions       completions with rewards and verdicts, every grpo.log_completions_every steps
@@ -26,6 +27,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
 from jobs.common.records import read_tasks
+from jobs.grpo import difficulty
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
@@ -67,7 +69,7 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
 )
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/adapters/sft", "The adapter to continue.")
-@reads("--tasks", "data/tasks/train.jsonl", "Task records.")
+@reads("--tasks", "data/graded.jsonl", "The tasks.")
 @writes("--out", "models/adapters/grpo", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/grpo.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.", TABLE("step", "reward"))
@@ -87,7 +89,8 @@ def run(
     from jobs.sandbox import Sandbox
     from jobs.training import loop
 
-    rows = read_tasks(tasks)
+    given = read_tasks(tasks)
+    rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
     check_batches(params.grpo, len(rows), tasks)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
         loop.prepare(params.grpo.engine)
@@ -101,7 +104,8 @@ def run(
         loop.save_adapter(trainer.model, partial)
         loop.save_settings(trainer.args, base, partial)
     write_jsonl(completions, trainer.logged_completions())
-    result = summary(loop.write_curve(trainer.state.log_history, CURVE, curve))
+    result = {"tasks": {"given": len(given), "chosen": len(rows)}}
+    result |= summary(loop.write_curve(trainer.state.log_history, CURVE, curve))
     write_metrics(metrics, result)
     packages = loop.packages(params.grpo)
     provenance("grpo", packages=packages, seconds_by_phase=times, seconds_of_a_step=step_times)
@@ -152,6 +156,7 @@ def make_trainer(
         scorer=scorer,
         grpo=settings,
         directory=directory,
+        weights=[difficulty.signal(row, settings.generations) for row in rows],
         model=model,
         processing_class=tokenizer,
         reward_funcs=functions,
@@ -187,7 +192,10 @@ def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
             f"not a multiple of grpo.generations ({settings.generations})"
         )
     if completions // settings.generations > tasks:
-        raise UsageError(f"{path}: has {tasks} tasks, a step needs {completions // settings.generations}")
+        raise UsageError(
+            f"{path}: has {tasks} tasks{' in grpo.difficulty' if settings.difficulty else ''}, "
+            f"a step needs {completions // settings.generations}"
+        )
     if settings.importance_correction and settings.rollout == "vllm" and settings.top_p != 1:
         raise UsageError(
             "grpo.top_p must be 1 with grpo.importance_correction: a truncated distribution biases the ratio"

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
-from jobs.grpo import batches
+from jobs.grpo import batches, difficulty
 from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import watch
 from jobs.inference import Sampling, hf, sample_seed
@@ -50,9 +50,10 @@ class Trainer(GRPOTrainer):
     model: Any
     _logs: dict[str, Any]
 
-    def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, **options) -> None:
+    def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, weights: list[float], **options) -> None:
+        """weights: how likely `refill` takes each task of the data set, in its order."""
         super().__init__(**options)
-        self.scorer, self.grpo, self.directory = scorer, grpo, directory
+        self.scorer, self.grpo, self.directory, self.weights = scorer, grpo, directory, weights
         self.seconds: dict[str, float] = defaultdict(float)
         self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
         self.trained_logps: torch.Tensor | None = None
@@ -226,14 +227,17 @@ class Trainer(GRPOTrainer):
         self._metrics["train"]["logp_difference"].append(torch.cat(differences).mean().item())
 
     def refilled(self, output: dict) -> dict:
-        """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds."""
+        """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds.
+
+        Tasks that are likely to give a signal, by the pass rates of `grade`, are drawn more often.
+        """
         size = self.num_generations
         for attempt in range(REFILLS):
             dead = [i for i, live in enumerate(live_groups(output, size)) if not live]
             if not dead:
                 break
             rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
-            rows = [self.train_dataset[i] for i in rng.sample(range(len(self.train_dataset)), len(dead))]
+            rows = [self.train_dataset[i] for i in difficulty.draw(rng, self.weights, len(dead))]
             fresh = [row for row in rows for _ in range(size)]
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)

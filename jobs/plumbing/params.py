@@ -41,13 +41,14 @@ def distinct(names: list[str]) -> list[str]:
 Names = Annotated[list[Name], Field(min_length=1), AfterValidator(distinct)]
 
 
-def ascending(span: list[int]) -> list[int]:
+def ascending(span: list) -> list:
     if span[0] > span[1]:
         raise ValueError(f"the lower bound {span[0]} is above the upper bound {span[1]}")
     return span
 
 
 Span = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(ascending)]
+Shares = Annotated[list[Fraction], Field(min_length=2, max_length=2), AfterValidator(ascending)]
 
 
 def endpoint(url: str) -> str:
@@ -311,6 +312,12 @@ class Sft(Optimizer):
     gradient_checkpointing: bool
 
 
+class Grade(Section):
+    """How often the SFT model solves each training task; see jobs/grade.py."""
+
+    samples: Annotated[int, Field(ge=0, le=1024)]
+
+
 class Rewards(Section):
     """What an answer earns; see jobs/grpo/rewards.py."""
 
@@ -326,6 +333,7 @@ class Grpo(Optimizer):
 
     engine: Engine
     rollout: Literal["vllm", "transformers"]
+    difficulty: Shares | None
     steps: Positive
     generations: Annotated[int, Field(ge=2, le=1024)]
     max_prompt_length: Positive
@@ -448,6 +456,7 @@ class Params(Section):
     tasks: Tasks
     distill: Distill
     sft: Sft
+    grade: Grade
     grpo: Grpo
     merge: Merge
     evaluate: Evaluate

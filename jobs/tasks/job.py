@@ -30,6 +30,7 @@ A task is one JSON object a line, the same format for all sources:
     base_input, plus_input, atol, contract   evalplus's inputs; what is expected of them comes from the reference
     reference                      a whole program that is right
     source, license
+    pass_rate, graded              the share of the SFT model's samples that pass, and of how many, once graded
 """
 
 import json

@@ -46,6 +46,7 @@ def trainer(tmp_path_factory):
         scorer=SimpleNamespace(waited=0.0),
         grpo=params.grpo,
         directory=folder,
+        weights=[1.0] * 3,
         model=loop.load_model(base, params.sft.lora, toy.make_adapter(base, folder / "sft", rank=4, lora_alpha=16), 1),
         processing_class=loop.load_tokenizer(base),
         reward_funcs=[constant],

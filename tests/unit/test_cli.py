@@ -37,7 +37,7 @@ def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, out
     for folder in ("models/base", "models/adapters/sft", "data/distill", "data/tasks"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "data/distill/examples.jsonl").touch()
-    (tmp_path / "data/tasks/train.jsonl").touch()
+    (tmp_path / "data/graded.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-m", "jobs", job, "--dry-run", "--params", str(ROOT / "params.yaml")],

@@ -125,7 +125,7 @@ def test_the_repository_is_read_only_but_for_outputs_and_secrets_are_covered(rep
 
 
 @pytest.mark.parametrize(
-    "job", ["sft", "grpo", "merge", "sample", "evaluate", "compare", "score", "generate", "gguf", "odd"]
+    "job", ["sft", "grade", "grpo", "merge", "sample", "evaluate", "compare", "score", "generate", "gguf", "odd"]
 )
 def test_jobs_that_need_no_network_have_none(repo, job):
     done = launch(repo, "cpu", job, HF_TOKEN="hf_secret", TEACHER_KEY="sk-secret", HTTPS_PROXY="http://u:p@proxy")

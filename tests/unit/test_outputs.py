@@ -203,7 +203,7 @@ def test_a_folder_is_never_deleted_for_a_file():
 
 
 @pytest.mark.parametrize(
-    "job", ["base", "tasks", "distill", "sft", "grpo", "merge", "sample", "evaluate", "compare", "gguf"]
+    "job", ["base", "tasks", "distill", "sft", "grade", "grpo", "merge", "sample", "evaluate", "compare", "gguf"]
 )
 def test_every_job_refuses_before_it_works(job):
     """Every output of every job, by its own command line."""

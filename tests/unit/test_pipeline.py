@@ -112,7 +112,7 @@ def test_paths_in_the_command_are_dependencies_or_outputs(stage):
 def test_another_training_seed_keeps_base_tasks_and_examples():
     """The seeds of what is trained on and judged by are keys of their sections; `seed` reaches what is trained alone."""
     seeded = {name for name in STAGES if "seed" in definition(name)["params"]}
-    assert seeded == {"sft", "grpo", "merge"}
+    assert seeded == {"sft", "grade", "grpo", "merge"}
     assert {name for name in STAGES if "tasks.seed" in definition(name)["params"]} == {"base", "distill"}
 
 
