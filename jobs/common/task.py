@@ -1,48 +1,193 @@
-"""The benchmarks' tasks: how they are read, and what is reported of them."""
+"""A task: its fields, and the one reader of files of tasks, which refuses what nothing can be judged by.
 
+A task is one JSON object a line of a jsonl file, and that same dict in memory and in the sandbox's judge. official.py makes
+tasks of the rows of other projects. A new field is one line in `Task`; what must hold beyond its type goes to `fault`.
+"""
+
+import ast
+import keyword
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Required, TypedDict, get_args, get_origin, get_type_hints
 
-from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json
-from jobs.common.records import read_tasks
+from jobs.common.errors import JobError
+from jobs.common.files import numbered_jsonl
+
+# What ast.parse raises for text that is no program, or one too deep for it.
+UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def read_benchmarks(folder: Path, names: list[str]) -> dict[str, list[dict]]:
-    """The tasks of each benchmark NAME, from `folder`/NAME.jsonl.
+class Task(TypedDict, total=False):
+    """What is asked of a model, and how its answer is judged.
 
-    Errors: UsageError naming one that is not there, JobError for one with another number of tasks than sizes.json says,
-    or with a record that nothing can be judged by.
+    The tests have one of three forms: `tests`, `check`, or inputs (`base_input`, `plus_input`) with a `reference`. Inputs
+    decide where there are any, and a check comes before tests. What may be missing may also be null.
     """
-    missing = [name for name in names if not (folder / f"{name}.jsonl").is_file()]
-    if missing:
-        raise UsageError(f"benchmark {missing[0]}: {folder / missing[0]}.jsonl does not exist")
-    benchmarks = {name: read_tasks(folder / f"{name}.jsonl") for name in names}
-    sizes = read_json(folder / "sizes.json") if (folder / "sizes.json").is_file() else {}
-    for name, tasks in benchmarks.items():
-        if len(tasks) != sizes.get(name, len(tasks)):
-            raise JobError(
-                f"{folder / name}.jsonl: has {len(tasks)} tasks, and {sizes[name]} are recorded in sizes.json"
-            )
-    return benchmarks
+
+    task_id: Required[str]  # a name of its own, as "own/1"; evalplus's special comparisons are by "Mbpp/..."
+    prompt: Required[str]  # what the model is asked: a statement, or the beginning of a program that it continues
+    entry_point: Required[str]  # the function or class that the answer is to define and the tests use
+    setup: str  # Python that runs before the tests, in the judge; it does not define the entry point
+    tests: list[str]  # Python sources, each a test of its own, with an assert or a raise: equal parts of the reward
+    check: str  # Python source that defines check(candidate), as HumanEval has it; each of its asserts is a test
+    base_input: list[list[Any]]  # a benchmark's own inputs: the arguments of each call, as evalplus's JSON has them
+    plus_input: list[list[Any]]  # evalplus's added inputs, in the same form; what `reference` returns is expected
+    atol: float  # absolute tolerance that results of the inputs are compared with; 0 is exact, or 1e-6 for floats
+    contract: str  # evalplus's assertions on the inputs, as Python; kept, and used by nothing here
+    reference: str  # a whole program that passes the tests
+    source: str  # where the task comes from, with its version, for data cards
+    license: str  # the task's licence, for data cards
+    pass_rate: float  # the share in [0, 1] of the SFT model's samples that pass, once `grade` has drawn them
+    graded: int  # how many samples that share is of
 
 
-def require_all(where: str, tasks: list[dict], rows: list[dict]) -> None:
-    """Errors: JobError unless `rows` has each sample of each task once: a metric over fewer would be another one."""
-    found: dict[str, list[int]] = {task["task_id"]: [] for task in tasks}
-    for row in rows:
-        if row["task_id"] not in found:
-            raise JobError(f"{where}: a sample of {row['task_id']}, which is not among the tasks")
-        found[row["task_id"]].append(row["sample"])
-    wanted = sorted({number for numbers in found.values() for number in numbers})
-    odd = [task["task_id"] for task in tasks if sorted(found[task["task_id"]]) != wanted or not wanted]
-    if odd:
-        raise JobError(
-            f"{where}: has not each sample of {odd[0]} once; all {len(tasks)} tasks are to have the same samples"
-        )
+def read_tasks(path: Path, convert: Callable[[dict], dict] = lambda row: row) -> list[Task]:
+    """The tasks of a jsonl file, gzipped or not. convert: makes a task of a row, and may raise ValueError with a fault.
+
+    Errors: JobError naming file, line, task, field and fault for the first that is wrong, or if there is none at all.
+    """
+    tasks = []
+    for number, task, wrong in examined(path, convert):
+        if wrong:
+            raise JobError(f"{path}: line {number}{named(task)}: {wrong}")
+        tasks.append(task)
+    if not tasks:
+        raise JobError(f"{path}: has no tasks")
+    return tasks
 
 
-def views(name: str, tasks: list[dict]) -> list[tuple[str, str]]:
-    """What is reported of a benchmark: (name, the result's field that says whether a sample passes)."""
-    if any(task.get("base_input") for task in tasks):
-        return [(name, "base_passed"), (f"{name}+", "passed")]
-    return [(name, "passed")]
+def examined(path: Path, convert: Callable[[dict], dict] = lambda row: row) -> Iterator[tuple[int, Task, str]]:
+    """(line, task, what is wrong with it in a few words, or "") for each row of a file."""
+    lines: dict[str, int] = {}
+    for number, row in numbered_jsonl(path):
+        task: Any = row
+        try:
+            task = convert(row)
+        except ValueError as error:
+            wrong = str(error)
+        else:
+            wrong = fault(task)
+        if not wrong and task["task_id"] in lines:
+            wrong = f"is a second {task['task_id']}, after line {lines[task['task_id']]}"
+        if not wrong:
+            lines[task["task_id"]] = number
+        yield number, task, wrong
+
+
+def named(task: Mapping[str, Any]) -> str:
+    name = task.get("task_id")
+    return f" ({name})" if isinstance(name, str) and name else ""
+
+
+def fault(task: Mapping[str, Any]) -> str:
+    """What is wrong with a task, in a few words, or "". Of tests it sees the text alone: nothing is run."""
+    wrong = fault_of_types(task)
+    if wrong:
+        return wrong
+    if not task["task_id"].strip():
+        return "its task_id is empty"
+    if not task["entry_point"].isidentifier() or keyword.iskeyword(task["entry_point"]):
+        return f"its entry_point {task['entry_point']!r} is no name of a function"
+    if not 0 <= (task.get("pass_rate") or 0) <= 1:
+        return f"its pass_rate {task['pass_rate']!r} is not a number between 0 and 1"
+    return fault_of_tests(task) or fault_of_check(task) or fault_of_inputs(task) or fault_of_setup(task)
+
+
+def fault_of_types(task: Mapping[str, Any]) -> str:
+    """Whether each field that is there has the type that `Task` gives it. An empty list may be any empty value."""
+    for name, kind in KINDS.items():
+        value = task.get(name)
+        if value is None and name in Task.__required_keys__:
+            return f"has no {name}"
+        absent = value is None or (get_origin(kind) is list and not value)
+        if not absent and not is_of(value, kind):
+            return f"its {name} is not {WORDS[kind]}"
+    return ""
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(is_of(item, *get_args(kind)) for item in value)
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+KINDS = get_type_hints(Task)  # field -> type
+WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    list[str]: "a list of texts",
+    list[list[Any]]: "a list of lists of arguments",
+}
+
+
+def fault_of_tests(task: Mapping[str, Any]) -> str:
+    if not any(task.get(name) for name in ("tests", "check", "base_input", "plus_input")):
+        return "has no tests"
+    for number, test in enumerate(task.get("tests") or [], 1):
+        try:
+            tree = ast.parse(test)
+        except UNPARSED:
+            return f"its test {number} is no Python"
+        if not asserts(tree):
+            return f"its test {number} asserts nothing: {shorten(test)}"
+    return ""
+
+
+def fault_of_check(task: Mapping[str, Any]) -> str:
+    if not task.get("check"):
+        return ""
+    try:
+        tree = ast.parse(task["check"])
+    except UNPARSED:
+        return "its check is no Python"
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body):
+        return "its check defines no function check(candidate)"
+    return "" if asserts(tree) else "its check asserts nothing"
+
+
+def asserts(tree: ast.Module) -> bool:
+    """Whether a test can fail by its own decision: it raises, or asserts something that is not the same in any case."""
+    return any(
+        isinstance(node, ast.Raise) or (isinstance(node, ast.Assert) and not settled(node.test))
+        for node in ast.walk(tree)
+    )
+
+
+def settled(test: ast.expr) -> bool:
+    """Whether an assertion holds whatever the answer: of constants alone, or a tuple, as in `assert (f(1) == 2, "why")`."""
+    if isinstance(test, (ast.Tuple, ast.List, ast.Set)):
+        return bool(test.elts)
+    return not any(isinstance(node, ast.Name) for node in ast.walk(test))
+
+
+def fault_of_inputs(task: Mapping[str, Any]) -> str:
+    for name in ("base_input", "plus_input"):
+        if task.get(name) and not task.get("reference"):
+            return f"has {name} and no reference to tell what is expected"
+    return ""
+
+
+def fault_of_setup(task: Mapping[str, Any]) -> str:
+    """The tests run after the setup: what it names as the entry point would be judged in place of the answer."""
+    try:
+        tree = ast.parse(task.get("setup") or "")
+    except UNPARSED:
+        return "its setup is no Python"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names = {node.name}
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        else:
+            names = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+        if task["entry_point"] in names:
+            return f"its setup defines {task['entry_point']}, which the answer is to define"
+    return ""
+
+
+def shorten(text: str) -> str:
+    one = " ".join(text.split())
+    return one if len(one) <= 80 else one[:77] + "..."

@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common import stats
+from jobs.common.benchmarks import read_benchmarks, require_all, views
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json, read_jsonl, replace_file, sealed, sha256, write_metrics
-from jobs.common.task import read_benchmarks, require_all, views
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import METRICS, SEALED, TABLE
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Compare, Params
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -168,7 +169,7 @@ def of_two(old: Rates, new: Rates, settings: "Compare") -> dict:
     }
 
 
-def comparisons(evaluations: list[Evaluation], tasks: dict[str, list[dict]], settings: "Compare") -> list[dict]:
+def comparisons(evaluations: list[Evaluation], tasks: "dict[str, list[Task]]", settings: "Compare") -> list[dict]:
     """One entry for each view and mode: `models` by name, and `pairs` with their verdicts."""
     entries: list[dict] = []
     modes = list(dict.fromkeys(e.mode for e in evaluations))
@@ -287,7 +288,7 @@ def report(data: dict) -> str:
     return template.replace("SCRIPT_HASH", f"'sha256-{digest}'").replace("REPORT_DATA", text.replace("<", "\\u003c"))
 
 
-def browsable(evaluations: list[Evaluation], tasks: dict[str, list[dict]]) -> dict:
+def browsable(evaluations: list[Evaluation], tasks: "dict[str, list[Task]]") -> dict:
     """Tasks and samples as the report shows them: each benchmark's tasks, and per evaluation their samples' rows."""
     shown = {}
     for benchmark, records in tasks.items():

@@ -19,6 +19,7 @@ from jobs.distill.reply import read
 from jobs.plumbing.cli import progress
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.distill.teacher import Teacher
     from jobs.extraction.worker import Extractor
     from jobs.plumbing.params import Distill
@@ -85,7 +86,7 @@ class Collection:
         return f"{len(self.accepted)} examples from {len(self.decided)} answers; rejected: {rejected or 'none'}"
 
 
-def sequence(tasks: list[dict], settings: "Distill") -> Iterator[Candidate]:
+def sequence(tasks: "list[Task]", settings: "Distill") -> Iterator[Candidate]:
     for attempt in range(settings.attempts):
         for task in tasks:
             yield Candidate(task, attempt, request(settings, task["prompt"], attempt))
@@ -96,7 +97,7 @@ class Collector:
 
     def __init__(
         self,
-        tasks: list[dict],
+        tasks: "list[Task]",
         settings: "Distill",
         collection: Collection,
         responses: Responses,

@@ -12,6 +12,7 @@ from jobs.distill.reply import CUT, REFUSALS, Reply, one_line, reservation, same
 from jobs.distill.teacher import LARGEST
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.extraction.worker import Extractor
     from jobs.plumbing.params import Distill
 
@@ -46,7 +47,7 @@ INVISIBLE = "\ufeff\u200b\u2060"  # at the ends of a text: a byte order mark, sp
 class Candidate:
     """One answer, asked for or to be: its place in the sequence and what became of it."""
 
-    task: dict
+    task: "Task"
     attempt: int
     request: dict
     reply: Reply | None = None

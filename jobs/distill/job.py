@@ -4,7 +4,7 @@
     python -m jobs distill --tasks data/tasks/distill.jsonl --out data/distill --metrics metrics/distill.json
 
 \b
-Reads   --tasks       task records; their order is shuffled by tasks.seed, each gives at most one example
+Reads   --tasks       tasks (jobs/common/task.py); their order is shuffled by tasks.seed, each gives at most one example
         --benchmarks  prompts of which no answer may repeat tasks.overlap.words words in a row
         --responses   the response cache, data/responses: one file a request; it only grows
         --kept        a second one, which DVC does not know: what was paid for is there after any `dvc exp run`
@@ -44,7 +44,7 @@ import click
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, rounded, write_jsonl, write_metrics
-from jobs.common.records import read_tasks
+from jobs.common.task import read_tasks
 from jobs.distill import cache, datacard, references
 from jobs.distill.collect import Collection, Collector
 from jobs.distill.examine import REASONS, Benchmarks, Candidate

@@ -15,6 +15,7 @@ from jobs.common.errors import UsageError
 from jobs.distill import cache
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Distill
 
 NAME = "reference"  # stands where the name of a teacher would
@@ -31,7 +32,7 @@ class References:
     answered = failed = 0
     closing = False
 
-    def response(self, task: dict, request: dict) -> dict:
+    def response(self, task: "Task", request: dict) -> dict:
         """A response such as an endpoint would give. Errors: UsageError for a task whose reference is no Python."""
         try:
             parts = answer(task["prompt"], task["entry_point"], task["reference"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.answer_format import chat_prompt, messages
 from jobs.common.errors import JobError, one_line
-from jobs.common.files import read_jsonl
+from jobs.common.task import read_tasks
 from jobs.extraction.worker import Extractor
 from jobs.inference import Sampling
 from jobs.plumbing.cli import log, progress
@@ -31,10 +31,8 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     from jobs.sandbox import Sandbox
 
     settings = params.gguf
-    records = read_jsonl(tasks)
+    records = read_tasks(tasks)
     records = records[:: max(1, len(records) // settings.tasks)][: settings.tasks]
-    if not records:
-        raise JobError(f"{tasks}: has no tasks to check on")
     prompts = [chat_prompt(record["prompt"]) for record in records]
     tokenize, end, answer, reference = load_reference(base, adapters)
     prompt_ids = [tokenize(prompt) for prompt in prompts]

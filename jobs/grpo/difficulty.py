@@ -1,13 +1,17 @@
-"""Which tasks GRPO trains on, by how often the SFT model solves them: `grade` writes that into the task records."""
+"""Which tasks GRPO trains on, by how often the SFT model solves them: `grade` writes that into the tasks."""
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.common.errors import UsageError
 
+if TYPE_CHECKING:
+    from jobs.common.task import Task
 
-def chosen(rows: list[dict], span: Sequence[float] | None, path: Path) -> list[dict]:
+
+def chosen(rows: "list[Task]", span: Sequence[float] | None, path: Path) -> "list[Task]":
     """The tasks whose pass rate is in `span`, both ends included; all of them for None.
 
     Errors: UsageError naming the first task of `path` that was not graded, or the span where no task is left.
@@ -27,7 +31,7 @@ def chosen(rows: list[dict], span: Sequence[float] | None, path: Path) -> list[d
     return found
 
 
-def signal(row: dict, size: int) -> float:
+def signal(row: "Task", size: int) -> float:
     """The chance that `size` answers to a task do not all fail and do not all pass; 1 for a task that was not graded.
 
     The rate is Laplace's (passes + 1) / (samples + 2), so that no task is ruled out by a few samples.

@@ -26,7 +26,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
-from jobs.common.records import read_tasks
+from jobs.common.task import Task, read_tasks
 from jobs.grpo import difficulty
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
@@ -133,7 +133,7 @@ def resume_folder(params: "Params", base: Path, adapter: Path, tasks: Path) -> P
 
 
 def make_trainer(
-    params: "Params", base: Path, adapter: Path, rows: list[dict], tasks: Path, sandbox: "Sandbox"
+    params: "Params", base: Path, adapter: Path, rows: list[Task], tasks: Path, sandbox: "Sandbox"
 ) -> "Trainer":
     """The trainer over `rows`, which were read from `tasks`: its model loaded, its rollout set up where it is ours."""
     from datasets import Dataset

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError
+from jobs.common.task import Task
 from jobs.plumbing.cli import log
 from jobs.plumbing.params import Rewards
 from jobs.sandbox import Sandbox, Verdict
@@ -50,9 +51,9 @@ def correctness_of(verdict: Verdict, all_tests_only: bool) -> float | None:
 
 
 class Scorer:
-    """Scores batches of completions against task records, in a sandbox that it does not own."""
+    """Scores batches of completions against tasks, in a sandbox that it does not own."""
 
-    def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, dict]) -> None:
+    def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, Task]) -> None:
         self.sandbox, self.rewards, self.tasks = sandbox, rewards, tasks
         self.pending: dict[tuple[str, str], Future[Verdict] | None] = {}
         self.scored: tuple[list[tuple[str, str]], list[Score]] = ([], [])

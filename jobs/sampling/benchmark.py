@@ -19,6 +19,7 @@ from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.inference import Generate, Sampling
     from jobs.plumbing.params import Evaluate, Params
 
@@ -98,7 +99,7 @@ def draw(
     model: Path,
     adapter: Path | None,
     mode: str,
-    benchmarks: dict[str, list[dict]],
+    benchmarks: "dict[str, list[Task]]",
     folder: Path,
     name: str,
 ) -> Drawn:
@@ -133,15 +134,15 @@ def draw(
     return Drawn(samples, recorded, {"load": loaded.load_seconds, "generate": generating}, kept)
 
 
-def stop_strings(tasks: list[dict], mode: str) -> tuple[str, ...]:
+def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
     if mode == "cot":
         return ()
     return STOP_BODY if all(left_margin(task["prompt"], task["entry_point"]) for task in tasks) else STOP_PROGRAM
 
 
 def calls(
-    settings: "Evaluate", tasks: list[dict], mode: str, per_call: int | None
-) -> Iterator[tuple[list[dict], int, "Sampling"]]:
+    settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None
+) -> "Iterator[tuple[list[Task], int, Sampling]]":
     """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
     from jobs.inference import Sampling
 
@@ -158,7 +159,7 @@ def calls(
 
 
 def run_calls(
-    todo: list[tuple[list[dict], int, "Sampling"]], mode: str, engine: "Callable[[], Generate]", checkpoint: Path
+    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, engine: "Callable[[], Generate]", checkpoint: Path
 ) -> dict[tuple[str, int], dict]:
     """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)

@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import process_folder
 from jobs.sandbox.packages import Packages, library
 from jobs.sandbox.tools import TOOLS
+
+if TYPE_CHECKING:
+    from jobs.common.task import Task
 
 log = logging.getLogger("jobs")
 STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "unsupported", "infrastructure_error")
@@ -98,7 +101,7 @@ class Sandbox:
         self.pending, self.closing = 0, False
         self.layers: dict[str, bool] = {}
         self.missing: dict[str, str] = {}
-        self.keys: collections.OrderedDict[int, tuple[dict, str, bytes]] = collections.OrderedDict()
+        self.keys: collections.OrderedDict[int, tuple[Task, str, bytes]] = collections.OrderedDict()
         self.judges = [JudgeProcess(self.config) for _ in range(self.workers)]
         try:
             self.greet(self.judges[0].hello(), require)
@@ -156,14 +159,14 @@ class Sandbox:
         shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self.links, ignore_errors=True)
 
-    def run(self, submissions: Iterable[tuple[dict, str]]) -> list[Verdict]:
+    def run(self, submissions: "Iterable[tuple[Task, str]]") -> list[Verdict]:
         """The verdicts on (task, whole program) pairs, in their order."""
         return [future.result() for future in [self.submit(task, code) for task, code in submissions]]
 
-    def submit(self, task: dict, code: str) -> "Future[Verdict]":
+    def submit(self, task: "Task", code: str) -> "Future[Verdict]":
         """The verdict to come; `asyncio.wrap_future` awaits it. Waits while PENDING submissions are ahead.
 
-        A task's record must not be changed after it has been submitted.
+        A task must not be changed after it has been submitted.
         """
         key, payload = self.key(task)
         future: Future[Verdict] = Future()
@@ -199,7 +202,7 @@ class Sandbox:
             queue.append((work, future))
             self.changed.notify_all()
 
-    def key(self, task: dict) -> tuple[str, bytes]:
+    def key(self, task: "Task") -> tuple[str, bytes]:
         """A task's digest and JSON, remembered by identity: a task is submitted many times."""
         with self.changed:
             known = self.keys.get(id(task))

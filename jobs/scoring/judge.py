@@ -9,12 +9,13 @@ from jobs.extraction.worker import Extractor
 from jobs.plumbing.cli import log, progress
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.sandbox import Sandbox, Verdict
 
 FLAWS = ("no_tags", "truncated", "syntax_error", "wrong_entry_point", "timeout", "crashed", "unsupported", "failed")
 
 
-def judged(submissions: Sequence[tuple[dict, str]], sandbox: "Sandbox", label: str) -> "list[Verdict]":
+def judged(submissions: "Sequence[tuple[Task, str]]", sandbox: "Sandbox", label: str) -> "list[Verdict]":
     """The verdict on every (task, whole program), in order. Equal programs of a task are run once."""
     keys = [(task["task_id"], program) for task, program in submissions]
     tasks = {task["task_id"]: task for task, _ in submissions}
@@ -25,7 +26,7 @@ def judged(submissions: Sequence[tuple[dict, str]], sandbox: "Sandbox", label: s
     return [verdicts[key] for key in keys]
 
 
-def score(tasks: list[dict], samples: list[dict], mode: str, sandbox: "Sandbox") -> list[dict]:
+def score(tasks: "list[Task]", samples: list[dict], mode: str, sandbox: "Sandbox") -> list[dict]:
     """A result for each sample, in order: its program, the sandbox's verdict, and the outcome in one word.
 
     outcome: "passed", or the first that holds of FLAWS.

@@ -2,11 +2,15 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from jobs.common.benchmarks import views
 from jobs.common.stats import pass_at_k
-from jobs.common.task import views
 from jobs.extraction.program import RULES
 from jobs.scoring.judge import FLAWS
+
+if TYPE_CHECKING:
+    from jobs.common.task import Task
 
 
 def pass_rates(samples: Iterable[tuple[str, bool]], ks: Sequence[int]) -> dict[str, float]:
@@ -21,7 +25,7 @@ def pass_rates(samples: Iterable[tuple[str, bool]], ks: Sequence[int]) -> dict[s
     return {f"pass@{k}": mean(pass_at_k(len(p), sum(p), k) for p in passes.values()) for k in ks if k <= least}
 
 
-def summary(name: str, tasks: list[dict], samples: list[dict], results: list[dict], mode: str) -> dict:
+def summary(name: str, tasks: "list[Task]", samples: list[dict], results: list[dict], mode: str) -> dict:
     """Metrics by view; `passed` and `failures` are fractions of all samples, greedy ones among them, and add up to 1.
 
     rules: how often each rule of extraction had a part in finding a sample's program (docs/extraction.md).

@@ -11,6 +11,7 @@ from jobs.common.errors import JobError
 from jobs.plumbing.cli import log
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Sandbox as Limits
     from jobs.sandbox import Verdict
 
@@ -19,12 +20,12 @@ ROOM = 0.4  # of the time limit in training: a slower reference leaves too littl
 NAMED = 10  # failures that a message lists
 
 
-def has_inputs(task: dict) -> bool:
+def has_inputs(task: "Task") -> bool:
     """Whether it is judged by evalplus's inputs, and not by assertions."""
     return task.get("base_input") is not None or task.get("plus_input") is not None
 
 
-def judged(rows: list[dict], limits: "Limits", scored: bool) -> "list[Verdict]":
+def judged(rows: "list[Task]", limits: "Limits", scored: bool) -> "list[Verdict]":
     """Verdicts on the tasks' references, in order; with evalplus's memory limit for tasks that are scored by inputs."""
     from jobs.sandbox import Sandbox
 
@@ -39,7 +40,7 @@ def judged(rows: list[dict], limits: "Limits", scored: bool) -> "list[Verdict]":
     return [verdicts[id(task)] for task in rows]
 
 
-def failures(rows: list[dict], limits: "Limits") -> list[tuple[str, str]]:
+def failures(rows: "list[Task]", limits: "Limits") -> list[tuple[str, str]]:
     """(task id, the sandbox's word) of each training task whose reference does not pass."""
     return [
         (task["task_id"], f"{verdict.status}, {verdict.error}")
@@ -48,7 +49,7 @@ def failures(rows: list[dict], limits: "Limits") -> list[tuple[str, str]]:
     ]
 
 
-def references(splits: dict[str, list[dict]], benchmarks: Sequence[str], limits: "Limits") -> None:
+def references(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], limits: "Limits") -> None:
     """Runs every task's reference against its tests.
 
     limits: the params of the sandbox; of its times, only `timeout` decides, and only whether a warning is given.

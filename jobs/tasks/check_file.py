@@ -4,7 +4,7 @@
     python -m jobs check-tasks my_tasks.jsonl --tokenizer models/base
 
 \b
-Reads   FILE         task records, a JSON object a line; docs/tasks.md says what one holds
+Reads   FILE         tasks, a JSON object a line; docs/tasks.md says what one holds
         --tokenizer  a model folder: each prompt, with its instructions, is to have at most grpo.max_prompt_length tokens
 Prints  the number of tasks, and the entry for tasks.files
 
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import numbered_jsonl, sha256
+from jobs.common.files import sha256
 from jobs.common.prompts import too_long
-from jobs.common.records import fault
+from jobs.common.task import Task, examined, named
 from jobs.plumbing.cli import job, reads
 from jobs.tasks import check
 
@@ -37,27 +37,21 @@ def stub(entry_point: str, body: str) -> str:
     return f"def {entry_point}(*arguments, **named):\n    {body}\n"
 
 
-def written(path: Path) -> tuple[list[dict], list[str]]:
-    """The records that can be judged by, and the faults of the others by line."""
-    rows: list[dict] = []
+def written(path: Path) -> tuple[list[Task], list[str]]:
+    """The tasks that can be judged by, and the faults of the others by line."""
+    tasks = []
     faults = []
-    lines: dict[str, int] = {}
-    for number, row in numbered_jsonl(path):
-        wrong = fault(row)
-        name = row.get("task_id")
-        if not wrong and not row.get("reference"):
+    for number, task, wrong in examined(path):
+        if not wrong and not task.get("reference"):
             wrong = "has no reference, a whole program that passes its tests"
-        if not wrong and name in lines:
-            wrong = f"is a second one of this id, after line {lines[name]}"
         if wrong:
-            faults.append(f"line {number}{f' ({name})' if isinstance(name, str) else ''}: {wrong}")
-            continue
-        lines[row["task_id"]] = number
-        rows.append(row)
-    return rows, faults
+            faults.append(f"line {number}{named(task)}: {wrong}")
+        else:
+            tasks.append(task)
+    return tasks, faults
 
 
-def parts(task: dict) -> list[tuple[str, dict]]:
+def parts(task: Task) -> list[tuple[str, Task]]:
     """What is to tell a right answer from a stub: each test by itself, or all inputs or asserts of a check together."""
     if task.get("base_input") or task.get("plus_input"):
         return [("its inputs", task)]
@@ -66,7 +60,7 @@ def parts(task: dict) -> list[tuple[str, dict]]:
     return [(f"its test {i}", task | {"tests": [test]}) for i, test in enumerate(task["tests"], 1)]
 
 
-def idle(tasks: list[dict], sandbox: "Sandbox") -> list[str]:
+def idle(tasks: list[Task], sandbox: "Sandbox") -> list[str]:
     """The tests that functions which do nothing pass: none of these could earn less than a right answer."""
     asked = [(task, what, part) for task in tasks for what, part in parts(task)]
     passed = [
@@ -81,7 +75,7 @@ def idle(tasks: list[dict], sandbox: "Sandbox") -> list[str]:
 
 
 def faults_of(path: Path, params: "Params", tokenizer: Path | None) -> tuple[int, list[str]]:
-    """How many records the file has that can be judged by, and every fault."""
+    """How many tasks the file has that can be judged by, and every fault."""
     from jobs.sandbox import Sandbox
 
     rows, faults = written(path)

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Tasks as Settings
 
 MEANING = {
@@ -20,7 +21,7 @@ WHY = {
 }
 
 
-def card(splits: dict[str, list[dict]], metrics: dict, settings: "Settings") -> str:
+def card(splits: "dict[str, list[Task]]", metrics: dict, settings: "Settings") -> str:
     """splits: the tasks that are written; metrics: as jobs/tasks/job.py writes them. The same from run to run."""
     origins = [
         f"| {split} | {count} | {source} | {licence} |"
@@ -39,7 +40,7 @@ def card(splits: dict[str, list[dict]], metrics: dict, settings: "Settings") -> 
             "# Tasks",
             "",
             "Programming tasks with tests and a reference solution each, and the benchmarks that models are measured by. "
-            "Written by `python -m jobs tasks`, which says what the fields are.",
+            "Written by `python -m jobs tasks`; jobs/common/task.py says what the fields are.",
             "",
             "| split | tasks | source | licence |",
             "|---|---|---|---|",

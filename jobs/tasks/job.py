@@ -21,16 +21,7 @@ Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is as
                     README.md         the data card
         --metrics   tasks per split, how many were left out for which reason, and how many tasks each rule finds
 
-A task is one JSON object a line, the same format for all sources:
-
-\b
-    task_id, prompt, entry_point   the name the tests call; MBPP's prompts show one assertion, as evalplus's do
-    setup, tests                   code before the tests, and assertions as strings (MBPP, toy)
-    check                          source of check(candidate) (HumanEval)
-    base_input, plus_input, atol, contract   evalplus's inputs; what is expected of them comes from the reference
-    reference                      a whole program that is right
-    source, license
-    pass_rate, graded              the share of the SFT model's samples that pass, and of how many, once graded
+A task is one JSON object a line, with the fields of `Task` in jobs/common/task.py, whatever the source.
 """
 
 import json
@@ -48,14 +39,15 @@ from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.tasks import check, datacard, overlap, pairs, sources
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Overlap, Params
     from jobs.plumbing.params import Tasks as Settings
 
 REASONS = "setup", "entry_point", "excluded", "contaminated"
 
 
-def collect(settings: "Settings", pools: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Task records by split, of those by source, before any check."""
+def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, list[Task]]":
+    """Tasks by split, of those by source, before any check."""
     plus = pools[sources.MBPP_PLUS]
     if settings.heldout >= len(plus):
         raise UsageError(f"tasks.heldout: {settings.heldout} of {len(plus)} MBPP+ tasks cannot be set aside")
@@ -80,7 +72,7 @@ def is_benchmark(split: str) -> bool:
     return split not in sources.TRAINING
 
 
-def toy_tasks(settings: "Settings") -> dict[str, list[dict]]:
+def toy_tasks(settings: "Settings") -> "dict[str, list[Task]]":
     from jobs.toy import world
 
     assert settings.toy is not None
@@ -89,14 +81,14 @@ def toy_tasks(settings: "Settings") -> dict[str, list[dict]]:
 
 
 def decontaminate(
-    splits: dict[str, list[dict]], known: list[pairs.Pair], settings: "Overlap"
-) -> tuple[dict[str, list[dict]], list[dict], list[dict]]:
+    splits: "dict[str, list[Task]]", known: list[pairs.Pair], settings: "Overlap"
+) -> "tuple[dict[str, list[Task]], list[dict], list[dict]]":
     """The splits without the training tasks that overlap with a benchmark's; why each went; and every overlap.
 
     known: the pairs of ids in which a training task's reference solves a benchmark task.
     """
     benchmarks = [task for name in splits if is_benchmark(name) for task in splits[name]]
-    kept: dict[str, list[dict]] = {}
+    kept: dict[str, list[Task]] = {}
     left_out: list[dict] = []
     report: list[dict] = []
     training = [task for name in splits if not is_benchmark(name) for task in splits[name]]
@@ -116,7 +108,7 @@ def decontaminate(
     return kept, left_out, report
 
 
-def drop(splits: dict[str, list[dict]], settings: "Settings") -> tuple[dict[str, list[dict]], list[dict]]:
+def drop(splits: "dict[str, list[Task]]", settings: "Settings") -> "tuple[dict[str, list[Task]], list[dict]]":
     """The splits without the training tasks that cannot be used or are on the list tasks.exclude, and why each went.
 
     What is dropped hangs on the data and the params alone, never on how fast a machine is. A benchmark keeps all its tasks.
@@ -129,7 +121,7 @@ def drop(splits: dict[str, list[dict]], settings: "Settings") -> tuple[dict[str,
             raise UsageError(f"tasks.exclude: no source has a task {name}")
         if is_benchmark(homes[name]) and homes[name] != "mbpp":  # which MBPP+ tasks are held out hangs on the seed
             raise UsageError(f"tasks.exclude: {name} is of the benchmark {homes[name]}, which keeps all its tasks")
-    kept: dict[str, list[dict]] = {}
+    kept: dict[str, list[Task]] = {}
     left_out = []
     for split, tasks in splits.items():
         kept[split] = []
@@ -144,7 +136,7 @@ def drop(splits: dict[str, list[dict]], settings: "Settings") -> tuple[dict[str,
     return kept, left_out
 
 
-def unusable(task: dict, split: str) -> tuple[str, str]:
+def unusable(task: "Task", split: str) -> tuple[str, str]:
     """The reason and detail why a training task cannot be used, as far as its text shows it, or two empty strings."""
     if split == "distill" and task["setup"]:  # it builds on classes that the prompt does not show
         return "setup", "its tests need more than the prompt tells"
@@ -153,7 +145,7 @@ def unusable(task: dict, split: str) -> tuple[str, str]:
     return "", ""
 
 
-def without(task: dict, split: str, reason: str, detail: str) -> dict:
+def without(task: "Task", split: str, reason: str, detail: str) -> dict:
     return {"task_id": task["task_id"], "split": split, "reason": reason, "detail": detail}
 
 
@@ -203,7 +195,7 @@ def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_pat
     return metrics
 
 
-def metrics_of(splits: dict[str, list[dict]], left_out: list[dict], report: list[dict]) -> dict:
+def metrics_of(splits: "dict[str, list[Task]]", left_out: list[dict], report: list[dict]) -> dict:
     """Numbers of tasks: by split, by reason of those left out, and of those that overlap by split and rule."""
     reasons = Counter(row["reason"] for row in left_out)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from jobs.common.contamination import overlaps
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Overlap
 
 RULES = "solves", "statement", "words"
@@ -26,7 +27,7 @@ EXAMPLE = re.compile(r"^\W*(?:for )?examples?\b", re.IGNORECASE)
 Weights = dict[str, float]
 
 
-def statement(task: dict) -> str:
+def statement(task: "Task") -> str:
     """What the prompt asks for: its docstring or its text, without examples, assertions and the opening phrase."""
     call = re.compile(rf"\W*{re.escape(task['entry_point'])}\s*\(")
     lines = []
@@ -72,7 +73,7 @@ def cosine(one: Weights, other: Weights) -> float:
     return math.fsum(value * other[word] for word, value in one.items() if word in other)
 
 
-def likeness(tasks: list[dict], benchmarks: list[dict]) -> list[tuple[float, str]]:
+def likeness(tasks: "list[Task]", benchmarks: "list[Task]") -> list[tuple[float, str]]:
     """Of each task, the cosine of its statement with the likest benchmark task's, and that task's id."""
     both = weights(statement(task) for task in [*tasks, *benchmarks])
     targets = list(zip(both[len(tasks) :], (task["task_id"] for task in benchmarks), strict=True))
@@ -83,7 +84,7 @@ def likeness(tasks: list[dict], benchmarks: list[dict]) -> list[tuple[float, str
 
 
 def find(
-    tasks: list[dict], benchmarks: list[dict], pairs: Iterable[tuple[str, str]], settings: "Overlap"
+    tasks: "list[Task]", benchmarks: "list[Task]", pairs: Iterable[tuple[str, str]], settings: "Overlap"
 ) -> list[dict]:
     """A row for each task, rule and benchmark task that overlap, by rule: task_id, rule, benchmark, detail.
 

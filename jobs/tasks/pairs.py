@@ -32,6 +32,7 @@ from jobs.plumbing.outputs import ROWS
 from jobs.tasks import sources
 
 if TYPE_CHECKING:
+    from jobs.common.task import Task
     from jobs.plumbing.params import Params
     from jobs.plumbing.params import Sandbox as Limits
 
@@ -48,13 +49,13 @@ HEAD = "training", "benchmark", "training_sha256", "benchmark_sha256"
 Pair = tuple[str, str]
 
 
-def digest(tasks: Iterable[dict], fields: tuple[str, ...]) -> str:
+def digest(tasks: "Iterable[Task]", fields: tuple[str, ...]) -> str:
     """A hash of what decides a source's part in the pairs."""
     rows = [[task["task_id"], *(task.get(name) for name in fields)] for task in tasks]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def arguments(task: dict) -> tuple[int, int]:
+def arguments(task: "Task") -> tuple[int, int]:
     """The least and the most positional arguments that the reference's function takes."""
     for node in ast.parse(task["reference"]).body:
         if isinstance(node, ast.FunctionDef) and node.name == task["entry_point"]:
@@ -63,7 +64,7 @@ def arguments(task: dict) -> tuple[int, int]:
     return 0, MANY
 
 
-def taken(task: dict) -> set[int]:
+def taken(task: "Task") -> set[int]:
     """The numbers of arguments that a benchmark task's tests call its function with; empty where that is not plain."""
     inputs = [*(task.get("base_input") or []), *(task.get("plus_input") or [])]
     if inputs:
@@ -81,22 +82,24 @@ def taken(task: dict) -> set[int]:
     return {len(node.args) for node in calls}
 
 
-def renamed(task: dict, name: str) -> str:
+def renamed(task: "Task", name: str) -> str:
     """The task's reference as a program whose entry point is `name`."""
     return (
         task["reference"] if name == task["entry_point"] else f"{task['reference']}\n\n{name} = {task['entry_point']}\n"
     )
 
 
-def screen(task: dict) -> dict:
+def screen(task: "Task") -> "Task":
     """The task with its first few tests alone."""
     if task.get("base_input") or task.get("plus_input"):
         inputs = [*(task.get("base_input") or []), *(task.get("plus_input") or [])]
-        return task | {"base_input": inputs[:SCREEN], "plus_input": None}
-    return task | {"tests": task["tests"][:SCREEN]}
+        first: Task = {**task, "base_input": inputs[:SCREEN]}
+        first.pop("plus_input", None)
+        return first
+    return {**task, "tests": task["tests"][:SCREEN]}
 
 
-def candidates(training: list[dict], benchmark: list[dict]) -> Iterator[tuple[dict, dict]]:
+def candidates(training: "list[Task]", benchmark: "list[Task]") -> "Iterator[tuple[Task, Task]]":
     """(training task, benchmark task) for all whose numbers of arguments agree, benchmark task by benchmark task."""
     spans = {task["task_id"]: arguments(task) for task in training if task["entry_point"]}
     for target in benchmark:
@@ -111,7 +114,7 @@ def candidates(training: list[dict], benchmark: list[dict]) -> Iterator[tuple[di
                 yield task, target
 
 
-def solved(training: list[dict], benchmark: list[dict], limits: "Limits") -> list[Pair]:
+def solved(training: "list[Task]", benchmark: "list[Task]", limits: "Limits") -> list[Pair]:
     """The pairs of ids in which the training task's reference passes all of the benchmark task's tests, sorted.
 
     Errors: JobError if a benchmark task cannot be judged.
@@ -124,12 +127,12 @@ def solved(training: list[dict], benchmark: list[dict], limits: "Limits") -> lis
 
 
 def judged(
-    rows: list[tuple[dict, dict, dict]], limits: "Limits", times: dict[str, float], label: str
-) -> list[tuple[dict, dict, dict]]:
+    rows: "list[tuple[Task, Task, Task]]", limits: "Limits", times: dict[str, float], label: str
+) -> "list[tuple[Task, Task, Task]]":
     """The (training task, benchmark task, its tests) whose reference passes the tests."""
     from jobs.sandbox import Sandbox
 
-    passed: list[tuple[dict, dict, dict]] = []
+    passed: list[tuple[Task, Task, Task]] = []
     broken: list[str] = []
     for inputs in (True, False):  # evalplus's limits for an input hold for tasks that have inputs
         part = [row for row in rows if (row[2].get("base_input") is not None) == inputs]
@@ -151,7 +154,7 @@ def judged(
     return passed
 
 
-def block(training: str, tasks: list[dict], benchmark: str, targets: list[dict]) -> dict:
+def block(training: str, tasks: "list[Task]", benchmark: str, targets: "list[Task]") -> dict:
     """The head of one part of the file: which sources, and the hashes of what they hold."""
     return {
         "training": training,
@@ -173,7 +176,7 @@ def head_of(row: dict) -> str:
     return json.dumps({name: row[name] for name in HEAD}, sort_keys=True)
 
 
-def of(path: Path, training: dict[str, list[dict]], benchmarks: dict[str, list[dict]]) -> list[Pair]:
+def of(path: Path, training: "dict[str, list[Task]]", benchmarks: "dict[str, list[Task]]") -> list[Pair]:
     """The file's pairs of these sources' tasks. Errors: UsageError if it was made of other tasks than these."""
     if not path.is_file():
         raise UsageError(f"--pairs: {path} does not exist; make it: python -m jobs overlap-pairs")

@@ -1,23 +1,21 @@
-"""Where tasks come from: one small function a source, each from a pinned file to task records or raw rows.
+"""Where tasks come from: one small function a source, each from a pinned file to tasks (jobs/common/task.py).
 
-A source's file is checked by its hash in params before anything of it is used. Records have the format that
-jobs/tasks/job.py describes, whatever the source.
+A source's file is checked by its hash in params before anything of it is used.
 """
 
-import ast
 import contextlib
 import hashlib
 import json
 import sys
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from jobs.common import official
 from jobs.common.errors import JobError
 from jobs.common.files import read_jsonl, sha256
-from jobs.common.records import read_tasks
+from jobs.common.task import Task, read_tasks
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import OwnTasks
@@ -36,25 +34,25 @@ folder_option = click.option(
 )
 
 
-def pools(settings: "Settings", folder: Path) -> dict[str, list[dict]]:
-    """Task records by source, each source's tasks in its own order. MBPP's are those that MBPP+ does not have.
+def pools(settings: "Settings", folder: Path) -> dict[str, list[Task]]:
+    """Tasks by source, each source's tasks in its own order. MBPP's are those that MBPP+ does not have.
 
     folder: where files that stand in for the downloads are looked for.
     Errors: JobError when a source cannot be fetched or is another than the pinned one.
     """
     plus = evalplus_rows("MbppPlus", settings.mbpp_plus, folder)
     known = {row["task_id"] for row in plus}
-    mbpp = [mbpp_task(row) for row in mbpp_rows(settings.mbpp, folder)]
+    mbpp = tasks_of(mbpp_rows(settings.mbpp, folder))
     humaneval = evalplus_rows("HumanEvalPlus", settings.humaneval_plus, folder)
     own = {f"file {number} ({file.split})": own_tasks(file) for number, file in enumerate(settings.files, 1)}
     return own | {
-        HUMANEVAL_PLUS: [humaneval_task(row, settings.humaneval_plus.version) for row in humaneval],
-        MBPP_PLUS: [mbpp_plus_task(row, settings.mbpp_plus.version) for row in plus],
+        HUMANEVAL_PLUS: tasks_of(humaneval, settings.humaneval_plus.version),
+        MBPP_PLUS: tasks_of(plus, settings.mbpp_plus.version),
         MBPP: [task for task in mbpp if task["task_id"] not in known],
     }
 
 
-def roles(settings: "Settings", pools: dict[str, list[dict]]) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+def roles(settings: "Settings", pools: dict[str, list[Task]]) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
     """The sources that tasks are trained on and asked from, and those that benchmarks are drawn from; MBPP+ is both."""
     own = list(zip(settings.files, list(pools)[: len(settings.files)], strict=True))
     training = [name for file, name in own if file.split in TRAINING] + [MBPP_PLUS, MBPP]
@@ -62,11 +60,16 @@ def roles(settings: "Settings", pools: dict[str, list[dict]]) -> tuple[dict[str,
     return {name: pools[name] for name in training}, {name: pools[name] for name in benchmarks}
 
 
-def own_tasks(file: "OwnTasks") -> list[dict]:
-    """The records of a file of one's own, with the fields that may be missing filled in.
+def tasks_of(rows: list[dict], version: str = "") -> list[Task]:
+    """The tasks of the rows of a pinned file, each of which may still be dropped (jobs/tasks/job.py)."""
+    return [cast("Task", official.task_of(row, version)) for row in rows]
 
-    Errors: JobError naming the file, and the line where there is one, if it is another than the pinned one, or a record
-    is none or has no reference.
+
+def own_tasks(file: "OwnTasks") -> list[Task]:
+    """The tasks of a file of one's own, with the fields that may be missing filled in.
+
+    Errors: JobError naming the file, and the line where there is one, if it is another than the pinned one, or a task
+    cannot be judged by or has no reference.
     """
     path = Path(file.path)
     rows = read_tasks(path)
@@ -76,7 +79,8 @@ def own_tasks(file: "OwnTasks") -> list[dict]:
     for row in rows:
         if not row.get("reference"):
             raise JobError(f"{path}: {row['task_id']} has no reference, a whole program that passes its tests")
-    return [{"setup": "", "tests": [], "source": path.name, "license": "unknown"} | row for row in rows]
+    missing: Task = {"setup": "", "tests": [], "source": path.name, "license": "unknown"}  # type: ignore[typeddict-item]
+    return [missing | row for row in rows]
 
 
 def local(sources: Path, name: str) -> Path | None:
@@ -142,76 +146,3 @@ def mbpp_rows(settings: Any, sources: Path) -> list[dict]:
     if digest != settings.sha256:
         raise JobError(f"{where}: its rows have the sha256 {digest}, not the one in params")
     return rows
-
-
-def humaneval_task(row: dict, version: str) -> dict:
-    return {
-        "task_id": row["task_id"],
-        "prompt": row["prompt"],
-        "entry_point": row["entry_point"],
-        "setup": "",
-        "tests": [],
-        "check": row["test"],
-        **inputs(row),
-        "reference": row["prompt"] + row["canonical_solution"],
-        "source": f"HumanEval+ {version}",
-        "license": "MIT, Apache-2.0",
-    }
-
-
-def mbpp_plus_task(row: dict, version: str) -> dict:
-    """Its tests are evalplus's corrected assertions: MBPP's own at times name another function or expect otherwise."""
-    lines: dict[bool, list[str]] = {False: [], True: []}
-    for node in ast.parse(row["assertion"]).body:
-        lines[isinstance(node, ast.Assert)].append(ast.get_source_segment(row["assertion"], node) or "")
-    return {
-        "task_id": row["task_id"],
-        "prompt": row["prompt"],
-        "entry_point": row["entry_point"],
-        "setup": "\n".join(lines[False]),
-        "tests": lines[True],
-        **inputs(row),
-        "reference": row["prompt"] + row["canonical_solution"],
-        "source": f"MBPP+ {version}",
-        "license": "CC-BY-4.0, Apache-2.0",
-    }
-
-
-def inputs(row: dict) -> dict:
-    return {name: row[name] for name in ("base_input", "plus_input", "atol", "contract")}
-
-
-def mbpp_task(row: dict) -> dict:
-    """The record of an MBPP row; its entry point is "" where the tests do not agree on one."""
-    code = row["code"].replace("\r\n", "\n").rstrip() + "\n"
-    tests = [test.replace("\r\n", "\n").strip() for test in row["test_list"]]
-    return {
-        "task_id": f"Mbpp/{row['task_id']}",
-        "prompt": f'"""\n{row["text"].strip()}\n{tests[0]}\n"""\n',
-        "entry_point": entry_point(code, tests),
-        "setup": row["test_setup_code"].replace("\r\n", "\n"),
-        "tests": tests,
-        "reference": code,
-        "source": "MBPP",
-        "license": "CC-BY-4.0",
-    }
-
-
-def entry_point(code: str, tests: list[str]) -> str:
-    """The outermost function of `code` that all `tests` call, or ""."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in regular expressions
-            names = {node.name for node in ast.parse(code).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-            called = [
-                [
-                    node.func.id
-                    for node in ast.walk(ast.parse(test))
-                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
-                ]
-                for test in tests
-            ]
-    except SyntaxError:
-        return ""
-    common = [name for name in called[0] if all(name in others for others in called)] if called else []
-    return common[0] if common else ""

@@ -13,8 +13,12 @@ hangs on rounding.
 import operator
 import random
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
+
+if TYPE_CHECKING:
+    from jobs.common.task import Task
 
 VERBS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//", "reduce": "%", "flip": "^"}
 OPERATIONS = {
@@ -82,8 +86,7 @@ def tests_of(program: Program, rng: random.Random) -> list[str]:
     return [f"assert {ENTRY_POINT}({x}) == {outcome(program, x)}" for x in inputs]
 
 
-def task_of(program: Program, task_id: str, rng: random.Random) -> dict:
-    """The task's record, in the format that all tasks have."""
+def task_of(program: Program, task_id: str, rng: random.Random) -> "Task":
     prompt = prompt_of(program)
     return {
         "task_id": task_id,
@@ -122,8 +125,8 @@ def splits(seed: int, counts: Mapping[str, int]) -> dict[str, list[Program]]:
     return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}
 
 
-def tasks(seed: int, counts: Mapping[str, int]) -> dict[str, list[dict]]:
-    """Task records by split.
+def tasks(seed: int, counts: Mapping[str, int]) -> "dict[str, list[Task]]":
+    """Tasks by split.
 
     counts: how many tasks each split gets, such as {"distill": 130, "train": 200, "heldout": 100}.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.common import answer_format
+from jobs.common import answer_format, official
 from jobs.common.files import read_json, read_jsonl, write_jsonl
 from jobs.distill import cache
 from jobs.plumbing.params import load
@@ -94,7 +94,7 @@ def real_tasks() -> list[dict]:
         pytest.skip("needs ../shared/data (mbpp.jsonl.gz, MbppPlus.jsonl.gz)")
     params = load(ROOT / "params.yaml").tasks
     known = {row["task_id"] for row in sources.evalplus_rows("MbppPlus", params.mbpp_plus, DATA)}
-    records = map(sources.mbpp_task, sources.mbpp_rows(params.mbpp, DATA))
+    records = map(official.task_of, sources.mbpp_rows(params.mbpp, DATA))
     return [task for task in records if task["task_id"] not in known and not task["setup"]]
 
 

@@ -10,7 +10,7 @@ from jobs import grade
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_jsonl, write_jsonl
-from jobs.common.records import read_tasks
+from jobs.common.task import read_tasks
 from jobs.grpo import difficulty
 from jobs.plumbing.params import load
 from jobs.toy import world as toy

@@ -47,7 +47,7 @@ def test_every_fault_is_listed_with_its_task(tmp_path):
     assert lines[-1] == f"error: {path}: 6 faults"
     for said in (
         "line 2 (own/2): its test 1 asserts nothing",
-        "line 3 (own/1): is a second one of this id, after line 1",
+        "line 3 (own/1): is a second own/1, after line 1",
         "line 6 (own/5): has no reference",
         "own/3: its reference does not pass: failed",
         "own/4: its test 2 passes for a function that does nothing",

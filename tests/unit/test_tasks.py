@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.common import official
 from jobs.common.errors import JobError, UsageError
 from jobs.plumbing.params import Exclusion, load
 from jobs.tasks import job as tasks
@@ -72,7 +73,7 @@ def test_mbpp_prompts_show_the_signature_as_those_of_mbpp_plus_do():
     # Where evalplus left a task as it was, our prompt for it is evalplus's to the letter.
     plus = {task["task_id"]: task["prompt"] for task in records["train"] + records["mbpp"]}
     ours = {
-        task["task_id"]: task["prompt"] for task in map(sources.mbpp_task, sources.mbpp_rows(PARAMS.tasks.mbpp, DATA))
+        task["task_id"]: task["prompt"] for task in map(official.task_of, sources.mbpp_rows(PARAMS.tasks.mbpp, DATA))
     }
     assert sum(plus[task_id] == ours[task_id] for task_id in plus) > 100
 
@@ -136,7 +137,7 @@ def test_the_committed_exclusions_are_of_tasks_that_are_trained_on_with_some_see
     ],
 )
 def test_entry_points(code, tests, name):
-    assert sources.entry_point(code, tests) == name
+    assert official.entry_point(code, tests) == name
 
 
 def write(path: Path, text: str) -> None:
