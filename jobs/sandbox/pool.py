@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.errors import JobError
 from jobs.common.files import process_folder
 from jobs.sandbox.packages import Packages, library
-from jobs.sandbox.tools import TOOLS
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
@@ -55,14 +54,6 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.status == "passed"
-
-
-class CallFailed(Exception):
-    """A function of tools.py gave no result: `status` is failed, timeout, crashed or infrastructure_error."""
-
-    def __init__(self, status: str, error: str) -> None:
-        super().__init__(f"{status}: {error}")
-        self.status, self.error = status, error
 
 
 class Sandbox:
@@ -170,37 +161,15 @@ class Sandbox:
         """
         key, payload = self.key(task)
         future: Future[Verdict] = Future()
-        self.add(key, lambda judge: self.judge(judge, key, payload, code), future)
-        return future
-
-    def call(self, function: str, payload: Any, seconds: float) -> Any:
-        """What one of our own functions makes of untrusted text, run in a child with limits and without rights.
-
-        function: a name in tools.TOOLS. payload, result: JSON values. seconds: of wall time, in a child of its own.
-        Errors: KeyError for another name; CallFailed when the function raised, took too long, or died of its text.
-        """
-        return self.submit_call(function, payload, seconds).result()
-
-    def submit_call(self, function: str, payload: Any, seconds: float) -> "Future[Any]":
-        """As `call`, without waiting for the result."""
-        if function not in TOOLS:
-            raise KeyError(function)
-        request = json.dumps({"call": function, "payload": payload, "seconds": seconds}).encode() + b"\n"
-        future: Future[Any] = Future()
-        self.add(None, lambda judge: self.carry_out(judge, request, seconds), future)
-        return future
-
-    def add(self, key: str | None, work: "Callable[[JudgeProcess], Any]", future: Future) -> None:
-        """Queues `work` for a judge. Waits while PENDING are ahead."""
         with self.changed:
             self.changed.wait_for(lambda: self.pending < PENDING or self.closing)
             if self.closing:
                 raise RuntimeError("the sandbox is closed")
             self.pending += 1
             # The same task goes to the same judge, which has its expected values; an idle judge takes from the others.
-            queue = self.queues[int(key[:8], 16) % self.workers] if key else min(self.queues, key=len)
-            queue.append((work, future))
+            self.queues[int(key[:8], 16) % self.workers].append((key, payload, code, future))
             self.changed.notify_all()
+        return future
 
     def key(self, task: "Task") -> tuple[str, bytes]:
         """A task's digest and JSON, remembered by identity: a task is submitted many times."""
@@ -230,21 +199,12 @@ class Sandbox:
 
     def work(self, i: int) -> None:
         while (item := self.take(i)) is not None:
-            work, future = item
+            key, payload, code, future = item
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(work(self.judges[i]))
+                    future.set_result(self.judge(self.judges[i], key, payload, code))
                 except Exception as error:
                     future.set_exception(error)
-
-    def carry_out(self, judge: "JudgeProcess", request: bytes, seconds: float) -> Any:
-        try:
-            reply = judge.exchange(request, 120 + 10 * seconds)
-        except (OSError, ValueError, EOFError) as error:
-            raise CallFailed("infrastructure_error", str(error) or type(error).__name__) from None
-        if "value" not in reply:
-            raise CallFailed(reply["status"], reply["error"])
-        return reply["value"]
 
     def judge(self, judge: "JudgeProcess", key: str, payload: bytes, code: str) -> Verdict:
         """One verdict. A judge that dies is replaced. What ends it twice, or takes all its time, after it had the task

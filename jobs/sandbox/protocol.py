@@ -8,7 +8,6 @@ answer carries the number of its question, so that no reply can ever be taken fo
     {"n", "op": "call", "args": [function, arguments, named]}    {"r": value} or {"x": exception}, and {"m": changes}
     {"n", "op": OPERATION, "args": [values]}                     {"r": value} or {"x": exception}
     {"n", "op": "batch", "name", "inputs", "each"}               one [n, i, "r" or "x", value or exception] an input
-    {"n", "op": "tool", "name", "payload"}                       {"r": JSON value} or {"x": exception}
     {"n", "a": value} or {"n", "stop": 1}, which answers:        {"c": [function, arguments, named]}, a call back
 
 An exception is [[names of its classes], text, its arguments if they are scalars]. `changes` are what a call has made of
