@@ -430,15 +430,17 @@ class Publish(Section):
 
 
 class Sandbox(Section):
-    """Limits for code that a model wrote; see jobs/sandbox/. packages: what it can import beyond the standard library."""
+    """Limits for code that a model wrote: what may be set of a sandbox (jobs/sandbox/settings.py)."""
 
-    workers: Count
-    timeout: Seconds
-    memory_mib: Positive
-    limit_factor: Annotated[float, Field(ge=1, le=1000)]
-    min_limit: Seconds
-    require: list[Literal["seccomp", "landlock", "unprivileged"]]
-    packages: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]]
+    workers: Count  # judges beside each other; 0 for as many as there are cores
+    timeout: Seconds  # of wall time that a submission has in training
+    memory_mib: Positive  # address space that a submission may take beyond the interpreter's
+    limit_factor: Annotated[
+        float, Field(ge=1, le=1000)
+    ]  # times what the reference took: an input's limit in a benchmark
+    min_limit: Seconds  # the least that such a limit can be
+    require: list[Literal["seccomp", "landlock", "unprivileged"]]  # layers without which the sandbox does not start
+    packages: list[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]]  # beyond the standard library
 
 
 class Checkpoints(Section):

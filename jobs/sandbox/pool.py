@@ -14,46 +14,23 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import process_folder
 from jobs.sandbox.packages import Packages, library
+from jobs.sandbox.verdict import Verdict
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
+    from jobs.sandbox.settings import Settings
 
 log = logging.getLogger("jobs")
-STATUSES = ("passed", "failed", "timeout", "crashed", "invalid", "unsupported", "infrastructure_error")
 LAYERS = ("seccomp", "landlock", "unprivileged")
+REPLY_SECONDS = 900  # what a judge may take for a reply; its own limits of CPU time come long before
 PENDING = 4096  # submissions that may wait; then `submit` does
 ROOT = str(Path(__file__).resolve().parents[2])
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one submission is worth. `error` is one line of at most 200 characters; `seconds` is wall time in the judge,
-    less what a task's expected values take when it is new there.
-
-    status: passed (every test), failed (ran, some test did not hold), timeout, crashed (the process ended early or
-    broke the protocol), invalid (not a program, or without the entry point), unsupported (cannot be judged exactly,
-    `error` says why: with tests_total 0 no program of this task can, else this one), infrastructure_error (no verdict:
-    the sandbox or the task is at fault, and a trainer must not count it as 0).
-    """
-
-    status: str
-    tests_passed: int
-    tests_total: int
-    base_passed: bool | None = None
-    plus_passed: bool | None = None
-    error: str = ""
-    seconds: float = 0.0
-
-    @property
-    def passed(self) -> bool:
-        return self.status == "passed"
 
 
 class Sandbox:
@@ -80,8 +57,8 @@ class Sandbox:
         if found.missing:
             log.warning("sandbox: not installed here, so no submission can import it: %s", ", ".join(found.missing))
         readable, listable = library()
-        self.config: dict[str, Any] = {
-            "root": ROOT, "scratch": self.scratch, "path": found.places, "timeout": timeout,
+        self.config: Settings = {
+            "root": ROOT, "scratch": self.scratch, "timeout": timeout,
             "memory_mib": max(memory_mib, 4096) if benchmark else memory_mib,
             "cpu": int(timeout) + 2 if not benchmark else 70, "readable": readable + found.readable,
             "listable": listable, "without": list(without), "places": found.places, "folder": str(found.folder),
@@ -108,9 +85,7 @@ class Sandbox:
     @classmethod
     def from_params(cls, params: Any, **options: Any) -> "Sandbox":
         """From the `sandbox` section of params.yaml (jobs/plumbing/params.py)."""
-        return cls(params.workers, params.timeout, params.memory_mib, params.require,
-                   limit_factor=params.limit_factor, min_limit=params.min_limit, packages=params.packages,
-                   **options)  # fmt: skip
+        return cls(**params.model_dump(), **options)
 
     def greet(self, hello: dict[str, Any], require: Sequence[str]) -> None:
         if "error" in hello:
@@ -235,7 +210,7 @@ class Overrun(Exception):
 class JudgeProcess:
     """One judge, started when needed and replaced when it dies."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: "Settings") -> None:
         self.config = config
         self.process: subprocess.Popen | None = None
         self.known: dict[str, dict] = {}  # the tasks it has ready, each with the worst verdict on it
@@ -278,7 +253,7 @@ class JudgeProcess:
             reply = self.exchange(b"")
         return reply
 
-    def exchange(self, request: bytes, seconds: float = 900) -> dict[str, Any]:
+    def exchange(self, request: bytes) -> dict[str, Any]:
         """The judge's reply to one line. Errors: Overrun, OSError or EOFError when it died."""
         if self.process is None or self.process.poll() is not None:
             self.start()
@@ -286,7 +261,7 @@ class JudgeProcess:
             if not self.greeted:
                 self.hello()
             self.write(request)
-            return json.loads(self.read_line(seconds))
+            return json.loads(self.read_line(REPLY_SECONDS))
         except (OSError, ValueError, EOFError):
             process = self.process
             self.end()

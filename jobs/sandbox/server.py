@@ -20,16 +20,19 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jobs.sandbox import agent, isolation
 from jobs.sandbox.protocol import NEXT, PID, SOCKET, dumps
+
+if TYPE_CHECKING:
+    from jobs.sandbox.settings import ServerSettings
 
 THREADS = 64  # what a child may start beyond the number of threads that this machine has already
 
 
 def main() -> None:
-    config = json.loads(sys.argv[1])
+    config: ServerSettings = json.loads(sys.argv[1])
     sys.argv = [""]
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)  # the judge's is its own
     isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
@@ -57,7 +60,7 @@ def main() -> None:
 class Layers:
     """The isolation that works here: prepared once, probed in a child, then applied in every child."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: "ServerSettings") -> None:
         self.config = config
         self.missing: dict[str, str] = dict.fromkeys(config["without"], "switched off")
         self.ruleset = -1

@@ -2,9 +2,41 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.sandbox.protocol import Malformed
+
+STATUSES = (
+    "passed",  # every test
+    "failed",  # ran, and some test did not hold
+    "timeout",
+    "crashed",  # the process ended early or broke the protocol
+    "invalid",  # not a program, or without the entry point
+    "unsupported",  # cannot be judged exactly, `error` says why: with tests_total 0 no program of this task, else this one
+    "infrastructure_error",  # no verdict: the sandbox or the task is at fault, and a trainer must not count it as 0
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one submission is worth."""
+
+    status: str  # one of STATUSES
+    tests_passed: int
+    tests_total: int  # of the task, whether or not they ran
+    base_passed: bool | None = None  # of a task with base_input: whether all of these passed; else None
+    plus_passed: bool | None = None  # the same of plus_input
+    error: str = ""  # the first fault, in one line of at most 200 characters; "" for what passed
+    seconds: float = 0.0  # wall time in the judge, less what a task's expected values take when it is new there
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+    def fields(self) -> dict[str, Any]:
+        """As the judge sends it to the pool, and as rows of results have it."""
+        return dict(vars(self))
 
 
 class Lost(BaseException):
@@ -42,17 +74,21 @@ class Counts:
         if not self.status:
             self.status, self.error = status, error
 
-    def verdict(self, **parts: bool | None) -> dict[str, Any]:
+    def verdict(self, base_passed: bool | None = None, plus_passed: bool | None = None) -> dict[str, Any]:
         everything = all(self.passed) and bool(self.passed) and not self.status
-        return {"status": "passed" if everything else self.status or "failed", "tests_passed": sum(self.passed),
-                "tests_total": len(self.passed), "error": "" if everything else shown(self.error or "a test failed"),
-                "base_passed": None, "plus_passed": None, **parts}  # fmt: skip
+        return Verdict(
+            "passed" if everything else self.status or "failed",
+            sum(self.passed),
+            len(self.passed),
+            base_passed,
+            plus_passed,
+            "" if everything else shown(self.error or "a test failed"),
+        ).fields()
 
 
 def no_verdict(status: str, error: str) -> dict[str, Any]:
     """For a task on which no submission can be judged."""
-    return {"status": status, "tests_passed": 0, "tests_total": 0, "error": shown(error),
-            "base_passed": None, "plus_passed": None}  # fmt: skip
+    return Verdict(status, 0, 0, error=shown(error)).fields()
 
 
 def shown(text: str) -> str:

@@ -1,19 +1,24 @@
 """What a submission can be asked, what verdict it gets, and what happens where a layer is missing."""
 
 import asyncio
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import threading
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from jobs.common.errors import JobError
+from jobs.plumbing import params
 from jobs.sandbox import Sandbox
+from jobs.sandbox.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -504,3 +509,16 @@ def test_modules_are_there_for_programs_and_for_what_tests_hand_over(name):
             found = verdict(sandbox, task(*tests) | {"setup": "\n".join(setup)}, code)
             reachable = sandbox.layers["landlock"] or "no line names" not in name
         assert found.passed == reachable, (name, without, found)
+
+
+def test_what_params_can_set_are_arguments_of_the_sandbox_and_what_it_passes_on_is_documented():
+    arguments = inspect.signature(Sandbox.__init__).parameters
+    assert set(params.Sandbox.model_fields) <= set(arguments)
+    told = set(get_type_hints(Settings))
+    assert {"timeout", "memory_mib", "limit_factor", "min_limit", "packages", "without", "benchmark"} <= told & set(
+        arguments
+    )
+    commented = re.findall(r"^    (\w+): .*  # \S", inspect.getsource(Settings), re.MULTILINE)
+    assert set(commented) == told
+    with Sandbox(workers=1) as sandbox:
+        assert set(sandbox.config) == told
