@@ -227,7 +227,7 @@ class JudgeProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-W", "ignore", "-c", code, ROOT, json.dumps(self.config)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", start_new_session=True,
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})  # fmt: skip
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
             self.known = {}
             self.buffer = b""
             self.greeted = False

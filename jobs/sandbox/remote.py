@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jobs.sandbox.codec import LEAVES, Side, assign, containers, pack, unpack
+from jobs.sandbox.codec import BASES, LEAVES, Side, assign, containers, pack, unpack
 from jobs.sandbox.names import MODULES
 from jobs.sandbox.protocol import Malformed, dumps
 from jobs.sandbox.verdict import Invalid, RemoteError, Unsupported, line
@@ -90,7 +90,7 @@ class Session(Side):
     def instance(self, inner: Any, depth: int) -> Any:
         number, base, name, own, packed = inner
         plain = unpack(packed, self, depth + 1)
-        if type(plain).__name__ != base or type(own) is not list:
+        if type(plain) not in BASES or type(plain).__name__ != base or type(own) is not list:
             raise Malformed("an instance of another class than it says")
         known: Any = self.remotes.get(number)
         if base in MUTABLE_NAMES:
@@ -175,7 +175,10 @@ class Session(Side):
             raise rebuilt(reply["x"])
         if "r" not in reply:
             raise Malformed("a reply without a result")
-        return unpack(reply["r"], self)
+        try:
+            return unpack(reply["r"], self)
+        except StopIteration:  # would end the loop of a test as if all were well
+            raise Malformed("a result that cannot be read") from None
 
     def call_back(self, request: Any) -> dict[str, Any]:
         """Carries out a call of one of the test's functions."""
@@ -475,6 +478,9 @@ class RemoteCoroutine(Remote):
 
     def send(self, value: Any) -> NoReturn:
         raise StopIteration(self._ask("await"))
+
+    def __next__(self) -> NoReturn:  # by which an event loop sends where there is one
+        self.send(None)
 
     def throw(self, *error: Any) -> NoReturn:
         raise error[0]

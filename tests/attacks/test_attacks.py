@@ -2,8 +2,10 @@
 right.
 
 Every program is run against the same task in three forms: assertions, a check function, and inputs with a
-reference. Its docstring says what it tries. What harm would look like is watched from outside: files, processes,
-sockets, System V objects, and the verdict on a right program and on a wrong one directly afterwards."""
+reference; those that would forge a verdict or harm the judge also against tests that use a result in all ways and
+against inputs that are compared as sets. Its docstring says what it tries. What harm would look like is watched from
+outside: files, processes, sockets, System V objects, and the verdict on a right program and on a wrong one directly
+afterwards."""
 
 import contextlib
 import json
@@ -33,6 +35,20 @@ FORMS = {
     "check": {**COMMON, "tests": [], "check": CHECK},
     "inputs": {**COMMON, "tests": [], "base_input": [[3]], "plus_input": [[4], [[1, 2]]], "atol": 0},
 }
+# Here f returns a list, of which the tests make all that can be made.
+USES = [
+    "assert all(y[0] > 99 for y in map(f, [3, 4]))",
+    "assert sum(f(3)) == 471203",
+    "assert list(f(4)) == [912047] and set(f(4)) == {912047} and sorted(f(4)) == [912047] and max(f(4)) == 912047",
+    "y = f([1, 2]); assert f'{y}' == '[130991]' and y[0] == 130991 and len(y) == 1 and 130991 in y and y == [130991]",
+    "assert list(map(f, [3, 4])) == [[471203], [912047]] and {y: 0 for x in [3] for y in f(x)} == {471203: 0}",
+]
+LISTED = f"def f(x):\n    def g(x):\n{LOOKUP.replace('    ', '        ')}\n    return [g(x)]\n"
+HARD_FORMS = {
+    "uses": {**COMMON, "reference": LISTED, "tests": USES},
+    "sets": {**COMMON, "reference": LISTED.replace("f(x)", "Diff(x)"), "task_id": "Mbpp/769", "entry_point": "Diff",
+             "tests": [], "base_input": [[3]], "plus_input": [[4], [[1, 2]]], "atol": 0},
+}  # fmt: skip
 CANARY, FOLDER, TASKS = (Path("/tmp/sandbox-attack-" + name) for name in ("canary", "folder", "tasks.jsonl"))
 LISTENER = Path("/tmp/sandbox-attack-listener")
 SECONDS = 1.0
@@ -125,28 +141,29 @@ def world():
 @pytest.fixture(scope="module")
 def sandbox(world):
     with Sandbox(workers=1, timeout=SECONDS, memory_mib=512) as sandbox:
-        sandbox.run([(task, RIGHT) for task in FORMS.values()])
+        sandbox.run([(task, task["reference"]) for task in (FORMS | HARD_FORMS).values()])
         yield sandbox
 
 
-def attack(sandbox: Sandbox, world: tuple, code: str) -> list[str]:
+def attack(sandbox: Sandbox, world: tuple, code: str, forms: dict[str, dict] = FORMS) -> list[str]:
     """What the program achieved, [] if nothing."""
     listener, bystander = world
     before = harm()
     achieved = []
-    for form, task in FORMS.items():
+    for form, task in forms.items():
         start = time.monotonic()
-        verdict = sandbox.run([(task, code)])[0]
+        verdict = sandbox.run([(task, code + ("\nDiff = f\n" if form == "sets" else ""))])[0]
         if verdict.passed or verdict.tests_passed or verdict.base_passed or verdict.plus_passed:
             achieved.append(f"{form}: {verdict}")
-        if verdict.status not in STATUSES[:-1] or len(verdict.error) > 200 or "\n" in verdict.error:
+        if verdict.status not in STATUSES[:-1] or len(verdict.error) > 200 or not verdict.error.isprintable():
             achieved.append(f"{form}: {verdict}")
-        if time.monotonic() - start > 60:
+        if time.monotonic() - start > 20:
             achieved.append(f"{form}: held the judge for {time.monotonic() - start:.0f} s")
-        after = sandbox.run([(task, RIGHT), (task, WRONG)])
+        answers = [(task, task["reference"]), (task, WRONG.replace("f(x)", f"{task['entry_point']}(x)"))]
+        after = sandbox.run(answers)
         if any(v.status == "timeout" for v in after):  # a busy machine; harm that stays would time out again
             time.sleep(1)
-            after = sandbox.run([(task, RIGHT), (task, WRONG)])
+            after = sandbox.run(answers)
         if [v.status for v in after] != ["passed", "failed"]:
             achieved.append(f"{form}: the next: {after}")
     achieved += sorted(harm() - before) + sorted(listener.reached())
@@ -157,7 +174,8 @@ def attack(sandbox: Sandbox, world: tuple, code: str) -> list[str]:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_attack(sandbox, world, path):
-    assert attack(sandbox, world, path.read_text()) == []
+    hard = HARD_FORMS if path.stem.startswith(("judge_", "forge_")) else {}
+    assert attack(sandbox, world, path.read_text(), FORMS | hard) == []
 
 
 def test_nothing_is_left(world):

