@@ -38,7 +38,6 @@ REASONS = {
     "near_duplicate": "prompt and code are nearly those of an earlier example",
 }
 WORDS = re.compile(r"\w+|[^\w\s]")
-FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n`~]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 INVISIBLE = "\ufeff\u200b\u2060"  # at the ends of a text: a byte order mark, spaces of no width
 
@@ -138,9 +137,15 @@ def parsed(text: str) -> answer_format.Answer | None:
 
 
 def unfenced(text: str) -> str:
-    """What is in the one fence that `text` consists of; any other text as it is."""
-    match = FENCED.fullmatch(text)
-    return match[2] if match and match[1] not in match[2] else text
+    """What is in the one fence that `text` consists of; any other text as it is. In time linear in the text."""
+    opening, newline, rest = text.strip().partition("\n")
+    mark = opening[: len(opening) - len(opening.lstrip(opening[:1]))]
+    if not newline or len(mark) < 3 or mark[0] not in "`~" or {"`", "~"} & set(opening[len(mark) :]):
+        return text
+    if not rest.endswith(mark):
+        return text
+    inside = rest[: -len(mark)].rstrip(" \t").removesuffix("\n")
+    return text if mark in inside else inside
 
 
 def shown(name: str) -> str:

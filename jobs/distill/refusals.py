@@ -25,13 +25,15 @@ CONTENT = re.compile(
 )
 TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
+PAGE = 10_000  # characters of a page that are looked at: of one made for it, tags take time by the square of its length
+
 Cause = Literal["money", "key", "content", "busy", "request", "endpoint"]
 
 
 def words(body: object, otherwise: str) -> tuple[str, str]:
     """The endpoint's message in one line, and all of its body's words (codes and types too), to tell the cause by."""
     if isinstance(body, str) and "<" in body[:200]:  # a page of a proxy
-        body = TAG.sub(" ", body)
+        body = TAG.sub(" ", body[:PAGE])
     whole = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
     if body in (None, "", {}, []):
         return one_line(otherwise), otherwise

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from jobs import merge  # noqa: E402
 from jobs.common.answer_format import chat_prompt  # noqa: E402
 from jobs.common.files import read_json, read_jsonl  # noqa: E402
-from jobs.extraction.program import extract  # noqa: E402
+from jobs.extraction.worker import Extractor  # noqa: E402
 from jobs.inference import Sampling  # noqa: E402
 from jobs.weights.lora import updates_of  # noqa: E402
 from jobs.weights.safetensors import tensors_of  # noqa: E402
@@ -70,11 +70,12 @@ def pass_at_1(model: Path, tasks: list[dict], max_tokens: int, samples: int) -> 
     generate = hf.load(model, dtype="float32")
     sampling = Sampling(max_tokens=max_tokens, n=samples, temperature=0.8, top_p=0.95, seed=0)
     answers = generate([chat_prompt(task["prompt"]) for task in tasks], sampling)
-    programs = [
-        (t, extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution)
-        for t, of_task in zip(tasks, answers, strict=True)
-        for a in of_task
-    ]
+    with Extractor() as extractor:
+        programs = [
+            (t, extractor.extract(a.text, t["prompt"], t["entry_point"], "cot", a.finish == "length").solution)
+            for t, of_task in zip(tasks, answers, strict=True)
+            for a in of_task
+        ]
     with Sandbox(timeout=10.0) as sandbox:
         return sum(v.passed for v in sandbox.run(programs)) / len(programs)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.distill import cache, datacard, job, reply, teacher
 from jobs.distill.collect import Collection, Collector
-from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine
+from jobs.distill.examine import REASONS, Benchmarks, Candidate, examine, unfenced
+from jobs.distill.refusals import words
 from jobs.extraction.worker import Extractor
 from jobs.plumbing.params import load
 from tests.teacher_server import Behaviour, TeacherServer
@@ -365,3 +367,26 @@ def test_the_card_is_made_of_the_numbers():
     card = datacard.card([job.example(c) for c in collection.accepted], metrics, REASONS, chosen)
     assert "- Tasks: 4 from here, licence MIT" in card
     assert "| tags | the tag format is not obeyed | 50.0% |" in card
+
+
+@given(st.text("`~ \n\tapy", max_size=30))
+def test_a_fence_is_taken_off_by_its_definition(text):
+    """What the regular expression says that would take hours over some texts of the length of an answer."""
+    fenced = re.compile(r"\s*(`{3,}|~{3,})[^\n`~]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
+    match = fenced.fullmatch(text)
+    assert unfenced(text) == (match[2] if match and match[1] not in match[2] else text)
+
+
+@pytest.mark.parametrize("text", ["```\n" + " " * 2_000_000 + "x", "```\n" + "\n```" * 500_000 + "x", "`" * 2_000_000,
+                                  "\n" * 2_000_000 + "~~~\n" + "\t" * 2_000_000, "```\n" + " \n" * 1_000_000])  # fmt: skip
+def test_a_text_made_to_hold_up_the_reader_does_not(text):
+    assert unfenced(text) == text
+
+
+@pytest.mark.parametrize(
+    "page", ["<" * 3_000_000, "<script " * 400_000, "<style><" * 400_000, "<html>" + "<p" * 900_000]
+)
+def test_a_proxys_page_made_to_hold_up_the_reader_does_not(page):
+    said, whole = words(page, "502")
+    assert len(said) <= 1000
+    assert len(whole) <= 10_000
