@@ -5,25 +5,25 @@ die() {
     exit "${2:-1}"
 }
 
-# The engine's command: docker, or podman. A missing or unreachable engine stops with one line.
-engine() {
+# The container runtime's command: docker, or podman. A missing or unreachable one stops with one line.
+runtime() {
     case ${RUNTIME:-docker} in
         docker | podman) ;;
         *) die "RUNTIME=$RUNTIME: must be docker, podman or local" 2 ;;
     esac
-    local engine=${RUNTIME:-docker}
-    command -v "$engine" > /dev/null ||
-        die "$engine is not installed: install Docker Engine, or podman for RUNTIME=podman; RUNTIME=local runs without a container"
-    "$engine" version > /dev/null 2>&1 ||
-        die "$engine does not answer: start its daemon (systemctl start $engine) or check that you may use it, or RUNTIME=local"
-    [ "$engine" = podman ] || [[ $("$engine" --version 2> /dev/null) != *podman* ]] ||
+    local runtime=${RUNTIME:-docker}
+    command -v "$runtime" > /dev/null ||
+        die "$runtime is not installed: install Docker Engine, or podman for RUNTIME=podman; RUNTIME=local runs without a container"
+    "$runtime" version > /dev/null 2>&1 ||
+        die "$runtime does not answer: start its daemon (systemctl start $runtime) or check that you may use it, or RUNTIME=local"
+    [ "$runtime" = podman ] || [[ $("$runtime" --version 2> /dev/null) != *podman* ]] ||
         die "docker is podman under another name here: say RUNTIME=podman"
-    echo "$engine"
+    echo "$runtime"
 }
 
-# What the engine makes of user ids: `rootless` or `remapped` (userns-remap) for docker, `keep-id` for a rootless podman
+# What the runtime makes of user ids: `rootless` or `remapped` (userns-remap) for docker, `keep-id` for a rootless podman
 # (after its option), `no` where an id in a container is that id here.
-confined() {  # ENGINE
+confined() {  # RUNTIME
     if [ "$1" = podman ]; then
         if [ "$(id -u)" = 0 ]; then echo no; else echo keep-id; fi
         return
@@ -76,7 +76,7 @@ params() {  # KEY... [-- ARGUMENTS]
 }
 
 # The same; where no python here can read YAML, the image's does.
-asked_params() {  # ENGINE IMAGE KEY... [-- ARGUMENTS]
+params_by_any() {  # RUNTIME IMAGE KEY... [-- ARGUMENTS]
     local status=0
     params "${@:3}" || status=$?
     [ $status = 3 ] || return $status

@@ -40,9 +40,9 @@ def locked(text: str) -> list[dict]:
 
 def installed(tag: str) -> list[dict]:
     """The Debian or Ubuntu packages in an image, and its distribution."""
-    engine = os.environ.get("RUNTIME", "docker")
+    runtime = os.environ.get("RUNTIME", "docker")
     script = "cat /etc/os-release; echo; dpkg-query --show --showformat '${Package} ${Version} ${Architecture}\\n'"
-    run = [engine, "run", "--rm", "--network", "none", "--entrypoint", "sh", tag, "-c", script]
+    run = [runtime, "run", "--rm", "--network", "none", "--entrypoint", "sh", tag, "-c", script]
     release, _, packages = subprocess.run(run, check=True, text=True, stdout=subprocess.PIPE).stdout.partition("\n\n")
     facts = dict(re.findall(r'^(\w+)="?([^"\n]*)', release, re.MULTILINE))
     found = [{"type": "operating-system", "name": facts["ID"], "version": facts.get("VERSION_ID", "")}]

@@ -29,8 +29,7 @@ from jobs.common.benchmarks import read_benchmarks, require_all
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import numbered_jsonl, read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, reads, writes
-from jobs.plumbing.outputs import FOLDER, METRICS
-from jobs.plumbing.outputs import check as check_outputs
+from jobs.plumbing.outputs import FOLDER, METRICS, require_outputs
 from jobs.scoring.judge import score
 from jobs.scoring.metrics import summary
 
@@ -165,6 +164,6 @@ def command(
     else:
         raise UsageError("give either --model or --samples")
     inputs = {"--model": model, "--adapter": adapter, "--samples": samples, "--benchmarks-dir": benchmarks_dir}
-    check_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
+    require_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
     found = run(params, samples, model, adapter, mode, list(names), benchmarks_dir, out, metrics)
     click.echo(json.dumps(found, indent=2))

@@ -25,8 +25,7 @@ import click
 from jobs.common.benchmarks import read_benchmarks
 from jobs.common.files import replace_dir
 from jobs.plumbing.cli import job, reads, writes
-from jobs.plumbing.outputs import FOLDER
-from jobs.plumbing.outputs import check as check_outputs
+from jobs.plumbing.outputs import FOLDER, require_outputs
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -72,6 +71,6 @@ def command(
 ) -> None:
     out = out or Path("data/samples") / f"{(adapter or model).stem}-{mode}"
     inputs = {"--model": model, "--adapter": adapter, "--benchmarks-dir": benchmarks_dir}
-    check_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
+    require_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
     chosen = list(names) or params.evaluate.benchmarks
     click.echo(json.dumps(run(params, model, adapter, mode, chosen, benchmarks_dir, out), indent=2))

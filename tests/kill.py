@@ -60,13 +60,13 @@ class Pipeline:
             self.environment.pop(unwanted, None)
 
     def lay_out(self, small: dict) -> None:
-        from jobs.plumbing.params import check, merged
+        from jobs.plumbing.params import merged, validate
 
         smoke = [sys.executable, "-m", "jobs", "smoke", "--out", str(self.folder), "--prepare"]
         subprocess.run(smoke, cwd=ROOT, check=True)
         path = self.folder / "params.yaml"
         params = merged(read_yaml(path), small)
-        check(params, "the small params")
+        validate(params, "the small params")
         path.write_text(dump(params))
 
     def start(self, *words: str) -> subprocess.Popen:

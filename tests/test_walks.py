@@ -66,10 +66,10 @@ def box(tmp_path_factory):
     """A repository with tiny params and an environment of its own."""
     folder = tmp_path_factory.mktemp("walks") / "box"
     subprocess.run([sys.executable, "-m", "jobs", "smoke", "--prepare", "--out", folder], cwd=ROOT, check=True)
-    from jobs.plumbing.params import check, merged, read_yaml
+    from jobs.plumbing.params import merged, read_yaml, validate
 
     params = merged(read_yaml(folder / "params.yaml"), TINY)
-    check(params, "the walks' params")
+    validate(params, "the walks' params")
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder.parent / "gitconfig").write_text("[user]\n\tname = walker\n\temail = walker@localhost\n")
     own_environment(folder)

@@ -101,12 +101,12 @@ class Collector:
         settings: "Distill",
         collection: Collection,
         responses: Responses,
-        asked: "Teacher | References",
+        teacher: "Teacher | References",
         sandbox: "Sandbox",
         extractor: "Extractor",
     ) -> None:
         self.settings, self.collection, self.responses = settings, collection, responses
-        self.asked, self.sandbox, self.extractor = asked, sandbox, extractor
+        self.teacher, self.sandbox, self.extractor = teacher, sandbox, extractor
         self.upcoming = sequence(tasks, settings)
         self.waiting: Candidate | None = None  # the sequence's next, which could not be asked yet
         self.done: set[str] = set()  # tasks with an example, which are passed over from then on
@@ -130,11 +130,11 @@ class Collector:
                         task.result()
                         self.spent += self.running.pop(task).cost
             except JobError:
-                self.asked.closing = True  # what is under way is paid for: let it arrive, and be kept
+                self.teacher.closing = True  # what is under way is paid for: let it arrive, and be kept
                 await asyncio.gather(*self.running, return_exceptions=True)
                 raise
             finally:
-                await self.asked.close()
+                await self.teacher.close()
 
     def decide(self, bar: Any) -> None:
         """Decides the candidates at the head of the sequence whose checks are done."""
@@ -171,7 +171,7 @@ class Collector:
     def affordable(self, candidate: Candidate) -> bool:
         reserved = sum(other.cost for other in self.running.values())
         return (
-            len(self.collection.decided) + len(self.undecided) + self.asked.failed < self.settings.max_requests
+            len(self.collection.decided) + len(self.undecided) + self.teacher.failed < self.settings.max_requests
             and self.spent + reserved + candidate.cost <= self.settings.max_total_tokens
         )
 
@@ -186,8 +186,8 @@ class Collector:
         )
 
     async def response(self, candidate: Candidate) -> dict:
-        if isinstance(self.asked, References):
-            return self.asked.response(candidate.task, candidate.request)
+        if isinstance(self.teacher, References):
+            return self.teacher.response(candidate.task, candidate.request)
         response = self.responses.get(candidate.request)
         if response is None:
             if self.responses.recorded:
@@ -195,10 +195,10 @@ class Collector:
                     f"{self.responses.recorded}: has no response for {candidate.task['task_id']}, attempt "
                     f"{candidate.attempt}, as params have it asked; record it anew"
                 )
-            response = await self.asked.ask(candidate.request)
+            response = await self.teacher.ask(candidate.request)
             self.responses.put(candidate.request, response)
         elif "error" not in response:
-            self.asked.answered += 1  # by an earlier run, asked in the same way: that the endpoint works is known
+            self.teacher.answered += 1  # by an earlier run, asked in the same way: that the endpoint works is known
         return response
 
     async def try_out(self, candidate: Candidate) -> None:

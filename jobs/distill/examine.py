@@ -119,7 +119,7 @@ def examine(candidate: Candidate, settings: "Distill", extractor: "Extractor") -
     ):
         if not least <= len(text) <= most:
             return "length", f"{name} of {len(text)} characters"
-    reason, detail = extractor.check(answer.code, candidate.task["entry_point"])
+    reason, detail = extractor.fault(answer.code, candidate.task["entry_point"])
     return reason, one_line(detail)
 
 

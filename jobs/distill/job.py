@@ -25,8 +25,8 @@ With distill.recorded the answers come from that file and nothing is asked. Each
 {"key", "request", "response"}; jobs/distill/cache.py makes them:
 
 \b
-    asked = cache.request(params.distill, task["prompt"], attempt=0)
-    row = cache.record(asked, cache.response(asked, answer_format.render(reasoning, code)))
+    request = cache.request(params.distill, task["prompt"], attempt=0)
+    row = cache.record(request, cache.response(request, answer_format.render(reasoning, code)))
 
 The key is read from the environment variable that distill.api_key_env names. Exit code 1 with the counts when the
 budget (distill.max_requests, distill.max_total_tokens) or the attempts end before there are enough examples; the
@@ -82,10 +82,10 @@ def run(
     collection = Collection(settings.similarity, Benchmarks.read(benchmarks_path, params.tasks.overlap.words))
     kept = cache.outside_experiments(kept) if kept else None
     responses = cache.Responses(responses_path, Path(settings.recorded) if settings.recorded else None, kept)
-    asked = references.References() if settings.references else Teacher(settings)
+    teacher = references.References() if settings.references else Teacher(settings)
     try:
         with Sandbox.from_params(params.sandbox) as sandbox, Extractor() as extractor:
-            asyncio.run(Collector(tasks, settings, collection, responses, asked, sandbox, extractor).collect())
+            asyncio.run(Collector(tasks, settings, collection, responses, teacher, sandbox, extractor).collect())
     except JobError as error:
         rejected = [reject(candidate) for candidate in collection.decided if candidate.reason]
         if not rejected:
@@ -101,7 +101,7 @@ def run(
         write_jsonl(folder / "rejects.jsonl", (reject(c) for c in collection.decided if c.reason))
         (folder / "README.md").write_text(datacard.card(examples, metrics, REASONS, settings), encoding="utf-8")
     write_metrics(metrics_path, metrics)
-    provenance("distill", answered=asked.answered, failed=asked.failed)
+    provenance("distill", answered=teacher.answered, failed=teacher.failed)
     return metrics
 
 

@@ -97,14 +97,14 @@ class Teacher:
         raise AssertionError("unreachable")
 
     async def wait(self, error: Exception, failures: int, reason: str) -> None:
-        asked = error.wait if isinstance(error, Transient) else None
-        if asked is not None and asked > self.settings.timeout:
+        wanted = error.wait if isinstance(error, Transient) else None
+        if wanted is not None and wanted > self.settings.timeout:
             raise JobError(
-                f"{self.settings.base_url}: {reason}; it asks to wait for {asked:.0f} s, longer than distill.timeout"
+                f"{self.settings.base_url}: {reason}; it asks to wait for {wanted:.0f} s, longer than distill.timeout"
             )
-        seconds = min(60.0, 2.0**failures / 2) * random.uniform(0.5, 1.0) if asked is None else asked
+        seconds = min(60.0, 2.0**failures / 2) * random.uniform(0.5, 1.0) if wanted is None else wanted
         log.info("%s; again in %.1f s", reason, seconds)
-        if asked is not None:
+        if wanted is not None:
             self.not_before = max(self.not_before, time.monotonic() + seconds)
         await asyncio.sleep(seconds)
 

@@ -61,9 +61,9 @@ class Extractor:
         reply = self.ask("extract", answer, prompt, entry_point, mode, truncated)
         return Extraction(*reply) if reply is not None else unparsed(answer, prompt, entry_point, mode)
 
-    def check(self, code: str, entry_point: str) -> tuple[str, str]:
+    def fault(self, code: str, entry_point: str) -> tuple[str, str]:
         """What is wrong with a program on sight, and the detail: syntax, entry_point, too_hard; or two empty strings."""
-        reply = self.ask("check", code, entry_point)
+        reply = self.ask("fault", code, entry_point)
         return tuple(reply) if reply is not None else ("too_hard", "compiling it takes too much time or memory")
 
     def ask(self, *request: Any) -> list | None:

@@ -43,7 +43,7 @@ class Trainer(GRPOTrainer):
     args: Any
     num_generations: int
     sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
-    asked: dict[tuple[int, ...], set[str]]  # the tasks of the prompts sampled last
+    prompted: dict[tuple[int, ...], set[str]]  # the tasks of the prompts sampled last
     task_ids: list[str]
     _step: int
     _buffered_inputs: Any
@@ -65,7 +65,7 @@ class Trainer(GRPOTrainer):
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
-        self.asked = tasks_by_prompt(prompt_ids, self.task_ids)
+        self.prompted = tasks_by_prompt(prompt_ids, self.task_ids)
         if self.grpo.rollout == "transformers":
             return self.timed("rollout", self.sampled, prompt_ids), None
         with watch(self.vllm_generation.llm, self.judge):
@@ -78,7 +78,7 @@ class Trainer(GRPOTrainer):
 
         Where two tasks of a step have one prompt it waits: `_generate` sends what has not been sent.
         """
-        tasks = self.asked.get(tuple(prompt), set())
+        tasks = self.prompted.get(tuple(prompt), set())
         if len(tasks) == 1:
             self.scorer.start([self.processing_class.decode(completion, skip_special_tokens=True)], [*tasks])
 

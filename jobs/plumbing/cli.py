@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from jobs.common.errors import JobError, UsageError
-from jobs.plumbing.outputs import Kind, check
+from jobs.plumbing.outputs import Kind, require_outputs
 
 log = logging.getLogger("jobs")
 
@@ -153,7 +153,7 @@ def checked_paths(context: click.Context, options: dict, params: Path) -> tuple[
         if not path.exists():
             raise UsageError(f"{flag}: {path} does not exist")
     kinds = {option.opts[0]: option.kind for option in context.command.params if isinstance(option, Output)}
-    check(inputs | {"--params": params}, {flag: (path, kinds[flag]) for flag, path in outputs.items()})
+    require_outputs(inputs | {"--params": params}, {flag: (path, kinds[flag]) for flag, path in outputs.items()})
     return inputs, outputs
 
 

@@ -69,7 +69,7 @@ def SEALED(path: Path) -> bool:
     return bool(start) and sealed(text) == text + start + seal
 
 
-def check(inputs: Mapping[str, Path], outputs: Mapping[str, tuple[Path, Kind]]) -> None:
+def require_outputs(inputs: Mapping[str, Path], outputs: Mapping[str, tuple[Path, Kind]]) -> None:
     """Looks at where a job is told to write; both sides by flag.
 
     Errors: UsageError naming the flag: an output that is or holds the working folder or an input; that lies in .git or

@@ -477,7 +477,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Params:
     """
     values = read_yaml(path)
     assigned = {assign(values, assignment): assignment for assignment in assignments}
-    return check(values, str(path), assigned)
+    return validate(values, str(path), assigned)
 
 
 def assign(values: dict[str, Any], assignment: str) -> str:
@@ -499,7 +499,7 @@ def assign(values: dict[str, Any], assignment: str) -> str:
     return key
 
 
-def check(values: dict[str, Any], where: str, assigned: Mapping[str, str] = MappingProxyType({})) -> Params:
+def validate(values: dict[str, Any], where: str, assigned: Mapping[str, str] = MappingProxyType({})) -> Params:
     """The Params of these values. assigned: the keys that did not come from `where`, each with its assignment."""
     try:
         return Params.model_validate(values)

@@ -39,7 +39,7 @@ def lay_out(out: Path, overlays: Sequence[Path], assignments: Sequence[str] = ()
     overlays: files of params, each laid over params.yaml and those before it; assignments: `section.key=value`, laid over
     all of them. Errors: UsageError naming file or assignment, key and value.
     """
-    from jobs.plumbing.params import assign, check, merged
+    from jobs.plumbing.params import assign, merged, validate
     from jobs.plumbing.yaml12 import dump, parse, read_yaml
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
@@ -53,7 +53,7 @@ def lay_out(out: Path, overlays: Sequence[Path], assignments: Sequence[str] = ()
     for overlay in overlays:
         params = merged(params, read_yaml(overlay))
     assigned = {assign(params, assignment): assignment for assignment in assignments}
-    check(params, f"params.yaml with {', '.join(map(str, overlays))}", assigned)
+    validate(params, f"params.yaml with {', '.join(map(str, overlays))}", assigned)
     manifest = out / MANIFEST
     if not manifest.exists():  # first of all, so that a run that is killed on the way can go on
         manifest.parent.mkdir(parents=True, exist_ok=True)

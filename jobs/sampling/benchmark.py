@@ -159,7 +159,7 @@ def calls(
 
 
 def run_calls(
-    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, engine: "Callable[[], Generate]", checkpoint: Path
+    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, generator: "Callable[[], Generate]", checkpoint: Path
 ) -> dict[tuple[str, int], dict]:
     """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
@@ -172,7 +172,7 @@ def run_calls(
             prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
             rows = [
                 {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
-                for task, completions in zip(part, engine()(prompts, sampling), strict=True)
+                for task, completions in zip(part, generator()(prompts, sampling), strict=True)
                 for i, completion in enumerate(completions)
             ]
             file.write(json.dumps(rows) + "\n")

@@ -54,7 +54,7 @@ LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1 << 2, 1 << 3
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
 
-def check(result: int, what: str) -> int:
+def require_success(result: int, what: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -62,7 +62,7 @@ def check(result: int, what: str) -> int:
 
 
 def prctl(option: int, argument: int, address: int = 0) -> None:
-    check(libc.prctl(option, argument, address, 0, 0), "prctl")
+    require_success(libc.prctl(option, argument, address, 0, 0), "prctl")
 
 
 Code = list[tuple[int, int, int, int]]
@@ -162,7 +162,7 @@ def landlock_prepare(readable: list[str], listable: list[str]) -> int:
         raise OSError(ENOSYS, "landlock: not in this kernel")
     attributes = struct.pack("<QQQ", LANDLOCK_FS[version], 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
-    ruleset = check(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, size, ctypes.c_uint(0)), "landlock")
+    ruleset = require_success(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, size, ctypes.c_uint(0)), "landlock")
     for path in (*readable, *listable):
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -170,13 +170,13 @@ def landlock_prepare(readable: list[str], listable: list[str]) -> int:
             continue  # one of several usual places that this machine does not have: nothing to allow
         rights = (LANDLOCK_READ_DIR if os.path.isdir(path) else 0) | (LANDLOCK_READ_FILE if path in readable else 0)
         rule = struct.pack("<Qi", rights, descriptor)
-        check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock {path}")
+        require_success(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, ctypes.c_uint(0)), f"landlock {path}")
         os.close(descriptor)
     return ruleset
 
 
 def landlock_apply(ruleset: int) -> None:
-    check(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock")
+    require_success(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint(0)), "landlock")
 
 
 def address_space() -> int:

@@ -38,9 +38,9 @@ def score(tasks: "list[Task]", samples: list[dict], mode: str, sandbox: "Sandbox
     if unknown:
         raise JobError(f"a sample of {unknown[0]}, which is not among the tasks")
     with Extractor() as extractor:
-        asked = [(row, by_id[row["task_id"]]) for row in samples]
+        pairs = [(row, by_id[row["task_id"]]) for row in samples]
         extracted = extractor.extract_all(
-            (row["text"], task["prompt"], task["entry_point"], mode, row["finish"] == "length") for row, task in asked
+            (row["text"], task["prompt"], task["entry_point"], mode, row["finish"] == "length") for row, task in pairs
         )
     runnable = [i for i, extraction in enumerate(extracted) if extraction.solution]
     submissions = [(by_id[samples[i]["task_id"]], extracted[i].solution) for i in runnable]

@@ -24,7 +24,7 @@ from jobs.common.files import sha256
 from jobs.common.prompts import too_long
 from jobs.common.task import Task, examined, named
 from jobs.plumbing.cli import job, reads
-from jobs.tasks import check
+from jobs.tasks import run_references
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -62,14 +62,14 @@ def parts(task: Task) -> list[tuple[str, Task]]:
 
 def idle(tasks: list[Task], sandbox: "Sandbox") -> list[str]:
     """The tests that functions which do nothing pass: none of these could earn less than a right answer."""
-    asked = [(task, what, part) for task in tasks for what, part in parts(task)]
+    stubbed = [(task, what, part) for task in tasks for what, part in parts(task)]
     passed = [
-        [v.passed for v in sandbox.run([(part, stub(task["entry_point"], body)) for task, _, part in asked])]
+        [v.passed for v in sandbox.run([(part, stub(task["entry_point"], body)) for task, _, part in stubbed])]
         for body in STUBS
     ]
     return [
         f"{task['task_id']}: {what} passes for a function that does nothing"
-        for (task, what, _), *results in zip(asked, *passed, strict=True)
+        for (task, what, _), *results in zip(stubbed, *passed, strict=True)
         if all(results)
     ]
 
@@ -79,7 +79,9 @@ def faults_of(path: Path, params: "Params", tokenizer: Path | None) -> tuple[int
     from jobs.sandbox import Sandbox
 
     rows, faults = written(path)
-    faults += [f"{name}: its reference does not pass: {said}" for name, said in check.failures(rows, params.sandbox)]
+    faults += [
+        f"{name}: its reference does not pass: {said}" for name, said in run_references.failures(rows, params.sandbox)
+    ]
     with Sandbox.from_params(params.sandbox) as sandbox:
         faults += idle(rows, sandbox)
     if tokenizer is not None:

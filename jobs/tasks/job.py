@@ -36,7 +36,7 @@ from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
-from jobs.tasks import check, datacard, overlap, pairs, sources
+from jobs.tasks import datacard, overlap, pairs, run_references, sources
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
@@ -165,7 +165,7 @@ def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_pat
         known = pairs.of(pairs_path, *sources.roles(settings, pools))
         splits, overlapping, report = decontaminate(splits, known, settings.overlap)
         left_out += overlapping
-    check.references(splits, [name for name in splits if is_benchmark(name)], params.sandbox)
+    run_references.require_passing(splits, [name for name in splits if is_benchmark(name)], params.sandbox)
     if settings.train_on_distill:
         splits["train"] = [*splits["train"], *splits["distill"]]
     metrics = metrics_of(splits, left_out, report)

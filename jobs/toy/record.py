@@ -39,14 +39,14 @@ def recorded(params: "Params") -> Iterator[dict]:
         )
         answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
         for attempt, answer in enumerate(answers):
-            asked = cache.request(params.distill, prompt_of(program), attempt)
-            yield cache.record(asked, cache.response(asked, answer))
+            request = cache.request(params.distill, prompt_of(program), attempt)
+            yield cache.record(request, cache.response(request, answer))
 
 
 def main() -> None:
-    from jobs.plumbing.params import check, merged, read_yaml
+    from jobs.plumbing.params import merged, read_yaml, validate
 
-    params = check(merged(read_yaml(Path("params.yaml")), read_yaml(Path("data/smoke/params.yaml"))), "params")
+    params = validate(merged(read_yaml(Path("params.yaml")), read_yaml(Path("data/smoke/params.yaml"))), "params")
     write_jsonl(Path(sys.argv[1]), recorded(params))
 
 

@@ -72,10 +72,10 @@ def updates(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list
     Errors: JobError for anything else that the adapter asks for, and for every tensor that fits nothing in the base.
     """
     config = config_of(folder)
-    check(config, folder)
+    require_plain(config, folder)
     left = tensors_by_module(folder)
     if tied:
-        check_tied(left, folder)
+        require_tied(left, folder)
     found: dict[str, list[Update]] = {}
     for name, tensor in left.items():
         if ".lora_" not in name:
@@ -99,7 +99,7 @@ def updates(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list
     return found
 
 
-def check(config: dict, folder: Path) -> None:
+def require_plain(config: dict, folder: Path) -> None:
     if str(config.get("peft_type")).rpartition(".")[2] != "LORA":
         raise JobError(f"{folder}: is a {config.get('peft_type')} adapter, not LORA")
     if config.get("use_dora"):
@@ -115,7 +115,7 @@ def check(config: dict, folder: Path) -> None:
         raise JobError(f"{folder}: adapter_config.json sets {', '.join(unknown)}, which is not supported")
 
 
-def check_tied(left: dict[str, Tensor], folder: Path) -> None:
+def require_tied(left: dict[str, Tensor], folder: Path) -> None:
     """With tied embeddings there is one matrix: refuses an adapter that changed only one of its two uses.
 
     An adapter that holds the whole matrix under both names loses the second one.

@@ -23,7 +23,7 @@ from jobs.common.files import read_jsonl
 from jobs.sandbox import Sandbox
 from jobs.sandbox.judge import COMMON
 from jobs.score import load_tasks
-from jobs.tasks.check import ROOM
+from jobs.tasks.run_references import ROOM
 
 
 def tree_cpu(pid: int) -> float:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jobs.common.files import read_json  # noqa: E402
-from jobs.plumbing.params import check, merged, read_yaml  # noqa: E402
+from jobs.plumbing.params import merged, read_yaml, validate  # noqa: E402
 
 # What each of them makes the libraries take: the machine's best; AVX2; and arithmetic as on a CPU without either.
 KERNELS = {
@@ -41,7 +41,7 @@ def settings(seed: int) -> dict:
     params["seed"] += seed
     params["base"]["toy"]["seed"] += seed
     params["distill"]["recorded"] = str(ROOT / "data/smoke/teacher.jsonl")
-    check(params, f"seed {seed}")
+    validate(params, f"seed {seed}")
     return params
 
 

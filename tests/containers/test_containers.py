@@ -1,6 +1,6 @@
-"""The launcher with a real engine: a hostile job is contained, signals leave nothing, files belong to the caller.
+"""The launcher in real containers: a hostile job is contained, signals leave nothing, files belong to the caller.
 
-Runs where `make check-containers` has an engine and a base (JOBS_CONTAINERS=1); elsewhere it is skipped.
+Runs where `make check-containers` has one and a base (JOBS_CONTAINERS=1); elsewhere it is skipped.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("JOBS_TEST_IMAGE", "cpu")
-ENGINE = os.environ.get("RUNTIME", "docker")
+RUNTIME = os.environ.get("RUNTIME", "docker")
 pytestmark = [
     pytest.mark.containers,
-    pytest.mark.skipif(os.environ.get("JOBS_CONTAINERS") != "1", reason="JOBS_CONTAINERS=1 is not set: no engine"),
+    pytest.mark.skipif(os.environ.get("JOBS_CONTAINERS") != "1", reason="JOBS_CONTAINERS=1 is not set"),
 ]
 UID = int(os.environ.get("JOBS_TEST_UID", "1000")) if os.getuid() == 0 else os.getuid()
 SECRETS = {"HF_TOKEN": "hf_hostile", "DEEPSEEK_API_KEY": "sk-hostile", "AWS_SECRET_ACCESS_KEY": "aws-hostile"}
@@ -65,7 +65,7 @@ def launch(repo, *words, timeout=120):
 
 
 def containers() -> list[str]:
-    names = output(ENGINE, "ps", "--all", "--format", "{{.Names}}").split()
+    names = output(RUNTIME, "ps", "--all", "--format", "{{.Names}}").split()
     return [name for name in names if name.startswith("jobs-score-")]
 
 
@@ -81,7 +81,7 @@ def tag() -> str:
 
 @pytest.fixture
 def listener():
-    """A server on every address of this machine, as a database or the engine's own API might be."""
+    """A server on every address of this machine, as a database or the runtime's own API might be."""
     with socket.create_server(("0.0.0.0", 0)) as server:
         yield server.getsockname()[1]
 
@@ -97,7 +97,7 @@ def test_a_hostile_job_is_contained(repo, listener):
     assert got["wrote"] == []
     assert got["reached"] == []
     # Podman's filter of system calls allows these two, which gain nothing outside the container; Docker's does not.
-    assert set(got["became"]) - ({"user namespace", "keyring"} if ENGINE == "podman" else set()) == set()
+    assert set(got["became"]) - ({"user namespace", "keyring"} if RUNTIME == "podman" else set()) == set()
     assert [secret for secret in (*SECRETS.values(), *LYING) if secret in got["read"]] == []
     assert got["interfaces"] == ["lo"]
     assert (got["uid"], got["gid"]) == (UID, UID)
@@ -108,7 +108,7 @@ def test_a_hostile_job_is_contained(repo, listener):
 
 def test_the_attacks_would_be_seen_to_succeed(repo, listener):
     """The same attacks as root in the same image without the launcher's flags: most of them work."""
-    run = [ENGINE, "run", "--rm", "--user", "0:0", "--network", "host", "--volume", f"{repo}:/repo",
+    run = [RUNTIME, "run", "--rm", "--user", "0:0", "--network", "host", "--volume", f"{repo}:/repo",
            "--env", "HF_TOKEN=hf_hostile", tag(), "score", "report", f"127.0.0.1:{listener}"]  # fmt: skip
     got = json.loads(output(*run))
     assert {"/etc", "/repo", "/repo/jobs", "params.yaml", ".dvc/config.local"} <= set(got["wrote"])
@@ -160,12 +160,12 @@ def test_a_signal_stops_the_container_and_none_is_left(repo, mode, sent, status)
 def test_the_image_works_under_any_user(user):
     script = "import getpass, os, tempfile, numpy; tempfile.mkdtemp(); print(os.getuid(), getpass.getuser())"
     limits = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
-    printed = output(ENGINE, "run", "--rm", *limits, "--user", user, "--entrypoint", "python", tag(), "-c", script)
+    printed = output(RUNTIME, "run", "--rm", *limits, "--user", user, "--entrypoint", "python", tag(), "-c", script)
     assert printed == f"{user.split(':')[0]} jobs\n"
 
 
 def test_labels_say_version_commit_and_lock():
-    config = json.loads(output(ENGINE, "image", "inspect", "--format", "{{json .Config}}", tag()))
+    config = json.loads(output(RUNTIME, "image", "inspect", "--format", "{{json .Config}}", tag()))
     lock = hashlib.sha256((ROOT / f"docker/images/{IMAGE}/packages.lock").read_bytes()).hexdigest()
     assert config["Labels"]["jobs.lock"] == f"sha256:{lock}"
     assert {"org.opencontainers.image.version", "org.opencontainers.image.revision"} <= set(config["Labels"])

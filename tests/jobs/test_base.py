@@ -9,7 +9,7 @@ from jobs import base
 from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.files import sha256
-from jobs.plumbing.params import check, merged, read_yaml
+from jobs.plumbing.params import merged, read_yaml, validate
 from jobs.toy import world
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for out in ("one", "two"):
-        base.run(check(TINY, "params"), Path(out))
+        base.run(validate(TINY, "params"), Path(out))
     assert sha256(Path("one")) == sha256(Path("two"))
     config = json.loads(Path("one/config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
@@ -60,7 +60,7 @@ def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog)
 def test_a_toy_base_without_toy_tasks_is_refused():
     """The corpus leaves out the tasks of every split; without them it could not."""
     with pytest.raises(JobError, match=r"base\.toy needs tasks\.toy"):
-        base.run(check(merged(TINY, {"tasks": {"toy": None}}), "params"), Path("out"))
+        base.run(validate(merged(TINY, {"tasks": {"toy": None}}), "params"), Path("out"))
     assert not list(Path().iterdir())
 
 
@@ -103,7 +103,7 @@ def fetched(monkeypatch, hub):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
-    base.run(check(REAL, "params"), Path("models/base"))
+    base.run(validate(REAL, "params"), Path("models/base"))
 
 
 def test_only_safetensors_config_and_tokenizer_are_fetched(monkeypatch):
@@ -146,7 +146,7 @@ def test_what_documents_begin_with_is_read_once_and_changes_nothing():
     from jobs.toy import pretrain
 
     torch.manual_seed(0)
-    toy = check(TINY, "params").base.toy
+    toy = validate(TINY, "params").base.toy
     tokenizer = pretrain.train_tokenizer(["def f(x):"], 300)
     model = pretrain.new_model(tokenizer, toy)
     start = [5 + i % 40 for i in range(pretrain.SHARED + 3)]

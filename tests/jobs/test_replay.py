@@ -47,12 +47,12 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    from jobs.plumbing.params import check, merged
+    from jobs.plumbing.params import merged, validate
 
     folder, remote = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("remote")
     call(ROOT, sys.executable, "-m", "jobs", "smoke", "--out", str(folder), "--prepare")
     params = merged(read_yaml(folder / "params.yaml"), SMALL)
-    check(params, "params.yaml")
+    validate(params, "params.yaml")
     (folder / "params.yaml").write_text(dump(params))
     dvc(folder, "remote", "add", "--default", "store", str(remote))
     dvc(folder, "repro", *STAGES)

@@ -13,8 +13,8 @@ import pytest
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, read_jsonl, sha256
 from jobs.plumbing.params import load
-from jobs.tasks import check, sources
 from jobs.tasks import job as tasks
+from jobs.tasks import run_references, sources
 from tests import program
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_references_that_fail_stop_the_job_by_name():
         record(5, SQUARE, tests=[]),
     ]
     with pytest.raises(JobError, match=r"tasks\.exclude") as caught:
-        check.references({"distill": [record(1, SQUARE), *bad[:2]], "mbpp": bad[2:]}, ["mbpp"], LIMITS)
+        run_references.require_passing({"distill": [record(1, SQUARE), *bad[:2]], "mbpp": bad[2:]}, ["mbpp"], LIMITS)
     for task, split in zip(bad, ("distill", "distill", "mbpp", "mbpp"), strict=True):
         assert f"{task['task_id']} ({split}): " in str(caught.value)
     assert "T/1 " not in str(caught.value)
@@ -114,7 +114,8 @@ def test_references_that_fail_stop_the_job_by_name():
 def test_a_slow_reference_is_told_of_and_kept(caplog):
     """It takes longer than an answer has in training: nothing but a word on the log may come of that."""
     limits = LIMITS.model_copy(update={"timeout": 0.5})
-    check.references({"train": [record(1, SQUARE), record(2, SLOW)], "mbpp": [record(3, SLOW)]}, ["mbpp"], limits)
+    splits = {"train": [record(1, SQUARE), record(2, SLOW)], "mbpp": [record(3, SLOW)]}
+    run_references.require_passing(splits, ["mbpp"], limits)
     assert [line.split(" (train)")[0] for line in caplog.messages] == ["T/2"]
 
 
@@ -126,7 +127,7 @@ def test_real_references_pass_their_own_tests():
     counts = {"distill": 60, "train": 15, "mbpp": 10, "humaneval": 8}
     drawn = random.Random(5)
     sample = {name: drawn.sample(chosen[name], count) for name, count in counts.items()}
-    check.references(sample, ["mbpp", "humaneval"], PARAMS.sandbox)
+    run_references.require_passing(sample, ["mbpp", "humaneval"], PARAMS.sandbox)
 
 
 def busy(stop: float) -> subprocess.Popen:

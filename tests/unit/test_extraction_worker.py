@@ -52,10 +52,10 @@ def test_odd_texts_get_an_extraction(extractor, answer):
 
 
 def test_a_program_is_checked_within_the_limits(extractor):
-    assert extractor.check("def f(x):\n    return x", "f") == ("", "")
-    assert extractor.check("def g(x):\n    return x", "f") == ("entry_point", "")
-    assert extractor.check(nested(14), "f")[0] == "too_hard"
-    kind, detail = extractor.check("def f(:", "f")
+    assert extractor.fault("def f(x):\n    return x", "f") == ("", "")
+    assert extractor.fault("def g(x):\n    return x", "f") == ("entry_point", "")
+    assert extractor.fault(nested(14), "f")[0] == "too_hard"
+    kind, detail = extractor.fault("def f(:", "f")
     assert kind == "syntax"
     assert "invalid syntax" in detail
 
@@ -93,7 +93,7 @@ def test_nothing_is_compiled_in_the_jobs_own_process(extractor, monkeypatch):
     monkeypatch.setattr(builtins, "compile", refuse)
     assert extractor.extract(RIGHT, PROMPT, "f", "plain").flaw is None
     assert extractor.extract(nested(14), PROMPT, "f", "plain").flaw == "too_hard"
-    assert extractor.check("def f(", "f")[0] == "syntax"
+    assert extractor.fault("def f(", "f")[0] == "syntax"
 
 
 @pytest.mark.parametrize(("answer", "mode", "solution"), [

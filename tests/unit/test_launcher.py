@@ -1,4 +1,4 @@
-"""docker/run and docker/build against an engine that only writes down what it was asked: flags, policy, refusals."""
+"""docker/run and docker/build against a runtime that only writes down what it was told: flags, policy, refusals."""
 
 import os
 import re
@@ -43,7 +43,7 @@ distill:
 
 @pytest.fixture
 def repo(tmp_path):
-    """A repository with the launcher, no jobs, and a bin/ with engines that write down their arguments."""
+    """A repository with the launcher, no jobs, and a bin/ with runtimes that write down their arguments."""
     root = tmp_path / "repo"
     shutil.copytree(ROOT / "docker", root / "docker")
     (root / "jobs").mkdir()
@@ -92,9 +92,9 @@ def test_a_job_gets_its_arguments_as_they_are(repo):
     assert words[-len(awkward) - 1 :] == ["score", *awkward]
 
 
-@pytest.mark.parametrize("engine", ["docker", "podman"])
-def test_every_job_is_hardened(repo, engine):
-    assert launch(repo, "cpu", "score", RUNTIME=engine).returncode == 0
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_every_job_is_hardened(repo, runtime):
+    assert launch(repo, "cpu", "score", RUNTIME=runtime).returncode == 0
     words = flags(repo)
     assert values(words, "--cap-drop") == ["ALL"]
     assert "no-new-privileges" in values(words, "--security-opt")
@@ -105,8 +105,8 @@ def test_every_job_is_hardened(repo, engine):
     assert "--privileged" not in words
     user = "1234:1234" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
     assert values(words, "--user") == [user]
-    assert ("--userns" in words) == (engine == "podman" and os.getuid() != 0)
-    assert (repo.parent / "log").read_text().startswith(engine)
+    assert ("--userns" in words) == (runtime == "podman" and os.getuid() != 0)
+    assert (repo.parent / "log").read_text().startswith(runtime)
 
 
 def test_the_repository_is_read_only_but_for_outputs_and_secrets_are_covered(repo):
@@ -173,7 +173,7 @@ def test_the_hubs_token_goes_to_the_jobs_that_need_it_and_no_other_file_of_the_c
     ("rel/hub", "rel/hub"), ("~/mine", "mine"), ("./a/../b", "b"), ("with space", "with space"),
 ])  # fmt: skip
 def test_the_hubs_cache_is_found_as_the_hub_finds_it(repo, given, found):
-    """A relative path would be the name of a volume to the engine."""
+    """A relative path would be the name of a volume to the runtime."""
     assert launch(repo, "cpu", "score", HF_HOME=given).returncode == 0
     assert f"{repo.parent / found}/hub:/hf/hub:ro" in values(flags(repo), "--volume")
     assert (repo.parent / found / "hub").is_dir()
@@ -386,7 +386,7 @@ def test_what_is_missing_is_one_line_before_anything_happens(repo, words, env, m
     assert not (repo / "models").exists()
 
 
-def test_without_an_engine_it_says_what_to_do(repo):
+def test_without_a_runtime_it_says_what_to_do(repo):
     for name in ("docker", "podman"):
         (repo.parent / "bin" / name).unlink()
     for tool in ("bash", "dirname", "id", "stat", "sed", "uname"):
@@ -421,7 +421,7 @@ def test_the_jobs_exit_code_is_the_launchers(repo, status):
 
 @pytest.mark.parametrize(("sent", "name", "status"), [(signal.SIGINT, "INT", 130), (signal.SIGTERM, "TERM", 143)])
 def test_a_signal_reaches_the_container_and_none_is_left(repo, sent, name, status):
-    """The engine's `run` sleeps on whatever it is sent; the launcher must signal the container, not its client."""
+    """The runtime's `run` sleeps on whatever it is sent; the launcher must signal the container, not its client."""
     log = repo.parent / "log"
     environment = {"PATH": f"{repo.parent}/bin:{os.environ['PATH']}", "HOME": str(repo.parent), "LOG": str(log),
                    "MIN_DISK_GIB": "0", "JOB_SECONDS": "3"}  # fmt: skip
@@ -493,8 +493,8 @@ def test_doctor_says_what_is_missing_and_what_to_do(repo):
     done = launch(repo, script="docker/doctor", NO_DAEMON="1")
     assert done.returncode == 1
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
-    assert lines["engine"].startswith("MISSING")
-    assert "RUNTIME=local" in lines["engine"]
+    assert lines["runtime"].startswith("MISSING")
+    assert "RUNTIME=local" in lines["runtime"]
     assert "80 GB" in lines["gpu"]
     assert lines["teacher"].startswith("note")
     assert "TEACHER_KEY" in lines["teacher"]

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import MARK, replace_dir, replace_file, sealed, write_jsonl, write_metrics
-from jobs.plumbing.outputs import CACHE, FOLDER, METRICS, ROWS, SEALED, TABLE, check
+from jobs.plumbing.outputs import CACHE, FOLDER, METRICS, ROWS, SEALED, TABLE, require_outputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,13 +31,13 @@ def filled(path: str, **files: str) -> Path:
 
 def refused(path: Path | str, kind=FOLDER, **inputs: str) -> str:
     with pytest.raises(UsageError) as error:
-        check({f"--{name}": Path(value) for name, value in inputs.items()}, {"--out": (Path(path), kind)})
+        require_outputs({f"--{name}": Path(value) for name, value in inputs.items()}, {"--out": (Path(path), kind)})
     assert str(error.value).startswith("--out: ")
     return str(error.value)
 
 
 def allowed(path: Path | str, kind=FOLDER, **inputs: str) -> None:
-    check({f"--{name}": Path(value) for name, value in inputs.items()}, {"--out": (Path(path), kind)})
+    require_outputs({f"--{name}": Path(value) for name, value in inputs.items()}, {"--out": (Path(path), kind)})
 
 
 def test_a_new_an_empty_and_a_jobs_own_folder_give_way():
@@ -153,7 +153,7 @@ def test_an_output_is_no_input_and_no_working_folder():
 def test_two_outputs_are_two_places():
     for one, two in (("out", "out"), ("out", "out/m.json"), ("out", "x/../out"), ("m.json", "./m.json")):
         with pytest.raises(UsageError, match="give each a place of its own"):
-            check({}, {"--out": (Path(one), FOLDER), "--metrics": (Path(two), METRICS)})
+            require_outputs({}, {"--out": (Path(one), FOLDER), "--metrics": (Path(two), METRICS)})
 
 
 def test_a_place_that_cannot_be_is_refused_before_the_work():
@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_is_refused_before_the_work():
     for kind in (METRICS, SEALED, ROWS("a"), TABLE("a")):
         refused("folder", kind)
     with pytest.raises(UsageError):
-        check({}, {"--out": (Path("n" * 300), FOLDER)})
+        require_outputs({}, {"--out": (Path("n" * 300), FOLDER)})
 
 
 def test_a_file_gives_way_if_it_is_such_an_output():

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.common.errors import UsageError
-from jobs.plumbing.params import Params, check, load, merged
+from jobs.plumbing.params import Params, load, merged, validate
 from jobs.plumbing.yaml12 import dump, parse, read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ OVERLAYS = [*ROOT.glob("data/*/params.yaml"), *ROOT.glob("recipes/*.yaml")]
 @pytest.mark.parametrize("overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in OVERLAYS)])
 def test_every_params_file_of_the_repository_loads(overlay):
     values = merged(VALUES, read_yaml(ROOT / overlay)) if overlay else VALUES
-    assert check(values, "params.yaml").seed == 3407
+    assert validate(values, "params.yaml").seed == 3407
 
 
 def test_the_real_run_is_the_published_one():
@@ -70,7 +70,7 @@ def test_the_real_run_is_the_published_one():
 @pytest.mark.parametrize("path", PATHS, ids=".".join)
 def test_a_missing_key_is_named(path):
     with pytest.raises(UsageError) as error:
-        check(removed(VALUES, path), "p.yaml")
+        validate(removed(VALUES, path), "p.yaml")
     assert ".".join(path) in str(error.value) or path[0] in str(error.value)
     assert "p.yaml" in str(error.value)
 
@@ -78,7 +78,7 @@ def test_a_missing_key_is_named(path):
 @pytest.mark.parametrize("section", [(), *sorted({p[:-1] for p in PATHS if len(p) > 1})], ids=".".join)
 def test_an_unknown_key_is_named(section):
     with pytest.raises(UsageError, match=r"\.".join((*section, "nonsense"))):
-        check(replaced(VALUES, (*section, "nonsense"), 1), "p.yaml")
+        validate(replaced(VALUES, (*section, "nonsense"), 1), "p.yaml")
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -98,7 +98,7 @@ def test_an_unknown_key_is_named(section):
 )
 def test_any_value_anywhere_is_taken_or_refused_by_name(path, value):
     try:
-        params = check(replaced(VALUES, path, value), "p.yaml")
+        params = validate(replaced(VALUES, path, value), "p.yaml")
     except UsageError as error:
         assert f"p.yaml: {path[0]}" in str(error)
     else:
@@ -140,13 +140,13 @@ def test_broken_files(tmp_path, text, said):
 def test_no_param_turns_remote_code_on():
     assert "remote_code" not in (ROOT / "jobs/plumbing/params.py").read_text()
     with pytest.raises(UsageError):
-        check(replaced(VALUES, ("base", "trust_remote_code"), True), "p.yaml")
+        validate(replaced(VALUES, ("base", "trust_remote_code"), True), "p.yaml")
 
 
 @pytest.mark.parametrize("revision", ["main", "906bfd4", "", None, "906BFD4B4DC7F14EE4320094D8B41684ABFF8539"])
 def test_a_revision_that_is_not_40_hex_digits_is_refused(revision):
     with pytest.raises(UsageError, match="40 hex digits"):
-        check(replaced(VALUES, ("base", "revision"), revision), "p.yaml")
+        validate(replaced(VALUES, ("base", "revision"), revision), "p.yaml")
 
 
 def test_set_overrides_one_key_and_is_checked():
@@ -300,6 +300,6 @@ def test_extra_body_may_be_what_json_is():
         "max_tokens": None,
         "max_completion_tokens": 9,
     }
-    assert check(merged(VALUES, {"distill": {"extra_body": body}}), "p").distill.extra_body.items() >= body.items()
+    assert validate(merged(VALUES, {"distill": {"extra_body": body}}), "p").distill.extra_body.items() >= body.items()
     for url in ("http://localhost:8000/v1", "http://[::1]:8000/v1/", "https://h.example/openai/v1"):
         assert load(ROOT / "params.yaml", [f"distill.base_url={url}"]).distill.base_url == url

@@ -113,10 +113,10 @@ def test_recorded_answers_are_what_the_smoke_run_asks_for():
     from pathlib import Path
 
     from jobs.common.files import read_jsonl
-    from jobs.plumbing.params import check, merged, read_yaml
+    from jobs.plumbing.params import merged, read_yaml, validate
 
     root = Path(__file__).parents[2]
-    params = check(merged(read_yaml(root / "params.yaml"), read_yaml(root / "data/smoke/params.yaml")), "params")
+    params = validate(merged(read_yaml(root / "params.yaml"), read_yaml(root / "data/smoke/params.yaml")), "params")
     assert list(recorder.recorded(params)) == read_jsonl(root / "data/smoke/teacher.jsonl")
 
 

@@ -49,7 +49,7 @@ def failures(rows: "list[Task]", limits: "Limits") -> list[tuple[str, str]]:
     ]
 
 
-def references(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], limits: "Limits") -> None:
+def require_passing(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], limits: "Limits") -> None:
     """Runs every task's reference against its tests.
 
     limits: the params of the sandbox; of its times, only `timeout` decides, and only whether a warning is given.
