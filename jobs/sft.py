@@ -28,6 +28,7 @@ from jobs.plumbing.provenance import provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from trl import SFTTrainer
 
     from jobs.plumbing.params import Params
 
@@ -59,12 +60,50 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     if not rows:
         raise JobError(f"{examples}: has no examples")
     loop.prepare(params.sft.engine)
+    tokenizer = loop.load_tokenizer(base)
+    where = f"{examples}: row"
+    encoded = [encode(row, tokenizer, params.sft.max_length, f"{where} {i}") for i, row in enumerate(rows, 1)]
+    directory = checkpoint.folder(
+        "sft",
+        {"sft": params.sft.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
+        base,
+        examples,
+        packages=loop.packages(params.sft),
+    )
+    trainer = make_trainer(params, base, tokenizer, encoded, directory)
+    loop.train(trainer, directory, params.checkpoints.keep)
+    with replace_dir(out) as partial:
+        loop.save_adapter(trainer.model, partial)
+        loop.save_settings(trainer.args, base, partial)
+    history = loop.write_curve(trainer.state.log_history, CURVE, curve)
+    result = {
+        "examples": len(rows),
+        "steps": trainer.state.global_step,
+        "response_tokens": sum(label != IGNORED for row in encoded for label in row["labels"]),
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
+    }
+    write_metrics(metrics, result)
+    provenance(
+        "sft",
+        packages=loop.packages(params.sft),
+        tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
+        train_seconds=trainer.state.log_history[-1].get("train_runtime"),
+    )
+    log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
+    return result
+
+
+def make_trainer(
+    params: "Params", base: Path, tokenizer: "PreTrainedTokenizerBase", encoded: list[dict], directory: Path
+) -> "SFTTrainer":
+    """The trainer over `encoded` rows, its model loaded by sft.engine; `directory` is of its checkpoints."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from jobs.training import loop
+
     settings = params.sft
-    tokenizer = loop.load_tokenizer(base)
-    encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
     if settings.engine == "unsloth":
         from jobs.training import unsloth
 
@@ -72,14 +111,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     else:
         model = loop.load_model(base, settings.lora, None, params.seed)
     loop.check_fits(model, tokenizer, base)
-    directory = checkpoint.folder(
-        "sft",
-        {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
-        base,
-        examples,
-        packages=loop.packages(settings),
-    )
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(encoded),
@@ -97,27 +129,6 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
     )
-    loop.train(trainer, directory, params.checkpoints.keep)
-    with replace_dir(out) as partial:
-        loop.save_adapter(trainer.model, partial)
-        loop.save_settings(trainer.args, base, partial)
-    history = loop.write_curve(trainer.state.log_history, CURVE, curve)
-    result = {
-        "examples": len(rows),
-        "steps": trainer.state.global_step,
-        "response_tokens": sum(label != IGNORED for row in encoded for label in row["labels"]),
-        "first_loss": history[0]["loss"],
-        "last_loss": history[-1]["loss"],
-    }
-    write_metrics(metrics, result)
-    provenance(
-        "sft",
-        packages=loop.packages(settings),
-        tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
-        train_seconds=trainer.state.log_history[-1].get("train_runtime"),
-    )
-    log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
-    return result
 
 
 def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str) -> dict[str, list[int]]:

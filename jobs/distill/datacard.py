@@ -21,6 +21,17 @@ def origin_of_answers(examples: list[dict], settings: "Distill") -> list[str]:
     ]
 
 
+def lengths(metrics: dict) -> list[str]:
+    return [
+        "| | min | median | mean | max |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {s['min']} | {s['median']} | {s['mean']:.0f} | {s['max']} |"
+            for name, s in (("reasoning", metrics["reasoning_characters"]), ("code", metrics["code_characters"]))
+        ),
+    ]
+
+
 def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings: "Distill") -> str:
     """What the examples are, where they come from, how they were chosen, and what to beware of, as Markdown.
 
@@ -65,12 +76,7 @@ def card(examples: list[dict], metrics: dict, reasons: dict[str, str], settings:
             "",
             "## Lengths (characters)",
             "",
-            "| | min | median | mean | max |",
-            "|---|---|---|---|---|",
-            *(
-                f"| {name} | {s['min']} | {s['median']} | {s['mean']:.0f} | {s['max']} |"
-                for name, s in (("reasoning", metrics["reasoning_characters"]), ("code", metrics["code_characters"]))
-            ),
+            *lengths(metrics),
             "",
             "## Limits",
             "",

@@ -94,69 +94,34 @@ def decode(
         must not be None at `sampling.max_tokens` ids.
     told: called with a row's number and its completion as soon as it has ended, while others go on.
     """
-    import numpy as np
     import torch
 
-    device = model.device
-    distinct = list({number: ids for ids, number in rows}.items())
-    width = max(len(ids) for _, ids in distinct)
-    tokens = torch.zeros(len(distinct), width, dtype=torch.long)
-    mask = torch.zeros(len(distinct), width, dtype=torch.long)
-    for i, (_, ids) in enumerate(distinct):
-        tokens[i, width - len(ids) :] = torch.tensor(ids)
-        mask[i, width - len(ids) :] = 1
-    tokens, mask = tokens.to(device), mask.to(device)
-    cache = growing_cache(model.config, width + sampling.max_tokens)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    if not logits.isfinite().all():
-        raise JobError("the model's logits are not finite: its weights are broken, or too large for its dtype")
-    place = {number: i for i, (number, _) in enumerate(distinct)}
-    alive = torch.tensor([place[number] for _, number in rows], device=device)
-    logits, position = logits[alive], positions[alive, -1]
-    cache.reorder_cache(alive)
-    mask = torch.cat([mask[alive], mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
-
-    greedy = sampling.temperature == 0
-    noise: Any = (
-        None
-        if greedy
-        else torch.from_numpy(np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds])).to(
-            device
-        )
-    )
+    most = sampling.max_tokens
+    logits, position, mask, cache = read_prompts(model, rows, most)
+    width = mask.shape[1] - most
+    noise = uniform(seeds, most, model.device) if sampling.temperature else None
     numbers = list(range(len(rows)))  # which of `rows` each row of the batch is
     written: list[list[int]] = [[] for _ in rows]
     pending: list[torch.Tensor] = []
     done: dict[int, T] = {}
-    for step in range(sampling.max_tokens):
-        chosen = logits.argmax(-1) if greedy else pick(logits, noise[:, step], sampling)
+    for step in range(most):
+        chosen = logits.argmax(-1) if noise is None else pick(logits, noise[:, step], sampling)
         pending.append(chosen)
         position = position + 1
-        if len(pending) == CHECK_EVERY or step + 1 == sampling.max_tokens:
-            for row, more in enumerate(torch.stack(pending, 1).tolist()):
-                written[numbers[row]] += more
+        if len(pending) == CHECK_EVERY or step + 1 == most:
+            for number, more in zip(numbers, torch.stack(pending, 1).tolist(), strict=True):
+                written[number] += more
             pending.clear()
-            keep = []
-            for row, number in enumerate(numbers):
-                completion = ended(written[number])
-                if completion is None:
-                    keep.append(row)
-                else:
-                    done[number] = completion
-                    if told is not None:
-                        told(number, completion)
+            over = {number: end for number in numbers if (end := ended(written[number])) is not None}
+            done |= over
+            if told is not None:
+                for number, completion in over.items():
+                    told(number, completion)
+            keep = [row for row, number in enumerate(numbers) if number not in over]
             if not keep:
                 break
-            if len(keep) < len(numbers):
-                left = torch.tensor(keep, device=device)
+            if over:
+                left = torch.tensor(keep, device=model.device)
                 numbers = [numbers[row] for row in keep]
                 chosen, position, mask = chosen[left], position[left], mask[left]
                 noise = noise if noise is None else noise[left]
@@ -169,6 +134,51 @@ def decode(
             use_cache=True,
         ).logits[:, -1]
     return [done[number] for number in range(len(rows))]
+
+
+def read_prompts(model, rows: list[tuple[list[int], int]], most: int) -> tuple[Any, Any, Any, Any]:
+    """Reads each distinct prompt of `rows` once, padded on the left, and copies what it left to each of its rows.
+
+    Returns the logits [rows, vocabulary] and the position [rows] of each row's last token, the mask [rows, width + most]
+    of what attention sees, with room for `most` new tokens, and the key-value cache.
+    Errors: JobError if the logits are not finite.
+    """
+    import torch
+
+    device = model.device
+    distinct = list({number: ids for ids, number in rows}.items())
+    width = max(len(ids) for _, ids in distinct)
+    tokens = torch.zeros(len(distinct), width, dtype=torch.long)
+    mask = torch.zeros(len(distinct), width, dtype=torch.long)
+    for i, (_, ids) in enumerate(distinct):
+        tokens[i, width - len(ids) :] = torch.tensor(ids)
+        mask[i, width - len(ids) :] = 1
+    tokens, mask = tokens.to(device), mask.to(device)
+    cache = growing_cache(model.config, width + most)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if not logits.isfinite().all():
+        raise JobError("the model's logits are not finite: its weights are broken, or too large for its dtype")
+    place = {number: i for i, (number, _) in enumerate(distinct)}
+    copies = torch.tensor([place[number] for _, number in rows], device=device)
+    cache.reorder_cache(copies)
+    mask = torch.cat([mask[copies], mask.new_ones(len(rows), most)], dim=1)
+    return logits[copies], positions[copies, -1], mask, cache
+
+
+def uniform(seeds: list[int], count: int, device) -> Any:
+    """Numbers in [0, 1), float64 [seeds, count]: a row of its own for each seed."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(count) for seed in seeds])).to(device)
 
 
 def pick(logits, uniform, sampling: Sampling):

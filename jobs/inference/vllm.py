@@ -55,7 +55,7 @@ def load(
     """
     set_environment(batch_invariant)
     try:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
         from vllm.lora.request import LoRARequest
     except ImportError as error:
         raise UsageError(f"evaluate.engine: vllm cannot be imported here ({error})") from None
@@ -82,37 +82,45 @@ def load(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
-    tokenizer = engine.get_tokenizer()
-    room = engine.llm_engine.model_config.max_model_len
 
     def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
-        for prompt in prompts:  # the engine would shorten the completion in silence
-            length = len(tokenizer.encode(prompt))
-            if length + sampling.max_tokens > room:
-                raise UsageError(
-                    f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "
-                    f"model's {room} positions: {prompt[:60]!r}"
-                )
+        require_room(engine, prompts, sampling)
         rows = [(prompt, i) for prompt in prompts for i in range(sampling.n)]
-        requests = [
-            SamplingParams(
-                n=1,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p if sampling.temperature else 1.0,
-                top_k=0,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop) or None,
-                seed=sample_seed(sampling.seed, prompt, i) if sampling.temperature else None,
-            )
-            for prompt, i in rows
-        ]
+        requests = [request(prompt, i, sampling) for prompt, i in rows]
         outputs = engine.generate([prompt for prompt, _ in rows], requests, lora_request=lora, use_tqdm=True)
         flat = [completion(output.outputs[0]) for output in outputs]
         return [flat[start : start + sampling.n] for start in range(0, len(flat), sampling.n)]
 
     return generate
+
+
+def require_room(engine, prompts: list[str], sampling: Sampling) -> None:
+    """Errors: UsageError for a prompt that leaves no room for max_tokens: the engine would shorten it in silence."""
+    tokenizer, room = engine.get_tokenizer(), engine.llm_engine.model_config.max_model_len
+    for prompt in prompts:
+        length = len(tokenizer.encode(prompt))
+        if length + sampling.max_tokens > room:
+            raise UsageError(
+                f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "
+                f"model's {room} positions: {prompt[:60]!r}"
+            )
+
+
+def request(prompt: str, number: int, sampling: Sampling):
+    """vLLM's SamplingParams for sample `number` of a prompt, which do not hang on the model's own generation config."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p if sampling.temperature else 1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        seed=sample_seed(sampling.seed, prompt, number) if sampling.temperature else None,
+    )
 
 
 def completion(output) -> Completion:
