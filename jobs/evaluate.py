@@ -29,6 +29,7 @@ from jobs.common.benchmarks import read_benchmarks, require_all
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import numbered_jsonl, read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, reads, writes
+from jobs.plumbing.delegate import delegate
 from jobs.plumbing.outputs import FOLDER, METRICS, require_outputs
 from jobs.scoring.judge import score
 from jobs.scoring.metrics import summary
@@ -59,13 +60,11 @@ def run(
         rows = {name: read_samples(samples / f"samples-{name}.jsonl") for name in names}
         for name, tasks in read_benchmarks(folder, names).items():
             require_all(f"{samples}/samples-{name}.jsonl", tasks, rows[name])
-        return scored(params, rows, settings, mode, folder, out, metrics_path, {})
+        return scored(params, rows, settings, mode, folder, out, metrics_path)
     assert model is not None
-    from jobs.sampling.benchmark import draw
-
-    benchmarks = read_benchmarks(folder, names or params.evaluate.benchmarks)
-    drawn = draw(params, model, adapter, mode or "cot", benchmarks, folder, out.name)
-    metrics = scored(params, drawn.samples, drawn.settings, mode or "cot", folder, out, metrics_path, drawn.seconds)
+    mode, names = mode or "cot", names or params.evaluate.benchmarks
+    drawn = delegate("sample").drawn(params, model, adapter, mode, names, folder, out.name)
+    metrics = scored(params, drawn.samples, drawn.settings, mode, folder, out, metrics_path, drawn.seconds)
     drawn.forget()
     return metrics
 
@@ -109,9 +108,10 @@ def scored(
     folder: Path,
     out: Path,
     metrics_path: Path | None,
-    seconds: dict[str, float],
+    seconds: dict[str, float] | None = None,
 ) -> dict:
-    """Writes results and metrics of `drawn`, samples by benchmark; `seconds` were spent before, by phase."""
+    """Writes results and metrics of `drawn`, samples by benchmark; `seconds` were spent on sampling
+    them in this process, by phase."""
     from jobs.plumbing.provenance import provenance
     from jobs.sandbox import Sandbox
 
@@ -126,11 +126,12 @@ def scored(
             write_jsonl(unfinished / f"results-{name}.jsonl", results)
             metrics |= summary(name, tasks, drawn[name], results, mode)
         write_json(unfinished / "settings.json", settings | {"mode": mode, "benchmarks": hashes})
-    phases = seconds | {"score": time.perf_counter() - began}
+    phases = (seconds or {}) | {"score": time.perf_counter() - began}
     if metrics_path is not None:
         write_metrics(metrics_path, metrics)
     provenance(
         f"evaluate-{out.name}",
+        delegated=("sample",) if seconds else (),
         seconds_by_phase={phase: round(spent, 2) for phase, spent in phases.items()},
         tokens=sum(row["tokens"] for rows in drawn.values() for row in rows),
     )

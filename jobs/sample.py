@@ -29,28 +29,37 @@ from jobs.plumbing.outputs import FOLDER, require_outputs
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
+    from jobs.sampling.benchmark import Drawn
 
 
 def run(
     params: "Params", model: Path, adapter: Path | None, mode: str, names: list[str], folder: Path, out: Path
 ) -> dict:
     from jobs.plumbing.provenance import provenance
-    from jobs.sampling.benchmark import draw
 
-    drawn = draw(params, model, adapter, mode, read_benchmarks(folder, names), folder, out.name)
+    samples = drawn(params, model, adapter, mode, names, folder, out.name)
     with replace_dir(out) as unfinished:
-        drawn.write(unfinished)
-    drawn.forget()
+        samples.write(unfinished)
+    samples.forget()
     provenance(
         f"sample-{out.name}",
-        seconds_by_phase={phase: round(seconds, 2) for phase, seconds in drawn.seconds.items()},
-        tokens=drawn.tokens,
+        seconds_by_phase={phase: round(seconds, 2) for phase, seconds in samples.seconds.items()},
+        tokens=samples.tokens,
     )
     return {
         "out": str(out),
-        "samples": {name: len(rows) for name, rows in drawn.samples.items()},
-        "tokens": drawn.tokens,
+        "samples": {name: len(rows) for name, rows in samples.samples.items()},
+        "tokens": samples.tokens,
     }
+
+
+def drawn(
+    params: "Params", model: Path, adapter: Path | None, mode: str, names: list[str], folder: Path, name: str
+) -> "Drawn":
+    """The samples, not written yet: what `evaluate --model` scores. name: of the run, for checkpoints and messages."""
+    from jobs.sampling.benchmark import draw
+
+    return draw(params, model, adapter, mode, read_benchmarks(folder, names), folder, name)
 
 
 @job("evaluate")

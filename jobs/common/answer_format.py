@@ -1,4 +1,4 @@
-"""The tag format: what the model is asked, what a valid answer is, and the code inside it.
+"""Answers: what the model is asked, what a valid answer in the tag format is, and where a function in one begins.
 
 One prompt serves distillation's training text, SFT, GRPO, evaluation, `generate` and the GGUF's chat template; a test
 renders all of them and compares.
@@ -72,3 +72,10 @@ def parse(text: str) -> Answer | None:
     if before.strip() or between.strip() or after.strip():
         return None
     return Answer(reasoning.strip(), code.strip())
+
+
+def left_margin(code: str, entry_point: str) -> bool:
+    """Whether a line of `code` begins the definition of `entry_point`; the code need not be complete."""
+    name = re.escape(entry_point)
+    found = rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]*)?=(?!=)"
+    return bool(re.search(found, code, re.MULTILINE))

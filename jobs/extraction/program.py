@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.common.entry_point import left_margin
+from jobs.common.answer_format import left_margin
 from jobs.extraction import source, text
 from jobs.extraction.text import Piece
 

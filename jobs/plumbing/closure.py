@@ -24,7 +24,7 @@ def code(job: str) -> tuple[Path, ...]:
     """The files below jobs/ that decide what `job` makes, sorted: all that it imports, but for plumbing.
 
     Imports inside functions count, those for type checking alone do not. The pages (*.html) that lie beside an imported
-    file and are named in it count too.
+    file and are named in it count too. Jobs that it delegates to do not: what they write is a file that it reads.
     """
     seen: set[Path] = set()
     todo = [job_file(job)]
@@ -38,6 +38,16 @@ def code(job: str) -> tuple[Path, ...]:
             todo += file.parent.glob("*.py")
     pages = {page for file in seen for page in file.parent.glob("*.html") if page.name in file.read_text()}
     return tuple(sorted(file for file in seen | pages if file.stat().st_size and not is_plumbing(file)))
+
+
+def delegated(job: str) -> set[str]:
+    """The jobs that `job` can run first by their names (delegate.py): none of their code is in `code(job)`."""
+    calls = [node for file in code(job) if file.suffix == ".py" for node in ast.walk(ast.parse(file.read_text()))]
+    return {
+        ast.literal_eval(node.args[0])
+        for node in calls
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "delegate"
+    }
 
 
 def is_plumbing(file: Path) -> bool:

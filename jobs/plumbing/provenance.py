@@ -18,10 +18,11 @@ from jobs.plumbing.closure import third_party
 STARTED = time.time()
 
 
-def provenance(stage: str, *, packages: tuple[str, ...] = (), **facts) -> None:
+def provenance(stage: str, *, packages: tuple[str, ...] = (), delegated: tuple[str, ...] = (), **facts) -> None:
     """Writes reports/provenance/STAGE.json: time, memory, host, GPU, versions, commit, image, and `facts`.
 
     stage: the job's name, or JOB-NAME for a job that several stages run. packages: as `versions` takes them.
+    delegated: the jobs that ran before it in this process, whose packages count as well.
     """
     write_json(
         Path("reports/provenance") / f"{stage}.json",
@@ -36,10 +37,17 @@ def provenance(stage: str, *, packages: tuple[str, ...] = (), **facts) -> None:
             "gpu": gpu(),
             "image": os.environ.get("JOBS_IMAGE"),
             "commit": os.environ.get("JOBS_COMMIT") or command("git", "rev-parse", "HEAD"),
-            "packages": versions(stage.partition("-")[0], *packages),
+            "packages": used(stage.partition("-")[0], packages, delegated),
             **facts,
         },
     )
+
+
+def used(job: str, packages: tuple[str, ...], delegated: tuple[str, ...]) -> dict[str, str]:
+    found = versions(job, *packages)
+    for other in delegated:
+        found = found | versions(other)
+    return dict(sorted(found.items()))
 
 
 @cache

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
-from jobs.common.entry_point import left_margin
 from jobs.common.files import sha256, write_json, write_jsonl
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
@@ -137,7 +136,11 @@ def draw(
 def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
     if mode == "cot":
         return ()
-    return STOP_BODY if all(left_margin(task["prompt"], task["entry_point"]) for task in tasks) else STOP_PROGRAM
+    return (
+        STOP_BODY
+        if all(answer_format.left_margin(task["prompt"], task["entry_point"]) for task in tasks)
+        else STOP_PROGRAM
+    )
 
 
 def calls(

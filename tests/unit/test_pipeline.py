@@ -9,6 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from jobs.__main__ import ELSEWHERE, JOBS
 from jobs.plumbing import closure
 
 ROOT = Path(__file__).parents[2]
@@ -120,3 +121,13 @@ def test_metrics_live_in_git():
     for stage in STAGES:
         for metric in definition(stage).get("metrics", []):
             assert next(iter(metric.values())) == {"cache": False}, stage
+
+
+def test_what_a_command_does_first_by_another_job_bears_on_no_stage():
+    """`evaluate --model` samples by the job `sample`, whose code is then no part of what scoring hangs on."""
+    delegating = {job: found for job in JOBS.keys() - ELSEWHERE.keys() if (found := closure.delegated(job))}
+    assert delegating == {"evaluate": {"sample"}}
+    assert "--samples" in command("evaluate")
+    assert "--model" not in command("evaluate")
+    scoring = {file.relative_to(ROOT / "jobs").parts[0] for file in closure.code("evaluate")}
+    assert not scoring & {"sample.py", "sampling", "inference", "weights", "training"}

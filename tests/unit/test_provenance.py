@@ -35,3 +35,11 @@ def test_provenance_is_of_the_job_whose_stage_it_is(tmp_path, monkeypatch):
     facts = json.loads(Path("reports/provenance/merge-grpo.json").read_text())
     assert facts["packages"] == versions("merge")
     assert facts["base"] == "models/base"
+
+
+def test_what_ran_first_in_the_same_process_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    provenance("evaluate-m-cot", delegated=("sample",))
+    facts = json.loads(Path("reports/provenance/evaluate-m-cot.json").read_text())
+    assert facts["packages"].keys() == versions("evaluate").keys() | versions("sample").keys()
+    assert "torch" in facts["packages"].keys() - versions("evaluate").keys()
