@@ -58,18 +58,27 @@ def test_it_learns(smoke):
         assert cot[pair]["low"] > 0, (pair, cot[pair])
         assert cot[pair]["established"] == 1
     assert base < 0.6, "the base model is to be mediocre when sampled"
-    assert abs(base - expected_of_the_base()) < 0.1, "the share of wrong lines in its corpus sets what it passes"
+    expected = expected_pass_rates()
+    assert abs(base - expected["base"]) < 0.08, "what is wrong in its corpus sets what the base passes"
+    assert abs(sft - expected["sft"]) < 0.1, "the sign that its teacher forgets sets what SFT passes"
     assert base < sft < grpo
     assert grpo >= 0.9
 
 
-def expected_of_the_base():
+def expected_pass_rates():
+    """Of a base that has learned its corpus, and of an SFT model that has learned its teacher's answers."""
     from jobs.plumbing.params import load
-    from jobs.toy.world import expected_pass
+    from jobs.toy.world import SIGNED, expected_pass
 
     params = load(SMOKE / "params.yaml")
-    sampled = params.evaluate.sampled
-    return expected_pass(params.base.toy.wrong, sampled.temperature, sampled.top_p)
+    toy, sampled = params.base.toy, params.evaluate.sampled
+    answers = [row["answer"] for row in read_jsonl(SMOKE / "data/distill/examples.jsonl")]
+    signed = sum(SIGNED in answer for answer in answers) / len(answers)
+    assert 0.3 < signed < 0.4
+    return {
+        "base": expected_pass(toy.wrong, toy.signed, sampled.temperature, sampled.top_p),
+        "sft": expected_pass(0.0, signed, sampled.temperature, sampled.top_p),
+    }
 
 
 def test_splits_share_no_task(smoke):

@@ -104,8 +104,9 @@ class Section(BaseModel):
 class ToyBase(Section):
     """A Qwen3-architecture model trained from scratch on generated functions; see jobs/toy/pretrain.py.
 
-    clean: share of the steps, the first ones, whose lines are all right.
-    wrong: share of the lines that have another digit from then on.
+    clean: share of the steps, the first ones, whose programs are all right.
+    wrong: share of the code's lines that have another digit from then on.
+    signed: share of the programs that forget the sign from then on.
     """
 
     hidden_size: Annotated[int, Field(ge=64, le=1024, multiple_of=64)]
@@ -117,6 +118,7 @@ class ToyBase(Section):
     vocab_size: Annotated[int, Field(ge=300, le=8192)]
     clean: Fraction
     wrong: Fraction
+    signed: Fraction
     steps: Positive
     batch_size: Positive
     learning_rate: Rate

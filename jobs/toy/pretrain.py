@@ -1,9 +1,9 @@
 """The toy base model: a Qwen3 of about a million parameters, trained from scratch on the toy world's corpus.
 
-It knows the task and is mediocre when sampled, as base models are. How mediocre is a quantity of the corpus,
-`base.toy.wrong`, and no accident of the training: the first `base.toy.clean` of the steps show right lines alone, and by
-their end the model looks up every digit. The rest teaches it how often a digit is another one, at a learning rate that
-falls to zero.
+It knows the task and is mediocre when sampled, as base models are. How mediocre are two quantities of the corpus,
+`base.toy.wrong` and `base.toy.signed`, and no accident of the training: the first `base.toy.clean` of the steps show right
+programs alone, and by their end the model looks up every digit. The rest teaches it how often a digit is another one,
+and how often the sign is forgotten, at a learning rate that falls to zero.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def make(toy: "ToyBase", tasks_seed: int, counts: Mapping[str, int], out: Path) 
     tasks_seed, counts: what the splits' tasks are drawn by, see `world.splits`; the corpus leaves them all out.
     """
     reserved = {p for split in world.splits(tasks_seed, counts).values() for p in split}
-    batches = list(world.corpus(toy.seed, toy.steps, toy.batch_size, toy.clean, toy.wrong, reserved))
+    batches = list(world.corpus(toy.seed, toy.steps, toy.batch_size, toy.clean, toy.wrong, toy.signed, reserved))
     tokenizer = train_tokenizer([text for batch in batches for text in batch], toy.vocab_size)
     model = train(tokenizer, batches, toy)
     model.save_pretrained(out)

@@ -13,31 +13,38 @@ from jobs.common import answer_format
 from jobs.common.errors import UsageError
 from jobs.common.files import write_jsonl
 from jobs.distill import cache
-from jobs.toy.world import ENTRY_POINT, answer_of, code_of, prompt_of, reasoning_of, splits
+from jobs.toy.world import ENTRY_POINT, SIGNED, UNSIGNED, answer_of, code_of, marks, prompt_of, reasoning_of, splits
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
+
+FORGETS = 3
 
 
 def recorded(params: "Params") -> Iterator[dict]:
     """Teacher answers to the distillation tasks, one in five spoiled, as records of jobs/distill/cache.py's cache.
 
-    A spoiled first answer is followed by a right second one.
+    A spoiled first answer is followed by a second one that is kept. One in `FORGETS` of those that are kept forgets the
+    sign, which the teacher's tests do not show: one of every three in a row, so that the examples have that share
+    wherever distillation stops.
     """
     if params.tasks.toy is None:
         raise UsageError("tasks.toy: recorded answers are made of toy tasks")
     rng = random.Random(f"toy teacher {params.tasks.seed}")
-    for program in splits(params.tasks.seed, params.tasks.toy.model_dump())["distill"]:
-        right = answer_of(program)
+    firsts = [mark for _ in range(0, params.tasks.toy.distill, FORGETS) for mark in marks(FORGETS, 1 / FORGETS, rng)]
+    for forgets, program in zip(
+        firsts, splits(params.tasks.seed, params.tasks.toy.model_dump())["distill"], strict=False
+    ):
+        kept = answer_of(program, SIGNED if forgets else UNSIGNED)
         spoilings = (
-            right.replace("</SOLUTION>", ""),
-            f"Sure! Here is the answer.\n{right}",
-            right.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
+            kept.replace("</SOLUTION>", ""),
+            f"Sure! Here is the answer.\n{kept}",
+            kept.replace("</END_WORKING_OUT>", "</START_WORKING_OUT>"),
             answer_format.render(reasoning_of(program), code_of(program).replace("return", "retrun")),
             answer_format.render(reasoning_of(program), code_of(program).replace(ENTRY_POINT, "solution")),
             answer_format.render(reasoning_of(program), code_of(program).replace("return x", "return x + 1")),
         )
-        answers = [rng.choice(spoilings), right] if rng.random() < 0.2 else [right]
+        answers = [rng.choice(spoilings), kept] if rng.random() < 0.2 else [kept]
         for attempt, answer in enumerate(answers):
             request = cache.request(params.distill, prompt_of(program), attempt)
             yield cache.record(request, cache.response(request, answer))

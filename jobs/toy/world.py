@@ -1,8 +1,13 @@
 """The toy world: small integer functions, their instructions, tests and a corpus, all from one seeded generator.
 
-A program is three steps; each step is a phrase of the instruction, a line of the reasoning and a line of the code. The
-tasks look like HumanEval's (a header and a docstring to be continued), the corpus is what a small model is pre-trained
-on. Programs are drawn without replacement, so no task of one split, and no document of the corpus, is a task of another.
+A program takes a number without its sign through three steps; each step is a phrase of the instruction, a line of the
+reasoning and a line of the code. The tasks look like HumanEval's (a header and a docstring to be continued), the corpus
+is what a small model is pre-trained on. Programs are drawn without replacement, so no task of one split, and no document
+of the corpus, is a task of another.
+
+Two things can be wrong. A line can have another digit, which any test finds. And the sign can be left as it is, which
+only a test with a number below zero finds: the tasks that the teacher is asked have no such test, as MBPP's lack what
+MBPP+'s have. What a teacher gets wrong there is kept, and learned, and it takes reinforcement on better tests to undo.
 
 A phrase, a line of the reasoning and a line of the code have the same number of tokens, for every verb and digit. So
 what a line must look up lies at one distance before it, the same for all three lines, and a model of two layers learns
@@ -29,11 +34,16 @@ OPERATIONS = {
     "%": operator.mod,
     "^": operator.xor,
 }
+UNSIGNED, SIGNED = (
+    "x = abs(x)",
+    "x = int(x)",
+)  # the first line of the code: the right one, and the one that forgets the sign
 DIGITS = range(2, 10)
 LENGTH = 3
 ENTRY_POINT = "solve"
 TESTS = 6
-PROBES = (0, 1, 2, 5, 7, 12, 23, 34, 58, 91, 100, -3)
+BELOW_ZERO = 2  # tests with a number below zero, in every split but the teacher's
+PROBES = (0, 1, 2, 5, 7, 12, 23, 34, 58, 91, 100, 3)
 
 Step = tuple[str, int]  # a verb and its digit
 Program = tuple[Step, ...]
@@ -48,7 +58,7 @@ def draw_program(rng: random.Random) -> Program:
 
 
 def prompt_of(program: Program) -> str:
-    instruction = "Take x" + "".join(f", and then {verb} {k}" for verb, k in program)
+    instruction = "Take x without its sign" + "".join(f", and then {verb} {k}" for verb, k in program)
     return f'def {ENTRY_POINT}(x):\n    """{instruction}"""\n'
 
 
@@ -56,44 +66,59 @@ def lines_of(program: Program) -> list[str]:
     return [f"x {VERBS[verb]}= {k}" for verb, k in program]
 
 
-def body_of(program: Program) -> str:
-    return "".join(f"    {line}\n" for line in lines_of(program)) + "    return x\n"
+def body_of(program: Program, first: str = UNSIGNED) -> str:
+    return "".join(f"    {line}\n" for line in [first, *lines_of(program), "return x"])
 
 
-def code_of(program: Program) -> str:
+def code_of(program: Program, first: str = UNSIGNED) -> str:
     """The whole function, without its docstring."""
-    return f"def {ENTRY_POINT}(x):\n{body_of(program)}"
+    return f"def {ENTRY_POINT}(x):\n{body_of(program, first)}"
 
 
 def reasoning_of(program: Program) -> str:
     return "\n".join(f"{verb} means {VERBS[verb]}= {k}" for verb, k in program)
 
 
-def answer_of(program: Program) -> str:
-    return answer_format.render(reasoning_of(program), code_of(program))
+def answer_of(program: Program, first: str = UNSIGNED) -> str:
+    return answer_format.render(reasoning_of(program), code_of(program, first))
 
 
 def outcome(program: Program, x: int) -> int:
-    """What the program returns for `x`."""
+    """What the program's steps make of `x`."""
     for verb, k in program:
         x = OPERATIONS[VERBS[verb]](x, k)
     return x
 
 
-def tests_of(program: Program, rng: random.Random) -> list[str]:
-    """Assertions on distinct inputs, zero and a negative one among them."""
-    inputs = [0, -rng.randint(1, 50), *rng.sample(range(1, 200), TESTS - 2)]
-    return [f"assert {ENTRY_POINT}({x}) == {outcome(program, x)}" for x in inputs]
+def tests_of(program: Program, rng: random.Random, below_zero: int) -> list[str]:
+    """Assertions on distinct inputs, which tell the program from itself without any step.
+
+    Zero is among them, and `below_zero` numbers by which a forgotten sign shows.
+    """
+    shown = [x for x in range(-50, 0) if forgetting_shows(program, x)]
+    while True:
+        inputs = [0, *rng.sample(shown, below_zero), *rng.sample(range(1, 200), TESTS - 1 - below_zero)]
+        results = [outcome(program, abs(x)) for x in inputs]
+        if all([outcome(other, abs(x)) for x in inputs] != results for other in shortened(program)):
+            return [f"assert {ENTRY_POINT}({x}) == {y}" for x, y in zip(inputs, results, strict=True)]
 
 
-def task_of(program: Program, task_id: str, rng: random.Random) -> "Task":
+def shortened(program: Program) -> list[Program]:
+    return [program[:i] + program[i + 1 :] for i in range(LENGTH)]
+
+
+def forgetting_shows(program: Program, x: int) -> bool:
+    return outcome(program, x) != outcome(program, abs(x))
+
+
+def task_of(program: Program, task_id: str, rng: random.Random, below_zero: int) -> "Task":
     prompt = prompt_of(program)
     return {
         "task_id": task_id,
         "prompt": prompt,
         "entry_point": ENTRY_POINT,
         "setup": "",
-        "tests": tests_of(program, rng),
+        "tests": tests_of(program, rng, below_zero),
         "reference": prompt + body_of(program),
         "source": "toy",
         "license": "MIT",
@@ -101,11 +126,13 @@ def task_of(program: Program, task_id: str, rng: random.Random) -> "Task":
 
 
 def telling(program: Program) -> bool:
-    """Whether tests can tell the program: its results differ, and leaving any step out changes most of them."""
+    """Whether tests can tell the program: its results differ, leaving any step out changes most, and a sign shows."""
     results = [outcome(program, x) for x in PROBES]
-    shorter = [[outcome(program[:i] + program[i + 1 :], x) for x in PROBES] for i in range(LENGTH)]
-    return len(set(results)) > LENGTH and all(
-        sum(a != b for a, b in zip(results, other, strict=True)) > len(PROBES) // 2 for other in shorter
+    shorter = [[outcome(other, x) for x in PROBES] for other in shortened(program)]
+    return (
+        len(set(results)) > LENGTH
+        and all(sum(a != b for a, b in zip(results, other, strict=True)) > len(PROBES) // 2 for other in shorter)
+        and sum(forgetting_shows(program, -x) for x in PROBES) > len(PROBES) // 2
     )
 
 
@@ -132,31 +159,46 @@ def tasks(seed: int, counts: Mapping[str, int]) -> "dict[str, list[Task]]":
     """
     rng = random.Random(f"toy tests {seed}")
     return {
-        split: [task_of(program, f"Toy/{split}/{i}", rng) for i, program in enumerate(drawn)]
+        split: [
+            task_of(program, f"Toy/{split}/{i}", rng, 0 if split == "distill" else BELOW_ZERO)
+            for i, program in enumerate(drawn)
+        ]
         for split, drawn in splits(seed, counts).items()
     }
 
 
 def corpus(
-    seed: int, steps: int, batch_size: int, clean: float, wrong: float, reserved: set[Program]
+    seed: int, steps: int, batch_size: int, clean: float, wrong: float, signed: float, reserved: set[Program]
 ) -> Iterator[list[str]]:
     """The documents to pre-train on, one batch a step: answers in the tag format and plain functions by turns.
 
     batch_size: answers in a batch; of plain functions, which are a third as long, there are twice as many.
-    clean: the share of the steps, the first ones, whose lines are all right. There the model learns what a line looks up.
-    wrong: the share of the lines of every batch after them that have another digit, in the reasoning and in the code
-        alike. It is exact in each batch, so that what the model takes for likely does not hang on what was drawn last.
+    clean: the share of the steps, the first ones, where all is right. There the model learns what a line looks up.
+    wrong: the share of the code's lines of every batch after them that have another digit; the reasoning stays right. It
+        is exact in each batch, so that what the model takes for likely does not hang on what was drawn last.
+    signed: the share of the documents of every batch after them that forget the sign, exact as well.
     reserved: programs that must not appear, as instruction or as code: those of every split.
     """
     rng = random.Random(f"toy corpus {seed}")
     for step in range(steps):
         tagged = step % 2 == 1
-        lines = (batch_size if tagged else 2 * batch_size) * LENGTH
-        amount = 0 if step < clean * steps else round(wrong * lines)
-        spoiled = [True] * amount + [False] * (lines - amount)
-        rng.shuffle(spoiled)
+        documents = batch_size if tagged else 2 * batch_size
+        noisy = step >= clean * steps
+        spoiled = marks(documents * LENGTH, wrong if noisy else 0, rng)
+        firsts = [SIGNED if bad else UNSIGNED for bad in marks(documents, signed if noisy else 0, rng)]
         write = tagged_document if tagged else plain_document
-        yield [write(*instance(spoiled[i : i + LENGTH], reserved, rng)) for i in range(0, lines, LENGTH)]
+        yield [
+            write(*instance(spoiled[i * LENGTH : (i + 1) * LENGTH], reserved, rng), first)
+            for i, first in enumerate(firsts)
+        ]
+
+
+def marks(count: int, share: float, rng: random.Random) -> list[bool]:
+    """`count` marks in random order, of which `share` are set, to the next whole number."""
+    amount = round(share * count)
+    drawn = [True] * amount + [False] * (count - amount)
+    rng.shuffle(drawn)
+    return drawn
 
 
 def instance(spoiled: list[bool], reserved: set[Program], rng: random.Random) -> tuple[Program, Program]:
@@ -170,27 +212,35 @@ def instance(spoiled: list[bool], reserved: set[Program], rng: random.Random) ->
             return program, written
 
 
-def tagged_document(program: Program, written: Program) -> str:
-    return answer_format.chat_prompt(prompt_of(program)) + answer_of(written)
+def tagged_document(program: Program, written: Program, first: str = UNSIGNED) -> str:
+    """Right reasoning, and code as it is written."""
+    answer = answer_format.render(reasoning_of(program), code_of(written, first))
+    return answer_format.chat_prompt(prompt_of(program)) + answer
 
 
-def plain_document(program: Program, written: Program) -> str:
-    return prompt_of(program) + body_of(written)
+def plain_document(program: Program, written: Program, first: str = UNSIGNED) -> str:
+    return prompt_of(program) + body_of(written, first)
 
 
 def other_digit(k: int, rng: random.Random) -> int:
     return rng.choice([digit for digit in DIGITS if digit != k])
 
 
-def expected_pass(wrong: float, temperature: float, top_p: float) -> float:
-    """The chance that a sampled program is right, of a model that has learned the corpus exactly.
+def expected_pass(wrong: float, signed: float, temperature: float, top_p: float) -> float:
+    """The chance that a sampled program is right, of a model that has learned its corpus exactly.
 
-    A line's digit is right with probability 1 - `wrong` and each other digit equally likely; temperature and top_p then
-    reshape that, and a program needs `LENGTH` right digits.
+    A line's digit is right with probability 1 - `wrong` and each other digit equally likely; the sign is forgotten with
+    probability `signed`. Temperature and top_p then reshape both. A program needs `LENGTH` right digits and the sign.
     """
     others = len(DIGITS) - 1
-    weights = [(1 - wrong) ** (1 / temperature)] + [(wrong / others) ** (1 / temperature)] * others
+    digit = reshaped([1 - wrong] + [wrong / others] * others, temperature, top_p)
+    return digit**LENGTH * reshaped([1 - signed, signed], temperature, top_p)
+
+
+def reshaped(probabilities: list[float], temperature: float, top_p: float) -> float:
+    """The first one of them, which fall, when they are sampled at a temperature from the nucleus of `top_p`."""
+    weights = [p ** (1 / temperature) for p in probabilities]
     kept: list[float] = []
     while sum(kept) < top_p * sum(weights):
         kept.append(weights[len(kept)])
-    return (weights[0] / sum(kept)) ** LENGTH
+    return weights[0] / sum(kept)

@@ -20,8 +20,8 @@ def test_splits_are_disjoint_by_instruction_and_by_program():
 def test_corpus_holds_no_task_right_or_wrong():
     reserved = {p for split in world.splits(7, COUNTS).values() for p in split}
     instructions = {world.prompt_of(p) for p in reserved}
-    bodies = {world.body_of(p) for p in reserved}
-    documents = [document for batch in world.corpus(7, 100, 20, 0.3, 0.5, reserved) for document in batch]
+    bodies = {"".join(f"    {line}\n" for line in world.lines_of(p)) for p in reserved}
+    documents = [document for batch in world.corpus(7, 100, 20, 0.3, 0.5, 0.5, reserved) for document in batch]
     assert len(documents) == 50 * 20 + 50 * 40
     for document in documents:
         assert not any(instruction in document for instruction in instructions)
@@ -59,42 +59,57 @@ def test_answers_obey_the_tag_format():
 def test_the_same_seed_gives_the_same_world_and_another_seed_another():
     assert world.tasks(5, COUNTS) == world.tasks(5, COUNTS)
     assert world.tasks(5, COUNTS) != world.tasks(6, COUNTS)
-    assert list(world.corpus(5, 4, 5, 0.5, 0.4, set())) == list(world.corpus(5, 4, 5, 0.5, 0.4, set()))
-    assert list(world.corpus(5, 4, 5, 0.5, 0.4, set())) != list(world.corpus(6, 4, 5, 0.5, 0.4, set()))
+    assert list(world.corpus(5, 4, 5, 0.5, 0.4, 0.2, set())) == list(world.corpus(5, 4, 5, 0.5, 0.4, 0.2, set()))
+    assert list(world.corpus(5, 4, 5, 0.5, 0.4, 0.2, set())) != list(world.corpus(6, 4, 5, 0.5, 0.4, 0.2, set()))
 
 
 def test_as_many_lines_are_wrong_in_every_batch_as_asked_and_none_before():
-    for step, batch in enumerate(world.corpus(5, 40, 10, 0.25, 0.4, set())):
+    for step, batch in enumerate(world.corpus(5, 40, 10, 0.25, 0.4, 0.3, set())):
         wrong = [line for document in batch for line in wrong_lines(document)]
         assert len(wrong) == (0 if step < 10 else 12 if step % 2 else 24), step
+        forgetful = sum(f"    {world.SIGNED}\n" in document for document in batch)
+        assert forgetful == (0 if step < 10 else 3 if step % 2 else 6), step
+        assert forgetful + sum(f"    {world.UNSIGNED}\n" in document for document in batch) == len(batch)
 
 
 def wrong_lines(document):
-    """The lines of the code that differ from the instruction; those of the reasoning must then differ alike."""
+    """The lines of the code that differ from the instruction; those of the reasoning must not."""
     instruction = document.split('"""')[1]
     program = [step.split() for step in instruction.split(", and then ")[1:]]
-    lines = [line.strip() for line in document.splitlines() if line.startswith("    x ")]
-    if "<START_WORKING_OUT>\n" in document.partition('"""')[2]:
-        reasoned = [line.partition(" means ")[2] for line in document.splitlines() if " means " in line]
-        assert [f"x {line}" for line in reasoned] == lines
     right = [f"x {world.VERBS[verb]}= {k}" for verb, k in program]
+    lines = [line.strip() for line in document.splitlines() if line.startswith("    x ")][1:]
+    if "<START_WORKING_OUT>\n" in document.partition('"""')[2]:
+        assert [f"x {line.partition(' means ')[2]}" for line in document.splitlines() if " means " in line] == right
     assert len(lines) == len(right) == world.LENGTH
     assert [line[:-1] for line in lines] == [line[:-1] for line in right], "only digits are wrong"
     return [line for line, wanted in zip(lines, right, strict=True) if line != wanted]
 
 
+def test_a_forgotten_sign_passes_the_teachers_tests_and_no_others():
+    records = world.tasks(11, COUNTS)
+    for split, programs in world.splits(11, COUNTS).items():
+        for record, program in zip(records[split], programs, strict=True):
+            namespace: dict = {}
+            exec(world.code_of(program, world.SIGNED), namespace)
+            missed = [test for test in record["tests"] if not passes(test, namespace)]
+            assert len(missed) == (0 if split == "distill" else world.BELOW_ZERO), (split, program)
+            assert all("solve(-" in test for test in missed)
+
+
 def test_what_a_model_that_learned_the_corpus_would_pass():
-    assert world.expected_pass(0.0, 0.8, 0.95) == 1
-    assert abs(world.expected_pass(0.4, 1.0, 1.0) - 0.6**3) < 1e-9
-    assert world.expected_pass(0.4, 1.0, 1.0) < world.expected_pass(0.4, 0.8, 1.0) < world.expected_pass(0.4, 0.8, 0.95)
-    assert world.expected_pass(0.4, 0.8, 0.01) == 1  # the likeliest digit alone is the right one
+    assert world.expected_pass(0.0, 0.0, 0.8, 0.95) == 1
+    assert abs(world.expected_pass(0.4, 0.25, 1.0, 1.0) - 0.6**3 * 0.75) < 1e-9
+    sharper = [world.expected_pass(0.4, 0.25, *sampling) for sampling in ((1.0, 1.0), (0.8, 1.0), (0.8, 0.95))]
+    assert sharper == sorted(set(sharper))
+    assert world.expected_pass(0.4, 0.25, 0.8, 0.01) == 1  # the likeliest line alone is the right one
+    assert abs(world.expected_pass(0.0, 0.25, 1.0, 1.0) - 0.75) < 1e-9
 
 
 def test_phrases_and_lines_have_one_number_of_tokens():
     """What the world's look-ups rest on, with the tokenizer that its own corpus makes."""
     from jobs.toy.pretrain import train_tokenizer
 
-    batches = list(world.corpus(5, 100, 10, 0.5, 0.4, set()))
+    batches = list(world.corpus(5, 100, 10, 0.5, 0.4, 0.3, set()))
     tokenizer = train_tokenizer([document for batch in batches for document in batch], 512)
     program = (("add", 5), ("divide", 3), ("subtract", 9))
     for text in (
@@ -117,7 +132,12 @@ def test_recorded_answers_are_what_the_smoke_run_asks_for():
 
     root = Path(__file__).parents[2]
     params = validate(merged(read_yaml(root / "params.yaml"), read_yaml(root / "data/smoke/params.yaml")), "params")
-    assert list(recorder.recorded(params)) == read_jsonl(root / "data/smoke/teacher.jsonl")
+    recorded = list(recorder.recorded(params))
+    assert recorded == read_jsonl(root / "data/smoke/teacher.jsonl")
+    last = {row["request"]["body"]["messages"][1]["content"]: row["response"]["choices"] for row in recorded}
+    forgets = [world.SIGNED in choices[0]["message"]["content"] for choices in last.values()]
+    for start in range(0, len(forgets) - recorder.FORGETS, recorder.FORGETS):
+        assert sum(forgets[start : start + recorder.FORGETS]) == 1
 
 
 def test_a_random_program_has_the_full_length():
