@@ -29,9 +29,22 @@ from jobs.plumbing.cli import exit_codes
 @click.option(
     "--target", "targets", multiple=True, metavar="STAGE", help="A stage to end with, as `dvc repro` takes it."
 )
+@click.option(
+    "--jobs",
+    "at_once",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Stages at once, where none depends on another; they share the machine's memory and GPU.",
+)
 @click.option("--prepare", is_flag=True, help="Lay the files out and stop.")
 def command(
-    recipes: tuple[Path, ...], out: Path | None, assignments: tuple[str, ...], targets: tuple[str, ...], prepare: bool
+    recipes: tuple[Path, ...],
+    out: Path | None,
+    assignments: tuple[str, ...],
+    targets: tuple[str, ...],
+    at_once: int,
+    prepare: bool,
 ) -> None:
     out = out or Path(".runs") / recipes[0].stem
     with exit_codes():
@@ -39,6 +52,6 @@ def command(
         workspace.lay_out(out, recipes, assignments)
         if not prepare:
             began = time.time()
-            workspace.reproduce(out, targets)
+            workspace.reproduce(out, targets, at_once)
             workspace.commit(out, f"run of {', '.join(recipe.name for recipe in recipes)}")
             workspace.report(out, began, f"run of {recipes[0].name}")

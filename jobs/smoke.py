@@ -24,13 +24,18 @@ OVERLAY = Path("data/smoke/params.yaml")
 @click.command(name="smoke", help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=".smoke", show_default=True, help="Where to run.")
 @click.option("--prepare", is_flag=True, help="Lay the files out and stop.")
+@click.option(
+    "--jobs", "at_once", type=click.IntRange(min=1), help="Stages at once.  [default: 2 without containers, else 1]"
+)
 @click.argument("targets", nargs=-1)
-def command(out: Path, prepare: bool, targets: tuple[str, ...]) -> None:
+def command(out: Path, prepare: bool, at_once: int | None, targets: tuple[str, ...]) -> None:
     with exit_codes():
         workspace.require_own(out)
         workspace.lay_out(out, [OVERLAY])
         if not prepare:
             began = time.time()
-            workspace.reproduce(out, targets, RUNTIME=os.environ.get("RUNTIME", "local"), TRAIN_IMAGE="cpu")
+            runtime = os.environ.get("RUNTIME", "local")
+            at_once = at_once or (2 if runtime == "local" else 1)
+            workspace.reproduce(out, targets, at_once, RUNTIME=runtime, TRAIN_IMAGE="cpu")
             workspace.commit(out, "smoke run")
             workspace.report(out, began, "smoke run")

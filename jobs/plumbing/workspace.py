@@ -16,6 +16,7 @@ import click
 
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json
+from jobs.plumbing import stages
 
 MANIFEST = Path(".checkpoints/smoke.json")  # in the folder: the files that were laid out there
 SOURCES = Path("data/sources")  # inputs that git does not know: linked into the folder, not copied
@@ -98,8 +99,11 @@ def same(source: Path, target: Path) -> bool:
     )
 
 
-def reproduce(out: Path, targets: tuple[str, ...], **around: str) -> None:
-    """`dvc repro` in `out`, with this process's environment and what `around` adds to it."""
+def reproduce(out: Path, targets: tuple[str, ...], at_once: int = 1, **around: str) -> None:
+    """`dvc repro` in `out`, with this process's environment and what `around` adds to it.
+
+    at_once: above 1, so many stages run side by side where none depends on another.
+    """
     environment = (
         os.environ
         | around
@@ -109,6 +113,8 @@ def reproduce(out: Path, targets: tuple[str, ...], **around: str) -> None:
     )
     for unwanted in ("PYTHONPATH", "DVC_ROOT", "GIT_DIR", "GIT_WORK_TREE"):
         environment.pop(unwanted, None)
+    if at_once > 1:
+        stages.reproduce(out, targets, at_once, environment)
     run(sys.executable, "-m", "dvc", "repro", *targets, cwd=out, env=environment)
 
 
@@ -124,9 +130,9 @@ def report(out: Path, began: float, name: str) -> None:
     compared = out / "metrics" / "compare.json"
     for line in table(read_json(compared)) if compared.exists() else ():  # targets may stop before it
         click.echo(line)
-    stages = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
+    finished = sorted((out / "reports" / "provenance").glob("*.json"), key=lambda p: read_json(p)["finished"])
     click.echo("\nseconds by stage (its last run):")
-    for path in stages:
+    for path in finished:
         facts = read_json(path)
         click.echo(
             f"  {path.stem:<24}{facts['seconds']:8.1f} s   {facts['peak_memory_mib']:6d} MiB   {facts['finished']}"

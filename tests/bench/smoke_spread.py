@@ -1,12 +1,12 @@
 """How far the smoke run's result depends on seed and on a CPU's rounding: base, SFT and GRPO by seed and by kernels.
 
-    python tests/bench/smoke_spread.py --out /tmp/spread [--seeds 5] [--jobs 1]
+    python tests/bench/smoke_spread.py --out /tmp/spread [--seeds 5] [--jobs 1]    # a job takes 2 cores
 
 Every run is base -> sft -> grpo -> sample and evaluate (with reasoning) by the jobs themselves, in a folder of its own,
-without the launcher and so without what it pins. A seed is `base.toy.seed` (the corpus and the pre-training) and `seed`
-(SFT and GRPO); the tasks, the teacher's answers and the seed of sampling are the smoke run's. Finished steps are kept:
-started again with the same --out, it goes on. Prints a Markdown table and what is not as it should be; exits with 1 if
-anything is.
+without the launcher and so without what it pins, but for its two threads. A seed is `base.toy.seed` (the corpus and the
+pre-training) and `seed` (SFT and GRPO); the tasks, the teacher's answers and the seed of sampling are the smoke run's.
+Finished steps are kept: started again with the same --out, it goes on. Prints the processor, torch's version, a Markdown
+table and what is not as it should be; exits with 1 if anything is.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +50,7 @@ def job(folder: Path, made: str, *words: str, **environment: str) -> None:
     """Runs a job in `folder` unless what it makes is there; its output goes to a log beside it."""
     if (folder / made).exists():
         return
-    around = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment
+    around = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"} | environment
     with open(folder / f"{Path(made).name}.log", "w") as log:
         done = subprocess.run(
             [sys.executable, "-m", "jobs", *words], cwd=folder, env=around, stdout=log, stderr=subprocess.STDOUT
@@ -119,12 +120,25 @@ def table(runs: dict[tuple[str, int], dict]) -> tuple[list[str], list[str]]:
     return lines, wrong
 
 
+def machine() -> str:
+    """The processor, what of its vector instructions counts here, and the torch and MKL that compute."""
+    facts = dict(
+        (part.strip() for part in line.split(":", 1))
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    )
+    offered = [name for name in ("avx2", "fma", "avx512f", "amx_tile") if name in facts.get("flags", "").split()]
+    return (
+        f"{facts.get('model name', 'unknown')} ({', '.join(offered)}), {os.cpu_count()} cores, torch {version('torch')}"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     options = parser.parse_args()
+    print(machine(), flush=True)
     out = options.out.resolve()
     data = shared(out)
     wanted = [(kernels, seed) for seed in range(options.seeds) for kernels in KERNELS]
