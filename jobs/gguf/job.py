@@ -217,7 +217,7 @@ def quantize(source: Path, path: Path, kind: str) -> None:
 
 
 def sizes(path: Path, kind: str) -> dict[str, float]:
-    """A file's bytes, bits a weight, and how many tensors llama.cpp stored as another type than the rows allow.
+    """A file's bytes, bits a weight, and how many tensors llama.cpp stored as another type than asked for.
 
     K-quants hold 256 weights a block: a row that 256 does not divide is stored as another type, which llama.cpp does
     with no more than a line in its log. Named here, tensor by tensor.

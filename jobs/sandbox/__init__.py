@@ -11,10 +11,11 @@ results cross a socket as plain data in a closed codec (codec.py), and expected 
 leave the judge.
 
 Defended, by the layers in brackets, each shown to hold or to be missed by tests/attacks:
-- the verdict: a submission returns data or does not; it cannot exit, patch, subclass, trace or forge its way to a pass,
-  because nothing that decides is in its process; builtins and helpers that a test uses are the judge's own
-- the tests: not in the child's memory, nor its ancestors' that it could read, nor in files it may open [Landlock; where
-  the kernel has none, seccomp lets it open no file at all, and only what is imported already can be imported]
+- the verdict: a submission can only return data. Nothing that decides is in its process, so there is nothing there to
+  patch, trace or forge, and an exit or a subclass earns no pass. Builtins and helpers that a test uses are the judge's.
+- the tests: they are not in the child's memory, in memory of other processes that it could read, or in files that it may
+  open [Landlock]. Where the kernel has no Landlock, seccomp lets the child open no file at all: it can then import only
+  what its server had imported before.
 - time: a deadline on the wall, moved only by what the child waited for a core; a CPU limit on the judge's own work
 - memory, files, descriptors, processes, output [rlimits; seccomp refuses fork, threads and writing]
 - other processes, the network, the machine [seccomp; Landlock for TCP and signals; as root, the uid of nobody]

@@ -19,8 +19,8 @@ from jobs.sandbox.verdict import Infrastructure, Lost
 if TYPE_CHECKING:
     from jobs.sandbox.settings import ServerSettings, Settings
 
-MOST_QUEUED = 8  # by how many times the timeout a deadline may move for a child that waits for a core
-MOST_QUEUED_THREADS = 1.0  # seconds that it moves for one whose own threads may be what it waits for
+MOST_QUEUED = 8  # a deadline moves while a child waits for a core, at most by this many times `timeout`
+MOST_QUEUED_THREADS = 1.0  # seconds it moves at most for a child with threads, which may be waiting for each other
 JUDGING_SECONDS = 1.0  # CPU that the judge may take beyond the submission's own time
 # Modules that a server imports before any fork, so that a submission's import of them reads no file. What a server holds
 # makes each of its forks dearer, so the rest of the usual ones, and packages, are in servers of their own, for programs

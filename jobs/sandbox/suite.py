@@ -138,9 +138,11 @@ class Marks:
         self.errors.append((i, error))
 
     def passed(self, ended: bool) -> list[bool]:
-        """A flag for each assert. One that check() never came to is passed if check() ended by itself: it decided so.
+        """A flag for each assert: whether its test is passed. ended: whether check() returned, rather than was cut short.
 
-        Where it did not, what it never came to has failed, or else the last assert, which was to come again.
+        An assert that was never reached, as in a branch not taken, is passed if check() returned. If check() was cut
+        short, such an assert has failed. If it was cut short and every assert had held, as within a loop, the last one
+        reached has failed.
         """
         flags = [not bad and (ended or seen > 0) for seen, bad in zip(self.seen, self.bad, strict=True)]
         if not ended and all(flags):

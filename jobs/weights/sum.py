@@ -99,7 +99,8 @@ def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
     def dot(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
-    # What is stored without the update: in its own dtype, and in a wider one, the base's value itself.
+    # An element is unchanged if it is stored as the base alone would be. Where the storage holds every value of the base
+    # (the same dtype, or float32), that is the base's own value.
     if storage.dtype in (tensor.dtype, "F32"):
         same = np.count_nonzero(values == rounded)
     elif (tensor.dtype, storage.dtype) == ("BF16", "F16"):
