@@ -54,9 +54,7 @@ def run(
             raise UsageError(f"--adapter: {model} holds its adapters already")
         from jobs.inference import llama_cpp
 
-        text = chat_prompt(prompt)
-        room = len(text.encode()) + sampling.max_tokens  # a token is a byte at least
-        return llama_cpp.stream(llama_cpp.opened(model, room), text, sampling)
+        return llama_cpp.stream(llama_cpp.File(model), chat_prompt(prompt), sampling)
     return by_transformers(model, adapter, chat_prompt(prompt), sampling)
 
 

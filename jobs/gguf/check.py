@@ -1,31 +1,32 @@
 """Whether a GGUF file is the model it was made from: llama.cpp beside transformers in float32 on the same prompts."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.answer_format import chat_prompt, messages
-from jobs.common.errors import JobError, one_line
+from jobs.common.errors import JobError
 from jobs.common.task import read_tasks
 from jobs.extraction.worker import Extractor
+from jobs.gguf.reference import Reference, load_reference
+from jobs.gguf.texts import TEXTS
 from jobs.inference import Sampling
 from jobs.plumbing.cli import log, progress
-from jobs.weights.adapter import attach
-from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
     import numpy as np
 
     from jobs.plumbing.params import Params
 
-Logits = Callable[[list[int], int], "np.ndarray"]  # tokens, first position -> float32 [positions from it, vocabulary]
+FAR = 64  # positions compared at the end of a long text
+BATCH = 64  # positions whose logits llama.cpp holds at once
 
 
 def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files: dict[str, Path]) -> dict[str, dict]:
     """For each file: token-level KL from the reference, top-1 agreement and pass@1, on `gguf.tasks` tasks.
 
-    The tokens compared are the reference's own greedy answers. Errors: JobError if a file splits a prompt into other
-    tokens, holds a chat template that renders another prompt than training's, or is beyond its limits.
+    The tokens compared are the reference's own greedy answers, and the end of one long text (see Reference.far).
+    Errors: JobError if a file cuts a text into other tokens, holds a chat template that renders another prompt than
+    training's, or is beyond its limits.
     """
     from jobs.inference.llama_cpp import load
     from jobs.sandbox import Sandbox
@@ -34,12 +35,14 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     records = read_tasks(tasks)
     records = records[:: max(1, len(records) // settings.tasks)][: settings.tasks]
     prompts = [chat_prompt(record["prompt"]) for record in records]
-    tokenize, end, answer, reference = load_reference(base, adapters)
-    prompt_ids = [tokenize(prompt) for prompt in prompts]
+    reference = load_reference(base, adapters)
+    for file in files.values():
+        check_tokens(file, reference.tokenizer, [*prompts, *TEXTS])
+    prompt_ids = [reference.tokenize(prompt) for prompt in prompts]
     log.info("answer %d prompts by transformers in float32", len(prompts))
-    answers = answer(prompt_ids, settings.max_tokens)
-    pairs = list(zip(prompt_ids, [ids for ids, _ in answers], strict=True))
-    room = max(len(prompt) + len(ids) for prompt, ids in pairs) + settings.max_tokens
+    answers = reference.answer(prompt_ids, settings.max_tokens)
+    spans = [(ids + answer[:-1], len(ids) - 1) for ids, (answer, _) in zip(prompt_ids, answers, strict=True)]
+    long = long_text(reference, [record["prompt"] + record["reference"] for record in records])
     figures: dict[str, dict] = {}
     with Sandbox.from_params(params.sandbox, benchmark=True) as sandbox:
 
@@ -56,12 +59,11 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
                 raise JobError(f"the sandbox failed, which says nothing of the model: {broken[0]}")
             return sum(v.passed for v in verdicts) / len(records)
 
-        passed = pass_at_1([text for _, text in answers], [ids[-1:] != [end] for ids, _ in answers])
-        figures["reference"] = {"pass@1": passed, "tasks": len(records)}
+        passed = pass_at_1([text for _, text in answers], [ids[-1] != reference.end for ids, _ in answers])
+        figures["reference"] = {"pass@1": passed, "tasks": len(records), "far": long[1] + FAR}
         for kind, file in files.items():
-            figures[kind] = compare(file, prompts, pairs, reference, room)
-            generate = load(file, context=room)
-            written = generate(prompts, Sampling(max_tokens=settings.max_tokens))
+            figures[kind] = compare(file, spans, long, reference)
+            written = load(file)(prompts, Sampling(max_tokens=settings.max_tokens))
             figures[kind]["pass@1"] = pass_at_1(
                 [c.text for (c,) in written], [c.finish == "length" for (c,) in written]
             )
@@ -70,10 +72,19 @@ def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files
     return figures
 
 
+def long_text(reference: Reference, texts: list[str]) -> tuple[list[int], int]:
+    """Tokens of `texts`, again and again until they reach `reference.far`, and the first of the last positions compared."""
+    ids = reference.tokenize("\n\n".join(texts))
+    tokens = (ids * (reference.far // len(ids) + 1))[: reference.far]
+    return tokens, max(0, len(tokens) - FAR)
+
+
 def within(kind: str, figures: dict, reference: float, limits) -> None:
     found = []
     if not figures["kl"] <= limits.kl:
         found.append(f"its mean KL is {figures['kl']:.3g} nats a token, more than {limits.kl:g}")
+    if not figures["kl_far"] <= limits.kl:
+        found.append(f"its mean KL at the end of a long text is {figures['kl_far']:.3g}, more than {limits.kl:g}")
     if not figures["top1"] >= limits.top1:
         found.append(f"it agrees on {figures['top1']:.1%} of tokens, less than {limits.top1:.1%}")
     if not reference - figures["pass@1"] <= limits.drop:
@@ -82,90 +93,78 @@ def within(kind: str, figures: dict, reference: float, limits) -> None:
         raise JobError(f"gguf.limits.{kind}: {'; '.join(found)}")
 
 
-def load_reference(base: Path, adapters: list[Path]) -> tuple[Callable, int, Callable, Logits]:
-    """The model in float32 by transformers and PEFT, independent of the sum in jobs/weights.
+def check_tokens(file: Path, tokenizer: Any, texts: list[str]) -> None:
+    """Errors: JobError where llama.cpp cuts a text into other tokens than the tokenizer, or ends a text by another."""
+    from jobs.inference.llama_cpp import vocabulary
 
-    Returns (tokenize, end token, answer, logits); answer(prompts' tokens, max_tokens) gives each greedy answer's
-    (tokens with the end token, text).
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    shards(base)
+    ours = vocabulary(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # what does not fit surfaces as one of many types
-        raise JobError(f"{base}: cannot be loaded as a model ({one_line(error)})") from error
-    for adapter in adapters:
-        model = attach(model, adapter, base).merge_and_unload()
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # Not the model's own settings: a repetition penalty there would choose other tokens than the likeliest.
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
-    )
-
-    def tokenize(text: str) -> list[int]:
-        return tokenizer(text)["input_ids"]
-
-    def answer(prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
-        batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        written = model.generate(**batch, max_new_tokens=max_tokens)[:, batch["input_ids"].shape[1] :]
-        answers = []
-        for row in written.tolist():
-            end = row.index(eos) + 1 if eos in row else len(row)
-            answers.append((row[:end], str(tokenizer.decode(row[:end], skip_special_tokens=True))))
-        return answers
-
-    def logits(tokens: list[int], first: int) -> "np.ndarray":
-        with torch.inference_mode():
-            out = model(torch.tensor([tokens], device=model.device), logits_to_keep=len(tokens) - first)
-        return out.logits[0].float().cpu().numpy()
-
-    return tokenize, eos, answer, logits
+        for text in texts:
+            expected = tokenizer(text)["input_ids"]
+            ids = ours.tokenize(text.encode(), True, True)
+            if ids != expected:
+                at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), 0)
+                raise JobError(
+                    f"{file.name}: llama.cpp cuts {text[:40]!r} into other tokens than the tokenizer: "
+                    f"{ids[at : at + 8]} for {expected[at : at + 8]} from token {at}"
+                )
+        for name, expected, found in (
+            ("EOS", tokenizer.eos_token_id, ours.token_eos()),
+            ("BOS", tokenizer.bos_token_id, ours.token_bos()),
+        ):
+            if expected not in (None, found):
+                raise JobError(f"{file.name}: its {name} token is {found}, the tokenizer's is {expected}")
+        check_template(file, ours.metadata().get("tokenizer.chat_template", ""))
+    finally:
+        ours.close()
 
 
 def compare(
-    file: Path, prompts: list[str], pairs: list[tuple[list[int], list[int]]], reference: Logits, room: int
+    file: Path, spans: list[tuple[list[int], int]], long: tuple[list[int], int], reference: Reference
 ) -> dict[str, float]:
-    """kl: mean over the answers' tokens of KL(reference || file) in nats; top1: share of equal first choices."""
-    import llama_cpp
+    """kl: mean over the answers' tokens of KL(reference || file) in nats; top1: share of equal first choices.
+
+    spans: tokens, and the first position compared. kl_far: the mean KL at the end of the `long` one.
+    """
     import numpy as np
 
-    model = llama_cpp.Llama(str(file), n_ctx=room, n_gpu_layers=-1, logits_all=True, verbose=False)
-    check_template(file, model)
+    from jobs.inference.llama_cpp import opened
+
+    model = opened(file, n_ctx=max(len(tokens) for tokens, _ in [*spans, long]))
     divergences, agreements = [], []
     try:
-        for prompt, (prompt_ids, answer_ids) in zip(prompts, progress(pairs, label=file.name), strict=True):
-            ids = model.tokenize(prompt.encode(), add_bos=bool(model._model.add_bos_token()), special=True)
-            if ids != prompt_ids:
-                raise JobError(
-                    f"{file.name}: llama.cpp splits a prompt into other tokens than the tokenizer: "
-                    f"{ids[:20]} for {prompt_ids[:20]}"
-                )
-            tokens, first = prompt_ids + answer_ids[:-1], len(prompt_ids) - 1
-            model.reset()
-            model.eval(tokens)
-            expected, got = reference(tokens, first), model.scores[first : len(tokens)]
+        for tokens, first in progress([*spans, long], label=file.name):
+            expected, got = reference.logits(tokens, first), logits(model, tokens, first)
             divergences.append(kl(expected, got))
             agreements.append(expected.argmax(-1) == got.argmax(-1))
     finally:
         model.close()
+    far = divergences.pop()
+    agreements.pop()
     all_kl = np.concatenate(divergences)
     return {
         "kl": float(all_kl.mean()),
         "kl_p99": float(np.quantile(all_kl, 0.99)),
+        "kl_far": float(far.mean()),
         "top1": float(np.concatenate(agreements).mean()),
     }
+
+
+def logits(model: Any, tokens: list[int], first: int) -> "np.ndarray":
+    """(positions from `first`, vocabulary) float32 logits of llama.cpp, which keeps no others in memory."""
+    import numpy as np
+
+    model.reset()
+    model.eval(tokens[:first])
+    rows = np.empty((len(tokens) - first, model.n_vocab()), np.float32)
+    for start in range(first, len(tokens), BATCH):
+        part = tokens[start : start + BATCH]
+        model._batch.set_batch(part, n_past=start, logits_all=True)
+        model._ctx.decode(model._batch)
+        flat = np.ctypeslib.as_array(model._ctx.get_logits(), shape=(len(part) * rows.shape[1],))
+        rows[start - first : start - first + len(part)] = flat.reshape(len(part), -1)
+        model.n_tokens += len(part)
+    return rows
 
 
 def kl(expected: "np.ndarray", got: "np.ndarray") -> "np.ndarray":
@@ -183,11 +182,10 @@ def kl(expected: "np.ndarray", got: "np.ndarray") -> "np.ndarray":
     return np.concatenate(rows)
 
 
-def check_template(file: Path, model) -> None:
+def check_template(file: Path, template: str) -> None:
     """The template inside must render the prompt that training used."""
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-    template = model.metadata.get("tokenizer.chat_template", "")
     probe = 'def f(x):\n    """Say {{ \'x\' }} <b>."""\n'
     formatter = Jinja2ChatFormatter(template, eos_token="<|endoftext|>", bos_token="")
     rendered = formatter(messages=messages(probe)).prompt  # type: ignore[arg-type]

@@ -1,14 +1,14 @@
-"""Writes GGUF files straight from a base model and its adapters, and keeps only those that pass a check.
+"""Writes GGUF files from a base model and its adapters, and keeps only those that pass a check.
 
 \b
   python -m jobs gguf --base models/base --adapter models/adapters/grpo --tasks data/tasks/humaneval.jsonl \\
       --out models/gguf --metrics metrics/gguf.json
 
-Reads a Qwen3 model folder in safetensors, PEFT adapters (--adapter is repeatable; none writes the base), and a
-benchmark to check on; writes one NAME-TYPE.gguf for each of `gguf.types` and what each kept. F32, F16 and BF16 are
-written here, from the float32 sum of base and adapters; every other type is made by llama.cpp from a float32 file, so
-that nothing is rounded twice. Every file is then run by llama.cpp beside the same model in float32 by transformers (see
-jobs/gguf/check.py), and the job fails, keeping nothing, if one is further off than its limits in `gguf.limits`.
+Reads a model folder in safetensors, PEFT adapters (--adapter is repeatable; none writes the base), and a benchmark to
+check on; writes one NAME-TYPE.gguf for each of `gguf.types` and what each kept. llama.cpp's own converter writes the
+float32 sum of base and adapters, for every family that it knows; from that, llama.cpp makes each type once. Every file
+is then run by llama.cpp beside the same model in float32 by transformers (see jobs/gguf/check.py), and the job fails,
+keeping nothing, if one cuts text into other tokens or is further off than its limits in `gguf.limits`.
 """
 
 import json
@@ -19,26 +19,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.common.answer_format import CHAT_TEMPLATE
 from jobs.common.errors import JobError
-from jobs.common.files import read_json, remove, replace_dir, write_metrics
+from jobs.common.files import remove, replace_dir, write_metrics
+from jobs.gguf.convert import convert
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.plumbing.provenance import provenance
-from jobs.weights.lora import Update, updates_of
-from jobs.weights.safetensors import Tensor, tensors_of
-from jobs.weights.sum import Storage, pooled, units, write_rows
+from jobs.weights.lora import updates_of
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
 
-# Qwen2's splitting of text, which llama.cpp knows by the name "qwen2". Its converter tells tokenizers apart by a hash
-# of their output, and so stops at every tokenizer that it has not seen, ours among them.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-DIRECT = ("F32", "F16", "BF16")
-ALIGNMENT = 32
+DIRECT = ("F32", "F16", "BF16")  # what the converter writes itself
+FLOAT16_MAX = 65504
 QUANTIZE_BUFFER = 1 << 30  # bytes of rows llama.cpp holds at once
 
 
@@ -46,19 +39,13 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     from jobs.gguf.check import check
 
     settings = params.gguf
-    updates = updates_of(base, adapters)
-    name = (adapters[-1] if adapters else base).name
+    for kind in settings.types:
+        file_type(kind)
+    updates_of(base, adapters)  # refuses what cannot be summed before anything is written
+    name = (adapters[-1] if adapters else base).resolve().name
     with replace_dir(out) as partial:
         files = {kind: partial / f"{name}-{kind}.gguf" for kind in settings.types}
-        source = files.get("F32", partial / "float32.gguf")
-        direct = [kind for kind in settings.types if kind in DIRECT]
-        for kind in direct if len(direct) == len(files) else dict.fromkeys([*direct, "F32"]):
-            write_gguf(base, updates, kind, files.get(kind, source))
-        for kind, file in files.items():
-            if kind not in DIRECT:
-                quantize(source, file, kind)
-        if source not in files.values():
-            remove(source)
+        write(base, adapters, files, name)
         figures = check(params, base, adapters, tasks, files)
         for kind, file in files.items():
             figures[kind] |= sizes(file, kind)
@@ -67,128 +54,39 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     return {"out": str(out), **figures}
 
 
-def write_gguf(base: Path, updates: dict[str, list[Update]], kind: str, path: Path) -> None:
-    """Writes base + updates as F32, F16 or BF16, norms and biases always as F32, as llama.cpp's own converter does.
+def write(base: Path, adapters: list[Path], files: dict[str, Path], name: str) -> None:
+    """All files by their types: one type that the converter has by it alone, else each from a file in float32.
 
-    Errors: JobError for an architecture, a tokenizer or a tensor that is not Qwen3's, or a weight too large for `kind`.
+    Errors: JobError as `convert` and `quantize`, and for weights too large for float16.
     """
+    (first, *others) = files
+    if first in DIRECT and not others:
+        log.info("write %s", files[first].name)
+        convert(base, adapters, first, files[first], name)
+    else:
+        source = files.get("F32") or next(iter(files.values())).with_name("float32.gguf")
+        log.info("write %s", source.name)
+        convert(base, adapters, "F32", source, name)
+        for kind, file in files.items():
+            if kind != "F32":
+                quantize(source, file, kind)
+        if source not in files.values():
+            remove(source)
+    if first == "F16" and not others:
+        check_fits(files[first], first)
+
+
+def check_fits(file: Path, kind: str) -> None:
+    """Errors: JobError naming the matrix that holds a number beyond float16's 65,504, which `kind` cannot store."""
     import gguf
     import numpy as np
 
-    config = read_json(base / "config.json")
-    if config.get("model_type") != "qwen3":
-        raise JobError(f"{base}: is a {config.get('model_type')} model; only qwen3 is written to GGUF")
-    logging.getLogger("gguf").setLevel(logging.WARNING)
-    writer = gguf.GGUFWriter(path, "qwen3")
-    describe(writer, base, config, kind)
-    add_tokenizer(writer, base, config)
-    tensors = mapped(base, config)
-    starts, storages, end, weights = {}, {}, 0, 0
-    for name, tensor in tensors.items():
-        vector = len(tensor.shape) == 1 or name.endswith("_norm.weight")
-        storages[tensor.name] = Storage("F32" if vector else kind)
-        nbytes = tensor.rows * tensor.columns * (4 if vector or kind == "F32" else 2)
-        starts[tensor.name] = end
-        weights += tensor.rows * tensor.columns
-        end += nbytes + -nbytes % ALIGNMENT
-        writer.add_tensor_info(
-            name, tensor.shape, np.dtype(np.float32), nbytes, gguf.GGMLQuantizationType["F32" if vector else kind]
-        )
-    writer.add_size_label(gguf.size_label(weights, 0, 0, 0))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    data = path.stat().st_size
-    data += -data % ALIGNMENT
-    with open(path, "r+b") as target:
-        target.truncate(data + end)  # what no tensor covers is padding, and zero
-
-        def work(tensor: Tensor, rows: slice):
-            return write_rows(
-                tensor,
-                rows,
-                updates.get(tensor.name, []),
-                storages[tensor.name],
-                target.fileno(),
-                data + starts[tensor.name],
-            )
-
-        pooled(work, units(list(tensors.values())), f"write {kind}")
-
-
-def describe(writer, base: Path, config: dict, kind: str) -> None:
-    """The architecture's numbers. Errors: JobError naming what llama.cpp's Qwen3 would not do as this model does."""
-    import gguf
-
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise JobError(f"{base}: scales its rotary positions ({rope}); only the default is written to GGUF")
-    if config.get("use_sliding_window") or config.get("attention_bias") or config.get("hidden_act", "silu") != "silu":
-        raise JobError(f"{base}: has sliding windows, attention biases or another activation than llama.cpp's Qwen3")
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(rope.get("rope_theta") or config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_file_type(file_type(kind))
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def add_tokenizer(writer, base: Path, config: dict) -> None:
-    """The vocabulary, the merges, and the project's own chat template whatever the base's is.
-
-    Rows of the embedding that no token has are filled up with unused ones. Errors: JobError for a tokenizer that is not
-    byte-level BPE with Qwen2's splitting, for llama.cpp would cut text into other tokens without a word.
-    """
-    import gguf
-
-    tokenizer = read_json(base / "tokenizer.json")
-    splits = [
-        part.get("pattern", {}).get("Regex")
-        for part in (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers", [])
-        if part.get("type") == "Split"
-    ]
-    if tokenizer["model"].get("type") != "BPE" or splits != [QWEN2_SPLIT]:
-        raise JobError(f"{base}/tokenizer.json: is not byte-level BPE with the pre-tokenizer of Qwen2")
-    tokens = [f"[PAD{i}]" for i in range(config["vocab_size"])]
-    types = [gguf.TokenType.UNUSED] * len(tokens)
-    for token, i in tokenizer["model"]["vocab"].items():
-        tokens[i], types[i] = token, gguf.TokenType.NORMAL
-    for added in tokenizer["added_tokens"]:
-        text, i = added["content"], added["id"]
-        control = added["special"] or (text.startswith("<|") and text.endswith("|>"))
-        tokens[i], types[i] = text, gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    special = gguf.SpecialVocab(base, load_merges=True)
-    special.chat_template = CHAT_TEMPLATE
-    special.add_special_token["bos"] = False
-    special.add_to_gguf(writer, quiet=True)
-
-
-def mapped(base: Path, config: dict) -> dict[str, Tensor]:
-    """The base's tensors by their GGUF names. A tied lm_head is the embedding again, and is left out."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors_of(base).items():
-        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-            continue
-        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None or new in found:
-            raise JobError(f"{tensor.file}: {name} is no tensor of llama.cpp's Qwen3")
-        found[new] = tensor
-    return found
+    for tensor in gguf.GGUFReader(file).tensors:
+        if len(tensor.shape) > 1 and tensor.data.dtype in (np.float16, np.float32):
+            flat = tensor.data.reshape(-1)
+            for start in range(0, len(flat), 1 << 22):
+                if not (abs(flat[start : start + (1 << 22)]) <= FLOAT16_MAX).all():
+                    raise JobError(f"gguf.types: {tensor.name} does not fit {kind}; BF16 and F32 have its range")
 
 
 def file_type(kind: str) -> int:
@@ -202,7 +100,10 @@ def file_type(kind: str) -> int:
 
 
 def quantize(source: Path, path: Path, kind: str) -> None:
-    """llama.cpp's own quantization of a float32 file; its result does not depend on the number of threads."""
+    """llama.cpp's own quantization of a float32 file; its result does not depend on the number of threads.
+
+    Errors: JobError for a type that it cannot make, and for weights too large for it.
+    """
     import llama_cpp
 
     settings = llama_cpp.llama_model_quantize_default_params()
@@ -213,6 +114,7 @@ def quantize(source: Path, path: Path, kind: str) -> None:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
     if code != 0:
+        check_fits(source, kind)
         raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} (below 3 bits it wants an imatrix)")
 
 

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Sampling, sample_seed
@@ -14,44 +14,93 @@ if TYPE_CHECKING:
 Stream = Iterator[tuple[str, int, str | None]]
 
 
-def load(path: Path, *, adapter: Path | None = None, dtype: str | None = None, context: int = 4096) -> Generate:
+def load(path: Path, *, adapter: Path | None = None, dtype: str | None = None) -> Generate:
     """The GGUF file `path` as `generate(prompts, sampling)`, on the GPU where this llama.cpp was built for one.
 
-    context: tokens of prompt and completion together.
+    Its context is what the prompts at hand need, up to what the model was made for.
     Errors: UsageError for an adapter or a dtype, which the file settles; JobError if it cannot be loaded.
     """
     if adapter is not None or dtype is not None:
         raise UsageError(f"{path}: a GGUF file holds its adapters and its dtype already")
-    model = opened(path, context)
+    file = File(path)
 
     def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
-        return [[whole(stream(model, prompt, sampling, sample)) for sample in range(sampling.n)] for prompt in prompts]
+        file.make_room(prompts, sampling.max_tokens)
+        return [[whole(stream(file, prompt, sampling, sample)) for sample in range(sampling.n)] for prompt in prompts]
 
     return generate
 
 
-def opened(path: Path, context: int):
+class File:
+    """A GGUF file: its vocabulary is loaded at once, and its weights with a context when a request says how long.
+
+    room: the most tokens of prompt and completion together, which the model was made for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Errors: JobError if llama.cpp cannot load the file."""
+        self.path = path
+        self.vocabulary = vocabulary(path)
+        facts = self.vocabulary.metadata()
+        self.room = int(facts.get(f"{facts.get('general.architecture')}.context_length", 0))
+        self.model: Any = None
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, with what the file says to put around a text, such as a token for its begin."""
+        return self.vocabulary.tokenize(text.encode(), True, True)
+
+    def make_room(self, prompts: list[str], max_tokens: int) -> None:
+        """Errors: UsageError for a prompt with which `max_tokens` new ones are more than the model was made for."""
+        need = 0
+        for prompt in prompts:
+            tokens = len(self.tokenize(prompt))
+            if self.room and tokens + max_tokens > self.room:
+                raise UsageError(
+                    f"a prompt of {tokens} tokens and {max_tokens} new ones do not fit the model's {self.room} "
+                    f"positions: {prompt[:60]!r}"
+                )
+            need = max(need, tokens + max_tokens)
+        if self.model is None or need > self.model.n_ctx():
+            if self.model is not None:
+                need = max(need, 2 * self.model.n_ctx())  # every new context loads the weights again
+                self.model.close()
+            self.model = opened(self.path, n_ctx=min(need, self.room or need))
+
+
+def opened(path: Path, **options: Any):
     import llama_cpp
 
     try:
-        return llama_cpp.Llama(str(path), n_ctx=context, n_gpu_layers=-1, verbose=False)
+        return llama_cpp.Llama(str(path), n_gpu_layers=-1, verbose=False, **options)
     except (ValueError, RuntimeError) as error:
         raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
 
 
-def stream(model, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
+def vocabulary(path: Path):
+    """A GGUF file without its weights: tokenize(text, add_special, parse_special), token_bos(), token_eos(), metadata().
+
+    Errors: JobError if llama.cpp cannot load it.
+    """
+    import llama_cpp
+    from llama_cpp._internals import LlamaModel
+
+    settings = llama_cpp.llama_model_default_params()
+    settings.vocab_only = True
+    try:
+        return LlamaModel(path_model=str(path), params=settings, verbose=False)
+    except (ValueError, RuntimeError) as error:
+        raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
+
+
+def stream(file: File, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
     """Pieces of one completion as they come: (text, tokens so far, None, or why it ended).
 
     Text that may turn out to begin a stop string is held back until it is clear.
     """
     import llama_cpp
 
-    tokens = model.tokenize(prompt.encode(), add_bos=False, special=True)
-    if len(tokens) + sampling.max_tokens > model.n_ctx():
-        raise UsageError(
-            f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the context "
-            f"of {model.n_ctx()}: {prompt[:60]!r}"
-        )
+    file.make_room([prompt], sampling.max_tokens)
+    tokens, model = file.tokenize(prompt), file.model
     model.reset()  # a sample does not depend on what the last one left in the cache
     model.set_seed(sample_seed(sampling.seed, prompt, sample) % 2**32)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,11 +1,10 @@
-"""Merge and GGUF against cp, PEFT and llama.cpp's converter, side by side on synthetic Qwen3-4B layers.
+"""Merge and GGUF against cp and PEFT, side by side on synthetic Qwen3-4B layers.
 
-    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft] [--converter FOLDER]
+    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft]
 
 Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter under a temporary
 folder, drops it from the page cache before each step, and prints wall time and peak memory of each step; after several
-rounds, each step's median too. --converter is the vendor/llama.cpp folder of the unpacked llama-cpp-python 0.3.36 source
-archive. PEFT and the converter run in the first round only.
+rounds, each step's median too. PEFT runs in the first round only.
 """
 
 import argparse
@@ -30,24 +29,14 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
 """
-CONVERTER = """
-import sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
-sys.argv[1:] = sys.argv[2:]
-import convert_hf_to_gguf as converter
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
-converter.main()
-"""
 DIRECT = """
 import os, sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from jobs.gguf.job import write_gguf
-from jobs.weights.lora import updates_of
+from jobs.gguf.convert import convert
 base, adapter, out = map(Path, sys.argv[1:4])
-write_gguf(base, updates_of(base, [adapter]), "F16", out)
+convert(base, [adapter], "F16", out, "x")
 """
 
 
@@ -173,7 +162,6 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--no-peft", action="store_true")
-    parser.add_argument("--converter", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -215,9 +203,6 @@ def main() -> None:
         if not options.no_peft:
             peft = [sys.executable, "-c", PEFT, base, adapter, folder / "peft"]
             once["peft merge_and_unload, bfloat16"] = peft
-        if options.converter:
-            words = ["--outtype", "f16", "--outfile", folder / "y.gguf"]
-            once["llama.cpp's converter, F16"] = [sys.executable, "-c", CONVERTER, options.converter, base, *words]
         seconds: dict[str, list[float]] = {}
         for i in range(options.rounds):
             for label, command in (steps | once if i == 0 else steps).items():

@@ -84,9 +84,10 @@ def quantized(model: Path, adapters: list[Path], folder: Path) -> tuple[dict[str
     """The float32 weights of model + adapters as GGUF names them, and what Q4_K_M makes of them."""
     import gguf
 
-    from jobs.gguf.job import quantize, write_gguf
+    from jobs.gguf.convert import convert
+    from jobs.gguf.job import quantize
 
-    write_gguf(model, updates_of(model, adapters), "F32", folder / "f32.gguf")
+    convert(model, adapters, "F32", folder / "f32.gguf", "x")
     quantize(folder / "f32.gguf", folder / "q4.gguf", "Q4_K_M")
 
     def values(file: str) -> dict[str, np.ndarray]:

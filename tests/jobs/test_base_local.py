@@ -72,10 +72,10 @@ def test_a_gguf_file_gives_the_weights_that_it_holds_and_its_own_special_tokens(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from jobs.gguf.job import write_gguf
+    from jobs.gguf.convert import convert
 
     file = tmp_path / "mine-F32.gguf"
-    write_gguf(folder, {}, "F32", file)
+    convert(folder, [], "F32", file, "mine")
     out = made(tmp_path, monkeypatch, params("gguf", file))
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (out, folder))
     for name, weight in theirs.state_dict().items():

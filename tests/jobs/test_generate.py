@@ -7,7 +7,7 @@ import pytest
 
 from jobs import generate, merge
 from jobs.common.errors import JobError, UsageError
-from jobs.gguf import job
+from jobs.gguf.convert import convert
 from jobs.plumbing.params import load
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
@@ -28,7 +28,7 @@ def models(tmp_path_factory):
     (folder / "merged").mkdir()
     write_model(base, updates, Storage("F32"), folder / "merged")
     merge.copy_rest(base, folder / "merged", "float32")
-    job.write_gguf(base, updates, "F32", folder / "grpo-F32.gguf")
+    convert(base, [adapter], "F32", folder / "grpo-F32.gguf", "grpo")
     return folder
 
 

@@ -1,13 +1,9 @@
-"""GGUF files against llama.cpp's own converter, against transformers, and against what can go wrong quietly."""
+"""GGUF files against transformers, and against what can go wrong quietly."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -15,23 +11,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from jobs.common.answer_format import chat_prompt
+from jobs.common.answer_format import CHAT_TEMPLATE, chat_prompt
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
 from jobs.gguf import job
+from jobs.gguf.check import check_tokens
+from jobs.gguf.texts import TEXTS
 from jobs.plumbing.params import load
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
 from tests import program
-from tests.toy import make_adapter, make_model
+from tests.toy import SPLIT, make_adapter, make_model
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 ROOT = Path(__file__).parents[2]
-SDIST = "llama_cpp_python-0.3.36.tar.gz"
-SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 TASKS = [
     {
         "task_id": f"Toy/{i}",
@@ -90,96 +87,17 @@ def text(path, key):
     return gguf.GGUFReader(path).fields[key].contents()
 
 
-@pytest.fixture(scope="session")
-def converter():
-    """llama.cpp's converter and the gguf-py of the same commit, out of the pinned source archive."""
-    pytest.importorskip("sentencepiece", reason="llama.cpp's converter needs sentencepiece")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llama_cpp_python-0.3.36"
-    if not (cache / SDIST).exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        try:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "-q",
-                    "--no-binary",
-                    ":all:",
-                    "--no-deps",
-                    "-d",
-                    cache,
-                    "llama-cpp-python==0.3.36",
-                ],
-                check=True,
-                capture_output=True,
-                timeout=240,
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            pytest.skip(f"the llama-cpp-python 0.3.36 source archive could not be downloaded ({error})")
-    assert hashlib.sha256((cache / SDIST).read_bytes()).hexdigest() == SDIST_SHA256
-    root = cache / "llama_cpp_python-0.3.36/vendor/llama.cpp"
-    if not (root / "done").exists():
-        with tarfile.open(cache / SDIST) as archive:
-            archive.extractall(
-                cache,
-                filter="data",
-                members=[
-                    m
-                    for m in archive
-                    if m.name.startswith("llama_cpp_python-0.3.36/vendor/llama.cpp/")
-                    and m.name.split("/")[3] in ("conversion", "convert_hf_to_gguf.py", "gguf-py")
-                ],
-            )
-        (root / "done").touch()
-    # The converter knows tokenizers by a hash of what they make of a text, and ours is not among them.
-    script = (
-        "import sys; sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]\n"
-        "import convert_hf_to_gguf as converter\n"
-        "from conversion.base import TextModel\n"
-        "TextModel.get_vocab_base_pre = lambda self, tokenizer: 'qwen2'\n"
-        "converter.main()\n"
-    )
-
-    def convert(model, kind, out):
-        done = subprocess.run(
-            [sys.executable, "-c", script, root, root / "gguf-py", model, "--outtype", kind.lower(), "--outfile", out],
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return out
-
-    return convert
-
-
-@pytest.mark.parametrize(("base", "kind"), [("base", "F16"), ("base", "BF16"), ("untied", "F32"), ("untied", "BF16")])
-def test_every_tensor_is_the_converters_byte_for_byte(models, converter, base, kind, tmp_path):
-    theirs = converter(models[base], kind, tmp_path / "theirs.gguf")
-    ours = tmp_path / "ours.gguf"
-    job.write_gguf(models[base], {}, kind, ours)
-    a, b = read(ours), read(theirs)
-    assert list(a) == list(b)
-    for name in a:
-        assert a[name].tensor_type == b[name].tensor_type
-        assert list(a[name].shape) == list(b[name].shape)
-        assert a[name].data.tobytes() == b[name].data.tobytes(), name
-    mine, other = (
-        {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()} for path in (ours, theirs)
-    )
-    different = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
-    assert different <= {"general.name", "tokenizer.ggml.add_bos_token", "GGUF.kv_count"}
+def convert(base, adapters, kind, path):
+    job.convert(base, adapters, kind, path, "mine")
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_adapters_are_added_as_the_merge_adds_them(models, kind, tmp_path):
-    updates = updates_of(models["base"], [models["grpo"]])
-    job.write_gguf(models["base"], updates, kind, tmp_path / "direct.gguf")
+    convert(models["base"], [models["grpo"]], kind, tmp_path / "direct.gguf")
     (tmp_path / "merged").mkdir()
-    write_model(models["base"], updates, Storage(kind), tmp_path / "merged")
-    merged = load_file(tmp_path / "merged/model.safetensors")
+    write_model(models["base"], updates_of(models["base"], [models["grpo"]]), Storage("F32"), tmp_path / "merged")
+    stored = torch.float16 if kind == "F16" else torch.bfloat16
+    merged = {name: tensor.to(stored) for name, tensor in load_file(tmp_path / "merged/model.safetensors").items()}
     found = read(tmp_path / "direct.gguf")
     for layer in range(2):
         for ours, theirs in (
@@ -215,8 +133,8 @@ def test_the_whole_job_writes_checks_and_repeats_itself_byte_for_byte(models, mo
 
 
 def test_a_file_without_the_training_fails_its_limit_and_nothing_is_kept(models, monkeypatch):
-    whole = job.write_gguf
-    monkeypatch.setattr(job, "write_gguf", lambda base, updates, kind, path: whole(base, {}, kind, path))
+    whole = job.convert
+    monkeypatch.setattr(job, "convert", lambda base, adapters, *rest: whole(base, [], *rest))
     with pytest.raises(JobError, match=r"gguf\.limits\.F16: its mean KL is"):
         run(models, params("F16", kl=0.001))
     assert list(Path().iterdir()) == []
@@ -228,15 +146,21 @@ def test_limits_are_each_enforced(models):
     from jobs.gguf.check import within
 
     limits = params("F16", kl=0.1, top1=0.9, drop=0.2).gguf.limits["F16"]
-    good = {"kl": 0.1, "top1": 0.9, "pass@1": 0.5}
+    good = {"kl": 0.1, "kl_far": 0.1, "top1": 0.9, "pass@1": 0.5}
     within("F16", good, 0.7, limits)
-    for worse, says in (({"kl": float("nan")}, "KL"), ({"top1": 0.89}, "agrees on"), ({"pass@1": 0.49}, "pass@1")):
+    for worse, says in (
+        ({"kl": float("nan")}, "KL"),
+        ({"kl_far": 0.2}, "end of a long text"),
+        ({"top1": 0.89}, "agrees on"),
+        ({"pass@1": 0.49}, "pass@1"),
+    ):
         with pytest.raises(JobError, match=says):
             within("F16", good | worse, 0.7, limits)
 
 
 def test_a_template_that_renders_another_prompt_is_refused(models, monkeypatch):
-    monkeypatch.setattr(job, "CHAT_TEMPLATE", "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}")
+    other = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
+    monkeypatch.setattr("jobs.gguf.convert.CHAT_TEMPLATE", other)
     with pytest.raises(JobError, match="renders another prompt"):
         run(models, params("F16"))
 
@@ -244,33 +168,101 @@ def test_a_template_that_renders_another_prompt_is_refused(models, monkeypatch):
 def test_the_template_is_the_projects_own_whatever_the_bases_is(models, tmp_path):
     base = shutil.copytree(models["base"], tmp_path / "base")
     (base / "chat_template.jinja").write_text("something else")
-    job.write_gguf(base, {}, "F16", tmp_path / "x.gguf")
-    assert text(tmp_path / "x.gguf", "tokenizer.chat_template") == job.CHAT_TEMPLATE
+    convert(base, [], "F16", tmp_path / "x.gguf")
+    assert text(tmp_path / "x.gguf", "tokenizer.chat_template") == CHAT_TEMPLATE
 
 
-def test_another_splitting_of_text_is_noticed(models, monkeypatch):
-    add = gguf.GGUFWriter.add_tokenizer_pre
-    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda self, pre: add(self, "gpt-2"))
-    tasks = [task | {"prompt": "x = 12345678\n\n\n    y = 2024  # '''\t\t\n"} for task in TASKS]
-    write_jsonl(Path("tasks.jsonl"), tasks)
-    settings = params("F16")
-    with pytest.raises(JobError, match="splits a prompt into other tokens"):
-        job.run(settings, models["base"], [], Path("tasks.jsonl"), Path("out"), Path("m.json"))
+def changed(base, folder, name, **keys):
+    """A copy of the base with other values in its JSON file NAME."""
+    copy = shutil.copytree(base, folder)
+    file = copy / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return copy
 
 
-def test_a_tokenizer_that_llama_cpp_would_split_otherwise_is_refused(models, tmp_path):
-    base = shutil.copytree(models["base"], tmp_path / "base")
-    file = base / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+|\S+"
-    file.write_text(json.dumps(tokenizer))
-    with pytest.raises(JobError, match="pre-tokenizer of Qwen2"):
-        job.write_gguf(base, {}, "F16", tmp_path / "x.gguf")
+BY_THREE = SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+@pytest.mark.parametrize(("pattern", "name"), [(SPLIT, "qwen2"), (BY_THREE, "llama-bpe"), (r"\w|\W", None)])
+def test_how_text_is_split_is_found_by_trial_or_refused(models, tmp_path, pattern, name):
+    held = json.loads((models["base"] / "tokenizer.json").read_text())
+    held["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": pattern}
+    held["model"]["vocab"]["12"] = 511  # a piece that only one of the splittings lets be
+    held["model"]["merges"].append(["1", "2"])
+    base = changed(models["base"], tmp_path / "base", "tokenizer.json", **held)
+    if name is None:
+        with pytest.raises(JobError, match=r"base: no pre-tokenizer of llama\.cpp cuts text as this tokenizer does$"):
+            convert(base, [], "F16", tmp_path / "x.gguf")
+        return
+    convert(base, [], "F16", tmp_path / "x.gguf")
+    assert text(tmp_path / "x.gguf", "tokenizer.ggml.pre") == name
+    check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(base), TEXTS)
+
+
+def test_another_splitting_of_text_is_noticed(models, tmp_path):
+    convert(models["base"], [], "F16", tmp_path / "x.gguf")
+    held = (tmp_path / "x.gguf").read_bytes()
+    (tmp_path / "y.gguf").write_bytes(held.replace(b"\5\0\0\0\0\0\0\0qwen2", b"\5\0\0\0\0\0\0\0gpt-2", 1))
+    tokenizer = AutoTokenizer.from_pretrained(models["base"])
+    check_tokens(tmp_path / "x.gguf", tokenizer, TEXTS)
+    with pytest.raises(JobError, match=r"y\.gguf: llama\.cpp cuts .* into other tokens"):
+        check_tokens(tmp_path / "y.gguf", tokenizer, TEXTS)
+
+
+def with_bos(base, folder):
+    """A copy of the base whose tokenizer puts a token of its own before every text."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    token = tokenizer.convert_ids_to_tokens(300)
+    special = {"id": token, "ids": [300], "tokens": [token]}
+    template = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*template, {"Sequence": {"id": "B", "type_id": 1}}]
+    whole = {"type": "TemplateProcessing", "single": template, "pair": pair, "special_tokens": {token: special}}
+    copy = changed(base, folder, "tokenizer.json", post_processor=whole)
+    settings = json.loads((copy / "tokenizer_config.json").read_text()) | {"bos_token": token}
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    return copy
+
+
+def test_a_token_before_every_text_is_put_there_by_the_file_too(models, tmp_path):
+    from jobs.inference import Sampling, hf, llama_cpp
+
+    base = with_bos(models["base"], tmp_path / "bos")
+    convert(base, [], "F32", tmp_path / "x.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer("x")["input_ids"][0] == 300
+    check_tokens(tmp_path / "x.gguf", tokenizer, TEXTS)
+    prompts, greedy = [chat_prompt("def f(a):\n")], Sampling(max_tokens=12)
+    answers = llama_cpp.load(tmp_path / "x.gguf")(prompts, greedy)
+    assert answers == hf.load(base)(prompts, greedy) != hf.load(models["base"])(prompts, greedy)
+    with pytest.raises(JobError, match="other tokens"):
+        check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(models["base"]), TEXTS)
+
+
+def test_another_end_of_text_is_refused(models, tmp_path):
+    convert(models["base"], [], "F16", tmp_path / "x.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(models["base"])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(301)
+    with pytest.raises(JobError, match="its EOS token is 0, the tokenizer's is 301"):
+        check_tokens(tmp_path / "x.gguf", tokenizer, ["x"])
+
+
+def test_positions_far_from_the_begin_are_compared(models, tmp_path):
+    """Scaling that the file leaves out is next to nothing at the begin: only the long text shows it."""
+    from jobs.gguf.check import compare
+    from jobs.gguf.reference import load_reference
+
+    keys = {"sliding_window": 48, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+    windowed = changed(models["untied"], tmp_path / "windowed", "config.json", **keys)
+    convert(models["untied"], [], "F32", tmp_path / "x.gguf")
+    reference = load_reference(windowed, [])
+    ids = reference.tokenize("def f(a):\n    return a\n" * 40)
+    found = compare(tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150), reference)
+    assert found["kl"] < 1e-6 < 1e-4 < found["kl_far"]
 
 
 def test_rows_that_256_does_not_divide_are_named(tmp_path, caplog):
     base = make_model(tmp_path / "base", hidden=320)
-    job.write_gguf(base, {}, "F32", tmp_path / "f.gguf")
+    convert(base, [], "F32", tmp_path / "f.gguf")
     job.quantize(tmp_path / "f.gguf", tmp_path / "q.gguf", "Q4_K_M")
     figures = job.sizes(tmp_path / "q.gguf", "Q4_K_M")
     expected = [name for name, t in read(tmp_path / "q.gguf").items() if len(t.shape) > 1]  # 320 or 640 long, every one
@@ -284,14 +276,14 @@ def test_a_tied_head_is_written_once_and_an_untied_one_is_written(models, tmp_pa
     base = shutil.copytree(models["base"], tmp_path / "base")
     held = load_file(base / "model.safetensors")
     save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
-    job.write_gguf(base, {}, "F16", tmp_path / "tied.gguf")
-    job.write_gguf(models["untied"], {}, "F16", tmp_path / "untied.gguf")
+    convert(base, [], "F16", tmp_path / "tied.gguf")
+    convert(models["untied"], [], "F16", tmp_path / "untied.gguf")
     assert "output.weight" not in read(tmp_path / "tied.gguf")
     assert "output.weight" in read(tmp_path / "untied.gguf")
 
 
 def test_rows_without_a_token_are_padding_and_no_token_is_lost(models, tmp_path):
-    job.write_gguf(models["base"], {}, "F16", tmp_path / "x.gguf")
+    convert(models["base"], [], "F16", tmp_path / "x.gguf")
     tokens, types = (text(tmp_path / "x.gguf", f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     vocabulary = json.loads((models["base"] / "tokenizer.json").read_text())["model"]["vocab"]
     assert len(tokens) == len(types) == 512
@@ -300,35 +292,38 @@ def test_rows_without_a_token_are_padding_and_no_token_is_lost(models, tmp_path)
     assert unused == list(range(max(vocabulary.values()) + 1, 512))
 
 
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"model_type": "llama"}, "llama model"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}}, "rotary"),
-        ({"use_sliding_window": True}, "sliding"),
-        ({"attention_bias": True}, "biases"),
-        ({"hidden_act": "gelu"}, "activation"),
-    ],
-)
-def test_a_model_that_llama_cpps_qwen3_is_not_is_refused(models, tmp_path, changed, says):
-    base = shutil.copytree(models["base"], tmp_path / "base")
-    config = json.loads((base / "config.json").read_text()) | changed
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(JobError, match=says):
-        job.write_gguf(base, {}, "F16", tmp_path / "x.gguf")
+def test_what_the_converter_does_not_know_is_refused_by_name_in_one_line(models, tmp_path):
+    odd = changed(models["base"], tmp_path / "odd", "config.json", architectures=["OddForCausalLM"])
+    with pytest.raises(JobError, match=r"odd: is a OddForCausalLM, which llama\.cpp's converter does not know$"):
+        convert(odd, [], "F16", tmp_path / "x.gguf")
+    base = shutil.copytree(models["base"], tmp_path / "extra")
+    held = load_file(base / "model.safetensors")
+    save_file(held | {"model.layers.0.extra.weight": torch.zeros(4, 4)}, base / "model.safetensors")
+    with pytest.raises(
+        JobError, match=r"extra: llama\.cpp's converter stops .*model\.layers\.0\.extra\.weight"
+    ) as caught:
+        convert(base, [], "F16", tmp_path / "x.gguf")
+    assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_tensor_and_a_weight_too_large_are_refused_by_name(models, tmp_path):
-    for name, value, says in (
-        ("model.layers.0.extra.weight", 1.0, "is no tensor"),
-        ("model.layers.0.mlp.up_proj.weight", 1e5, "does not fit float16"),
-    ):
-        base = shutil.copytree(models["base"], tmp_path / says.replace(" ", "_"))
-        held = load_file(base / "model.safetensors")
-        held[name] = torch.full((512, 256), value, dtype=torch.bfloat16)
-        save_file(held, base / "model.safetensors")
-        with pytest.raises(JobError, match=f"{name}.*{says}"):
-            job.write_gguf(base, {}, "F16", tmp_path / "x.gguf")
+def test_more_tokens_than_the_model_has_rows_are_one_line(models, tmp_path):
+    held = json.loads((models["base"] / "tokenizer.json").read_text())
+    added = held["added_tokens"]
+    added += [{**added[0], "id": i, "content": f"<|{i}|>"} for i in range(len(held["model"]["vocab"]), 514)]
+    base = changed(models["base"], tmp_path / "more", "tokenizer.json", added_tokens=added)
+    with pytest.raises(JobError, match=r"more: its tokenizer has 514 tokens, the model embeds only 512"):
+        job.run(params("F16"), base, [], models["tasks"], Path("out"), Path("m.json"))
+    assert not Path("out").exists()
+
+
+def test_a_weight_too_large_for_float16_is_refused_by_name(models, tmp_path):
+    base = shutil.copytree(models["base"], tmp_path / "large")
+    held = load_file(base / "model.safetensors")
+    held["model.layers.0.mlp.up_proj.weight"] = torch.full((512, 256), 1e5, dtype=torch.bfloat16)
+    save_file(held, base / "model.safetensors")
+    for others in ((), ("BF16",)):
+        with pytest.raises(JobError, match=r"blk\.0\.ffn_up\.weight does not fit F16"):
+            job.run(params("F16", *others), base, [], models["tasks"], Path("out"), Path("m.json"))
 
 
 def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models):
@@ -355,8 +350,8 @@ def test_a_killed_job_leaves_nothing_that_looks_whole(models, tmp_path):
 def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
     from jobs.inference import Sampling, hf, llama_cpp
 
-    job.write_gguf(models["base"], {}, "F32", Path("x.gguf"))
-    generate = llama_cpp.load(Path("x.gguf"), context=512)
+    convert(models["base"], [], "F32", Path("x.gguf"))
+    generate = llama_cpp.load(Path("x.gguf"))
     prompts = [chat_prompt("def f(a):\n"), "import math\n"]
     greedy = Sampling(max_tokens=20)
     expected = hf.load(models["base"])(prompts, greedy)
@@ -370,8 +365,11 @@ def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
     ((cut,),) = generate(prompts[:1], Sampling(max_tokens=20, stop=(stop,)))
     assert cut.text == expected[0][0].text.split(stop)[0]
     assert cut.finish == "stop"
-    with pytest.raises(UsageError, match="do not fit the context"):
-        generate(["x " * 600], greedy)
+    long = [chat_prompt("def f(a):\n" * 150)]
+    assert generate(long, greedy) == hf.load(models["base"])(long, greedy), "the context grows to what is asked"
+    assert generate(prompts, greedy) == expected
+    with pytest.raises(UsageError, match="do not fit the model's 2048 positions"):
+        generate(["x " * 2040], greedy)
     with pytest.raises(UsageError, match="adapters"):
         llama_cpp.load(Path("x.gguf"), adapter=models["grpo"])
     Path("broken.gguf").write_bytes(Path("x.gguf").read_bytes()[:1000])
