@@ -47,9 +47,19 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     base = make_model(folder / "base", dtype="bfloat16")
     write_jsonl(folder / "tasks.jsonl", TASKS)
+    untied = make_model(folder / "untied", tie=False)
+    for model, kind in (
+        (base, "F32"),
+        (base, "F16"),
+        (untied, "F32"),
+    ):  # a conversion takes seconds: once for all tests
+        job.convert(model, [], kind, folder / f"{model.name}-{kind}.gguf", "mine")
     return {
         "base": base,
-        "untied": make_model(folder / "untied", tie=False),
+        "F32": folder / "base-F32.gguf",
+        "F16": folder / "base-F16.gguf",
+        "untied": untied,
+        "untied-F32": folder / "untied-F32.gguf",
         "tasks": folder / "tasks.jsonl",
         "grpo": make_adapter(base, folder / "grpo", scale=3e-2),
     }
@@ -132,15 +142,20 @@ def test_the_whole_job_writes_checks_and_repeats_itself_byte_for_byte(models, mo
     assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in out.iterdir())
 
 
-def test_a_file_without_the_training_fails_its_limit_and_nothing_is_kept(models, monkeypatch):
-    whole = job.convert
-    monkeypatch.setattr(job, "convert", lambda base, adapters, *rest: whole(base, [], *rest))
+@pytest.fixture
+def untrained(models, monkeypatch):
+    """The job writes the base as it is, whatever its adapters are."""
+    copied = lambda base, adapters, kind, path, name: shutil.copyfile(models[kind], path)  # noqa: E731
+    monkeypatch.setattr(job, "convert", copied)
+
+
+def test_a_file_without_the_training_fails_its_limit_and_nothing_is_kept(models, untrained):
     with pytest.raises(JobError, match=r"gguf\.limits\.F16: its mean KL is"):
         run(models, params("F16", kl=0.001))
     assert list(Path().iterdir()) == []
 
 
-def test_limits_are_each_enforced(models):
+def test_limits_are_each_enforced(models, untrained):
     with pytest.raises(JobError, match="its mean KL"):
         run(models, params("Q4_K_M", kl=0.0))
     from jobs.gguf.check import within
@@ -161,8 +176,9 @@ def test_limits_are_each_enforced(models):
 def test_a_template_that_renders_another_prompt_is_refused(models, monkeypatch):
     other = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
     monkeypatch.setattr("jobs.gguf.convert.CHAT_TEMPLATE", other)
-    with pytest.raises(JobError, match="renders another prompt"):
-        run(models, params("F16"))
+    convert(models["base"], [], "F16", Path("x.gguf"))
+    with pytest.raises(JobError, match=r"x\.gguf: its chat template renders another prompt"):
+        check_tokens(Path("x.gguf"), AutoTokenizer.from_pretrained(models["base"]), TEXTS)
 
 
 def test_the_template_is_the_projects_own_whatever_the_bases_is(models, tmp_path):
@@ -200,11 +216,10 @@ def test_how_text_is_split_is_found_by_trial_or_refused(models, tmp_path, patter
 
 
 def test_another_splitting_of_text_is_noticed(models, tmp_path):
-    convert(models["base"], [], "F16", tmp_path / "x.gguf")
-    held = (tmp_path / "x.gguf").read_bytes()
+    held = models["F16"].read_bytes()
     (tmp_path / "y.gguf").write_bytes(held.replace(b"\5\0\0\0\0\0\0\0qwen2", b"\5\0\0\0\0\0\0\0gpt-2", 1))
     tokenizer = AutoTokenizer.from_pretrained(models["base"])
-    check_tokens(tmp_path / "x.gguf", tokenizer, TEXTS)
+    check_tokens(models["F16"], tokenizer, TEXTS)
     with pytest.raises(JobError, match=r"y\.gguf: llama\.cpp cuts .* into other tokens"):
         check_tokens(tmp_path / "y.gguf", tokenizer, TEXTS)
 
@@ -238,12 +253,11 @@ def test_a_token_before_every_text_is_put_there_by_the_file_too(models, tmp_path
         check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(models["base"]), TEXTS)
 
 
-def test_another_end_of_text_is_refused(models, tmp_path):
-    convert(models["base"], [], "F16", tmp_path / "x.gguf")
+def test_another_end_of_text_is_refused(models):
     tokenizer = AutoTokenizer.from_pretrained(models["base"])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(301)
     with pytest.raises(JobError, match="its EOS token is 0, the tokenizer's is 301"):
-        check_tokens(tmp_path / "x.gguf", tokenizer, ["x"])
+        check_tokens(models["F16"], tokenizer, ["x"])
 
 
 def test_positions_far_from_the_begin_are_compared(models, tmp_path):
@@ -253,10 +267,9 @@ def test_positions_far_from_the_begin_are_compared(models, tmp_path):
 
     keys = {"sliding_window": 48, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
     windowed = changed(models["untied"], tmp_path / "windowed", "config.json", **keys)
-    convert(models["untied"], [], "F32", tmp_path / "x.gguf")
     reference = load_reference(windowed, [])
     ids = reference.tokenize("def f(a):\n    return a\n" * 40)
-    found = compare(tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150), reference)
+    found = compare(models["untied-F32"], [(ids[:20], 10)], (ids[:200], 150), reference)
     assert found["kl"] < 1e-6 < 1e-4 < found["kl_far"]
 
 
@@ -277,14 +290,12 @@ def test_a_tied_head_is_written_once_and_an_untied_one_is_written(models, tmp_pa
     held = load_file(base / "model.safetensors")
     save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
     convert(base, [], "F16", tmp_path / "tied.gguf")
-    convert(models["untied"], [], "F16", tmp_path / "untied.gguf")
     assert "output.weight" not in read(tmp_path / "tied.gguf")
-    assert "output.weight" in read(tmp_path / "untied.gguf")
+    assert "output.weight" in read(models["untied-F32"])
 
 
-def test_rows_without_a_token_are_padding_and_no_token_is_lost(models, tmp_path):
-    convert(models["base"], [], "F16", tmp_path / "x.gguf")
-    tokens, types = (text(tmp_path / "x.gguf", f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+def test_rows_without_a_token_are_padding_and_no_token_is_lost(models):
+    tokens, types = (text(models["F16"], f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     vocabulary = json.loads((models["base"] / "tokenizer.json").read_text())["model"]["vocab"]
     assert len(tokens) == len(types) == 512
     assert all(tokens[i] == token for token, i in vocabulary.items())
@@ -326,7 +337,7 @@ def test_a_weight_too_large_for_float16_is_refused_by_name(models, tmp_path):
             job.run(params("F16", *others), base, [], models["tasks"], Path("out"), Path("m.json"))
 
 
-def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models):
+def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models, untrained):
     with pytest.raises(JobError, match="no type Q9_Z"):
         run(models, params("Q9_Z"))
     with pytest.raises(JobError, match="could not quantize to IQ1_S"):
@@ -350,8 +361,7 @@ def test_a_killed_job_leaves_nothing_that_looks_whole(models, tmp_path):
 def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
     from jobs.inference import Sampling, hf, llama_cpp
 
-    convert(models["base"], [], "F32", Path("x.gguf"))
-    generate = llama_cpp.load(Path("x.gguf"))
+    generate = llama_cpp.load(models["F32"])
     prompts = [chat_prompt("def f(a):\n"), "import math\n"]
     greedy = Sampling(max_tokens=20)
     expected = hf.load(models["base"])(prompts, greedy)
@@ -371,8 +381,8 @@ def test_llama_cpp_answers_as_transformers_does_and_obeys_its_request(models):
     with pytest.raises(UsageError, match="do not fit the model's 2048 positions"):
         generate(["x " * 2040], greedy)
     with pytest.raises(UsageError, match="adapters"):
-        llama_cpp.load(Path("x.gguf"), adapter=models["grpo"])
-    Path("broken.gguf").write_bytes(Path("x.gguf").read_bytes()[:1000])
+        llama_cpp.load(models["F32"], adapter=models["grpo"])
+    Path("broken.gguf").write_bytes(models["F32"].read_bytes()[:1000])
     with pytest.raises(JobError, match=r"broken\.gguf"):
         llama_cpp.load(Path("broken.gguf"))
 
