@@ -13,6 +13,8 @@ template. Where it comes from, the first that is set:
     base.folder  a model folder, of which the same files are taken as of the Hub's
     base.repo    the Hub at base.revision: only safetensors and the tokenizer's and config's files, each checked against
                  the hash that the Hub records for it
+
+Says at once which later stage will refuse the model, and why, as far as its configuration tells (jobs/weights/families.py).
 """
 
 import hashlib
@@ -26,9 +28,10 @@ import click
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, sha256
-from jobs.plumbing.cli import job, progress, writes
+from jobs.plumbing.cli import job, log, progress, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
+from jobs.weights.families import refusals
 from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
@@ -71,7 +74,10 @@ def run(params: "Params", out: Path) -> None:
         else:
             fetch(params.base, partial)
         set_chat_template(partial)
-    provenance("base", **facts)
+        refused = refusals(partial)
+    for stage, reason in refused.items():
+        log.warning("%s will refuse this model: it %s", stage, reason)
+    provenance("base", refused=refused, **facts)
 
 
 def pinned(key: str, base: "LocalBase") -> Path:

@@ -25,6 +25,7 @@ from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.plumbing.provenance import provenance
+from jobs.weights import families
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     rows = read_jsonl(examples)
     if not rows:
         raise JobError(f"{examples}: has no examples")
+    families.require_taken("sft", base, params.sft.lora.targets)
     loop.prepare(params.sft.engine)
     tokenizer = loop.load_tokenizer(base)
     where = f"{examples}: row"

@@ -25,6 +25,7 @@ from jobs.gguf.convert import convert
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.plumbing.provenance import provenance
+from jobs.weights import families
 from jobs.weights.lora import updates_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     settings = params.gguf
     for kind in settings.types:
         file_type(kind)
+    families.require_taken("gguf", base)
     updates_of(base, adapters)  # refuses what cannot be summed before anything is written
     name = (adapters[-1] if adapters else base).resolve().name
     with replace_dir(out) as partial:

@@ -32,6 +32,7 @@ from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 from jobs.plumbing.provenance import provenance
+from jobs.weights import families
 
 if TYPE_CHECKING:
     from jobs.grpo.trainer import Trainer
@@ -93,6 +94,7 @@ def run(
     rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
     check_batches(params.grpo, len(rows), tasks)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
+        families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
         trainer = make_trainer(params, base, adapter, rows, tasks, sandbox)
         before = trainer.base_fingerprints()

@@ -53,7 +53,7 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
     ends.discard(None)
-    room = model.config.max_position_embeddings
+    room = model.config.get_text_config().max_position_embeddings
 
     def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]

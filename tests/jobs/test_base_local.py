@@ -95,3 +95,14 @@ def test_what_is_no_gguf_file_ends_in_one_line(tmp_path, monkeypatch, content):
     with pytest.raises(JobError, match=r"broken\.gguf: ") as caught:
         made(tmp_path, monkeypatch, params("gguf", file))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_later_stage_will_refuse_is_said_and_recorded_at_once(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"use_sliding_window": True, "sliding_window": 64}))
+    made(tmp_path, monkeypatch, params("folder", own))
+    recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
+    assert list(recorded) == ["gguf"]
+    assert f"gguf will refuse this model: it {recorded['gguf']}" in caplog.text

@@ -1,0 +1,82 @@
+"""What a later stage refuses a model for, as far as its configuration tells: said by `base`, before anything is trained.
+
+What a configuration does not tell is found by the stages themselves, `gguf` comparing its files with the model.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobs.common.errors import JobError
+from jobs.common.files import read_json
+from jobs.weights.safetensors import is_tied
+
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+WINDOW_ALWAYS = {"mistral", "mixtral"}  # wherever sliding_window is a number
+WINDOW_IF_USED = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}  # where use_sliding_window is true too
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts"}
+ENDS = {"embed_tokens", "lm_head", "wte", "embed_in", "word_embeddings", "embed_out"}
+TRAINING = ("sft", "grpo", "merge")
+
+
+def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
+    """By stage, why it refuses the model in `base`; with `targets`, why an adapter on these modules is refused.
+
+    Errors: JobError for a config.json that cannot be read.
+    """
+    config = read_json(base / "config.json")
+    text = config.get("text_config") or config
+    found: dict[str, str] = {}
+    if reason := untrainable(config, text) or bad_targets(base, text, set(targets)):
+        found |= dict.fromkeys(TRAINING, reason)
+    if reason := unlike_llama_cpp(text):
+        found["gguf"] = reason
+    if config.get("quantization_config"):
+        found |= dict.fromkeys((*TRAINING, "gguf"), "is quantized; adapters are only added to the original weights")
+    return found
+
+
+def untrainable(config: dict, text: dict) -> str | None:
+    kind = config.get("model_type")
+    if kind in CONV1D:
+        return f"is a {kind}, whose layers are stored transposed (Conv1D); adapters of these are not summed"
+    if "text_config" in config and ("vision_config" in config or "audio_config" in config):
+        return (
+            f"is a {kind} of text and images, whose modules have other names in its files than in memory; "
+            f"save its text part as a model of its own ({text.get('model_type')})"
+        )
+    return None
+
+
+def bad_targets(base: Path, text: dict, targets: set[str]) -> str | None:
+    experts = sorted(targets & EXPERT_TARGETS)
+    if experts and any(text.get(key) for key in EXPERTS):
+        return (
+            f"has experts, and adapters on theirs are not summed: sft.lora.targets must leave out {', '.join(experts)}"
+        )
+    ends = sorted(targets & ENDS)
+    if ends and is_tied(base):
+        return (
+            f"shares its embedding with its head (tie_word_embeddings): an adapter on {', '.join(ends)} would change one "
+            "of the two; leave it out of sft.lora.targets"
+        )
+    return None
+
+
+def unlike_llama_cpp(text: dict) -> str | None:
+    kind, window = text.get("model_type"), text.get("sliding_window")
+    used = kind in WINDOW_ALWAYS or (kind in WINDOW_IF_USED and text.get("use_sliding_window"))
+    if used and window and window < text.get("max_position_embeddings", window):
+        return f"sees {window} tokens back (sliding_window), where llama.cpp's {kind} sees all"
+    if kind == "qwen3_moe" and not text.get("norm_topk_prob", False):
+        return "does not normalize its experts' weights (norm_topk_prob), as llama.cpp's qwen3_moe always does"
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if kind == "gpt_oss" and rope.get("rope_type", rope.get("type")) == "yarn":
+        return "scales its rotary positions by YaRN, where llama.cpp's gpt_oss computes other ones"
+    return None
+
+
+def require_taken(stage: str, base: Path, targets: Iterable[str] = ()) -> None:
+    """Errors: JobError if `stage` refuses the model."""
+    if reason := refusals(base, targets).get(stage):
+        raise JobError(f"{base}: {reason}")

@@ -1,0 +1,79 @@
+"""What later stages refuse, told by config.json alone: before anything is trained."""
+
+import json
+
+import pytest
+
+from jobs.common.errors import JobError
+from jobs.weights import families
+
+LLAMA = {"model_type": "llama", "tie_word_embeddings": False, "max_position_embeddings": 8192}
+MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 8, "norm_topk_prob": True}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def folder(tmp_path, **config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LLAMA,
+        MOE,
+        LLAMA | {"model_type": "mistral", "sliding_window": None},
+        LLAMA | {"model_type": "mistral", "sliding_window": 8192},
+        LLAMA | {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False},
+        LLAMA | {"model_type": "gemma2", "sliding_window": 4096, "tie_word_embeddings": True},
+        LLAMA | {"model_type": "gpt_oss", "rope_parameters": {"rope_type": "default"}},
+    ],
+    ids=lambda config: f"{config['model_type']}",
+)
+def test_what_every_stage_takes_is_not_refused(tmp_path, config):
+    assert families.refusals(folder(tmp_path, **config), ATTENTION) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (LLAMA | {"model_type": "mistral", "sliding_window": 4096}, "sees 4096 tokens back"),
+        (LLAMA | {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, "sees 512 tokens back"),
+        (MOE | {"norm_topk_prob": False}, "norm_topk_prob"),
+        ({key: value for key, value in MOE.items() if key != "norm_topk_prob"}, "norm_topk_prob"),
+        (LLAMA | {"model_type": "gpt_oss", "rope_scaling": {"rope_type": "yarn"}}, "YaRN"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused_by_gguf_alone(tmp_path, config, says):
+    base = folder(tmp_path, **config)
+    found = families.refusals(base, ATTENTION)
+    assert list(found) == ["gguf"]
+    assert says in found["gguf"]
+    with pytest.raises(JobError, match=says):
+        families.require_taken("gguf", base)
+    families.require_taken("sft", base, ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("config", "targets", "says"),
+    [
+        ({"model_type": "gpt2"}, ["c_attn"], "Conv1D"),
+        ({"model_type": "gemma3", "text_config": LLAMA, "vision_config": {}}, ATTENTION, "text and images"),
+        (MOE, [*ATTENTION, "up_proj"], "must leave out up_proj"),
+        (LLAMA | {"tie_word_embeddings": True}, ["q_proj", "lm_head"], "an adapter on lm_head"),
+        (LLAMA | {"tie_word_embeddings": True}, ["embed_tokens"], "an adapter on embed_tokens"),
+        (LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}, ATTENTION, "is quantized"),
+    ],
+)
+def test_what_merge_cannot_sum_is_refused_before_training(tmp_path, config, targets, says):
+    base = folder(tmp_path, **config)
+    for stage in ("sft", "grpo", "merge"):
+        with pytest.raises(JobError, match=says) as caught:
+            families.require_taken(stage, base, targets)
+        assert "\n" not in str(caught.value)
+
+
+def test_targets_of_an_untied_model_and_of_dense_layers_are_free(tmp_path):
+    base = folder(tmp_path, **LLAMA)
+    assert families.refusals(base, ["embed_tokens", "lm_head", "up_proj"]) == {}
+    assert families.refusals(folder(tmp_path, **MOE)) == {}, "targets alone do not refuse a model"
