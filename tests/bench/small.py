@@ -1,11 +1,12 @@
 """One real small model through the jobs of the pipeline on one GPU: several settings of GRPO, several seeds.
 
-    python tests/bench/small.py --base DIR --tasks DIR --out DIR --work DIR [--runs NAME:SEED ...] [--together 3]
+    python tests/bench/small.py --base DIR --tasks DIR --examples FILE --out DIR --work DIR [--runs NAME:SEED ...]
 
-Reads   --base     a model folder, such as `jobs base` makes of a GGUF file (base.gguf)
-        --tasks    data/tasks of the recipe; SFT's examples are made there of the tasks' references (references.py)
-Writes  --out      results.json: metrics by run, as each is ready; NAME-SEED.tar.gz: curves, metrics, samples and results
-        --work     models, adapters and logs
+Reads   --base       models/base of the recipe, which `jobs base` makes of its GGUF file
+        --tasks      data/tasks of the recipe
+        --examples   data/distill/examples.jsonl of the recipe
+Writes  --out        results.json: metrics by run, as each is ready; NAME-SEED.tar.gz: curves, metrics, samples and results
+        --work       models, adapters and logs
 
 A run is a setting of SETTINGS and a seed. Every seed has one SFT; every run goes on from it with GRPO, and base, SFT and
 GRPO models are sampled on the held-out tasks. GRPO runs go --together at a time on the one card. What is finished is not
@@ -27,22 +28,21 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 RECIPE = REPO / "recipes/small.yaml"
 START_SECONDS = {"grpo": 45, "evaluate": 30}  # until an engine has taken its memory
-BOTH = {"tasks": "train-and-distill"}  # the distillation tasks are reinforced as well
-LONGEST = 2400  # characters of prompt and answer; what is longer than 1,024 tokens would stop SFT
 LOW, HIGH = 1 / 16, 14 / 16  # of its samples that the SFT model passes, for a task to be worth training on
 
-# What differs from the recipe, one thing at a time. `tasks` names the file of training tasks.
+# What differs from the recipe, one thing at a time. `tasks`: of the training tasks, MBPP+'s alone. `graded`: those that the
+# SFT model passes at times.
 SETTINGS: dict[str, dict] = {
-    "recipe": BOTH | {"graded": True},
-    "ungraded": BOTH,
-    "few-tasks": {"tasks": "train"},
-    "partial-credit": BOTH | {"grpo.rewards.all_tests_only": "false"},
-    "kl": BOTH | {"grpo.beta": "0.02"},
-    "half-rate": BOTH | {"grpo.learning_rate": "5.0e-5"},
-    "double-rate": BOTH | {"grpo.learning_rate": "2.0e-4"},
-    "wide-groups": BOTH | {"grpo.generations": "32"},
-    "clip-higher": BOTH | {"grpo.clip_high": "0.28"},
-    "long": BOTH | {"grpo.steps": "240"},
+    "recipe": {"graded": True},
+    "ungraded": {},
+    "few-tasks": {"tasks": "mbpp+"},
+    "partial-credit": {"graded": True, "grpo.rewards.all_tests_only": "false"},
+    "kl": {"graded": True, "grpo.beta": "0.02"},
+    "half-rate": {"graded": True, "grpo.learning_rate": "5.0e-5"},
+    "double-rate": {"graded": True, "grpo.learning_rate": "2.0e-4"},
+    "clip-higher": {"graded": True, "grpo.clip_high": "0.28"},
+    "wide-groups": {"graded": True, "grpo.generations": "32"},
+    "transformers": {"graded": True, "grpo.engine": "transformers"},
 }
 
 
@@ -54,7 +54,8 @@ class Bench:
     """Runs jobs in a work folder, each with its log, and keeps what they say."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.base, self.tasks, self.out, self.work = options.base, options.tasks, options.out, options.work
+        self.base, self.tasks, self.examples = options.base, options.tasks, options.examples
+        self.out, self.work = options.out, options.work
         self.params, self.extra = options.work / "params.yaml", options.set
         for folder in (self.out, self.work):
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,20 +94,20 @@ class Bench:
                 return
         raise RuntimeError(f"{folder.name}/{name}: exit code {code}")
 
-    def evaluate(self, folder: Path, name: str, model: Path, seed: int) -> None:
+    def evaluate(self, folder: Path, name: str, model: Path) -> None:
         metrics = folder / f"metrics-{name}.json"
         if not metrics.exists():
             self.job(folder, f"evaluate-{name}", "evaluate", "--model", model, "--mode", "cot", "--benchmarks-dir",
-                     self.tasks, "--out", folder / f"evaluations/{name}-cot", "--metrics", metrics, seed=seed)  # fmt: skip
+                     self.tasks, "--out", folder / f"evaluations/{name}-cot", "--metrics", metrics)  # fmt: skip
         self.keep(f"{folder.name}/scores-{name}", json.loads(metrics.read_text()))
 
-    def model(self, folder: Path, name: str, adapter: Path, seed: int) -> None:
+    def model(self, folder: Path, name: str, adapter: Path) -> None:
         """Merges an adapter and evaluates the sum; the merged weights are not kept."""
         merged = folder / f"{name}-merged"
         if not (folder / f"metrics-{name}.json").exists():
             self.job(folder, f"merge-{name}", "merge", "--base", self.base, "--adapter", adapter, "--out", merged,
                      "--metrics", folder / f"merge-{name}.json", "--plot", folder / f"merge-{name}.csv")  # fmt: skip
-        self.evaluate(folder, name, merged, seed)
+        self.evaluate(folder, name, merged)
 
     def sft(self, seed: int) -> Path:
         folder = self.work / f"sft-{seed}"
@@ -114,7 +115,7 @@ class Bench:
             lock = self.sft_locks.setdefault(seed, threading.Lock())
         with lock:
             if not (folder / "sft").exists():
-                self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.tasks / "examples.jsonl",
+                self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.examples,
                          "--out", folder / "sft", "--metrics", folder / "sft.json", "--curve", folder / "sft.csv",
                          seed=seed)  # fmt: skip
         return folder
@@ -124,7 +125,7 @@ class Bench:
         folder, file = self.sft(seed), self.work / f"sft-{seed}/graded.jsonl"
         if file.exists():
             return file
-        rows = lines(self.tasks / "train-and-distill.jsonl")
+        rows = lines(self.tasks / "train.jsonl")
         plain = [{k: v for k, v in row.items() if k not in ("base_input", "plus_input")} for row in rows]
         (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
         merged = folder / "sft-merged"
@@ -146,19 +147,28 @@ class Bench:
         )
         return file
 
+    def only_mbpp_plus(self) -> Path:
+        asked = {row["task_id"] for row in lines(self.tasks / "distill.jsonl")}
+        file = self.work / "mbpp-plus.jsonl"
+        rows = [row for row in lines(self.tasks / "train.jsonl") if row["task_id"] not in asked]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
     def run(self, run: str) -> None:
         setting, _, seed = run.partition(":")
         number, settings = int(seed or 3407), dict(SETTINGS[setting])
         folder, trained = self.work / f"{setting}-{number}", self.sft(number)
-        self.model(trained, "sft", trained / "sft", number)
-        tasks = self.tasks / f"{settings.pop('tasks')}.jsonl"
+        self.model(trained, "sft", trained / "sft")
+        tasks = self.tasks / "train.jsonl"
         if settings.pop("graded", False):
             tasks = self.graded(number)
+        if settings.pop("tasks", "") == "mbpp+":
+            tasks = self.only_mbpp_plus()
         if not (folder / "grpo").exists():
             self.job(folder, "grpo", "grpo", "--base", self.base, "--adapter", trained / "sft", "--tasks", tasks,
                      "--out", folder / "grpo", "--metrics", folder / "grpo.json", "--curve", folder / "grpo.csv",
                      "--completions", folder / "completions.jsonl", seed=number, **settings)  # fmt: skip
-        self.model(folder, "grpo", folder / "grpo", number)
+        self.model(folder, "grpo", folder / "grpo")
         self.pack(folder)
 
     def pack(self, folder: Path) -> None:
@@ -172,21 +182,20 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("base", "tasks", "out", "work"):
+    for name in ("base", "tasks", "examples", "out", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--runs", nargs="*", default=["recipe:3407", "recipe:1", "recipe:2"], metavar="SETTING:SEED")
     parser.add_argument("--together", type=int, default=3, help="GRPO runs at a time on the card")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args()
-    for name in ("base", "tasks", "out", "work"):
+    for name in ("base", "tasks", "examples", "out", "work"):
         setattr(options, name, getattr(options, name).resolve())
     bench = Bench(options)
     write_params(bench.params)
-    make_examples(bench.tasks)
     seeds = sorted({int(run.partition(":")[2] or 3407) for run in options.runs}, reverse=True)
     with ThreadPoolExecutor(options.together) as pool:
         first = [pool.submit(bench.sft, seed) for seed in seeds]
-        first.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base, seeds[0]))
+        first.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base))
         for future in first:
             future.exception()
         waiting = [pool.submit(bench.run, run) for run in options.runs]
@@ -198,32 +207,13 @@ def main() -> None:
             bench.pack(folder)
 
 
-def make_examples(tasks: Path) -> None:
-    """SFT's examples, with the tasks' references for answers, and the tasks of both splits for GRPO."""
-    sys.path.insert(0, str(REPO))
-    from jobs.common import answer_format
-    from jobs.distill import references
-
-    rows = lines(tasks / "distill.jsonl")
-    answers = [references.answer(row["prompt"], row["entry_point"], row["reference"]) for row in rows]
-    examples = [
-        {"task_id": row["task_id"], "prompt": row["prompt"], "answer": answer_format.render(*answer)}
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    short = [row for row in examples if len(row["prompt"]) + len(row["answer"]) < LONGEST]
-    both = [row for row in lines(tasks / "train.jsonl") + rows if len(row["prompt"]) < LONGEST // 2]
-    for name, chosen in (("examples", short), ("train-and-distill", both)):
-        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-
-
 def write_params(path: Path) -> None:
     """The recipe laid over the committed params."""
     sys.path.insert(0, str(REPO))
-    import yaml
+    from jobs.plumbing.params import merged
+    from jobs.plumbing.yaml12 import dump, read_yaml
 
-    from jobs.plumbing.params import merged, read_yaml
-
-    path.write_text(yaml.safe_dump(merged(read_yaml(REPO / "params.yaml"), read_yaml(RECIPE))))
+    path.write_text(dump(merged(read_yaml(REPO / "params.yaml"), read_yaml(RECIPE))))
 
 
 if __name__ == "__main__":
