@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jobs.sandbox.protocol import HEADER, MAX_FRAME, NEXT, PID, SOCKET, Malformed, dumps, loads
+from jobs.sandbox.settings import ENVIRONMENT
 from jobs.sandbox.verdict import Infrastructure, Lost
 
 if TYPE_CHECKING:
@@ -61,9 +62,6 @@ class Source:
         code = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.server import main; del sys.path[0]; "
                 "main()")  # fmt: skip
         null = subprocess.DEVNULL
-        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "OPENBLAS_NUM_THREADS": "1",
-                       "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
-                       "MALLOC_ARENA_MAX": "1"}  # fmt: skip
         descriptor = theirs.fileno()
         command = [sys.executable, "-S", "-B", "-s", "-P", "-W", "ignore", "-X", "utf8", "-c", code, config["root"],
                    json.dumps(config)]  # fmt: skip
@@ -74,7 +72,7 @@ class Source:
             stdin=null,
             stdout=null,
             stderr=null,
-            env=environment,
+            env=ENVIRONMENT | {"HOME": "/nonexistent", "PYTHONHASHSEED": "0"},
             cwd=config["scratch"],
             pass_fds=[descriptor],
             start_new_session=True,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.errors import JobError
 from jobs.common.files import process_folder
 from jobs.sandbox.packages import Packages, library
+from jobs.sandbox.settings import ENVIRONMENT
 from jobs.sandbox.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jobs")
 LAYERS = ("seccomp", "landlock", "unprivileged")
-REPLY_SECONDS = 900  # what a judge may take for a reply; its own limits of CPU time come long before
+PREPARING_SECONDS = 900.0  # what a judge may take to make a task ready; its own limits of CPU time come long before
+BENCHMARK_SECONDS = 300.0  # and to judge a submission by a benchmark's inputs, whose limits end after 2 x 60 s
+SPARE_SECONDS = 60.0  # or by a suite, beyond twice the time limit: a judge that waits for ever must not hold its worker
 PENDING = 4096  # submissions that may wait; then `submit` does
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -227,7 +230,7 @@ class JudgeProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-W", "ignore", "-c", code, ROOT, json.dumps(self.config)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd="/", start_new_session=True,
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"})  # fmt: skip
+                env=ENVIRONMENT)  # fmt: skip
             self.known = {}
             self.buffer = b""
             self.greeted = False
@@ -261,13 +264,17 @@ class JudgeProcess:
             if not self.greeted:
                 self.hello()
             self.write(request)
-            return json.loads(self.read_line(REPLY_SECONDS))
+            return json.loads(self.read_line(PREPARING_SECONDS if self.worst is None else self.patience()))
         except (OSError, ValueError, EOFError):
             process = self.process
             self.end()
             if process is not None and process.returncode == -27:  # SIGPROF
                 raise Overrun from None
             raise
+
+    def patience(self) -> float:
+        """Seconds within which a verdict has come, unless the judge is stuck where it takes no CPU time."""
+        return BENCHMARK_SECONDS if self.config["benchmark"] else 2 * self.config["timeout"] + SPARE_SECONDS
 
     def write(self, data: bytes) -> None:
         assert self.process is not None

@@ -5,6 +5,17 @@ What params.yaml can set of them is the section `sandbox` (jobs/plumbing/params.
 
 from typing import TypedDict
 
+# All of the environment that judge and fork server see. A numeric library reserves memory for each of its threads, of which
+# it would start one a core: on a machine of many cores more than the judge's limit allows.
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+
 
 class Settings(TypedDict):
     """One pool's settings; `Sandbox` makes them of its arguments and of what this machine has."""

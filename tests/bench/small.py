@@ -27,7 +27,7 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 RECIPE = REPO / "recipes/small.yaml"
-START_SECONDS = {"grpo": 45, "evaluate": 30}  # until an engine has taken its memory
+START_SECONDS = {"grpo": 12, "evaluate": 8}  # between two starts: an engine measures the card's memory as it begins
 LOW, HIGH = 1 / 16, 14 / 16  # of its samples that the SFT model passes, for a task to be worth training on
 
 # What differs from the recipe, one thing at a time. `tasks`: of the training tasks, MBPP+'s alone. `graded`: those that the
@@ -120,6 +120,10 @@ class Bench:
                          seed=seed)  # fmt: skip
         return folder
 
+    def of_sft(self, seed: int) -> None:
+        folder = self.sft(seed)
+        self.model(folder, "sft", folder / "sft")
+
     def graded(self, seed: int) -> Path:
         """The training tasks that the seed's SFT model passes at times: of 16 samples at least one, and not nearly all."""
         folder, file = self.sft(seed), self.work / f"sft-{seed}/graded.jsonl"
@@ -128,7 +132,7 @@ class Bench:
         rows = lines(self.tasks / "train.jsonl")
         plain = [{k: v for k, v in row.items() if k not in ("base_input", "plus_input")} for row in rows]
         (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
-        merged = folder / "sft-merged"
+        merged = folder / "grade-merged"
         self.job(folder, "merge-grade", "merge", "--base", self.base, "--adapter", folder / "sft", "--out", merged,
                  "--metrics", folder / "merge-grade.json", "--plot", folder / "merge-grade.csv")  # fmt: skip
         self.job(folder, "grade", "evaluate", "--model", merged, "--mode", "cot", "--benchmarks-dir", folder,
@@ -158,7 +162,6 @@ class Bench:
         setting, _, seed = run.partition(":")
         number, settings = int(seed or 3407), dict(SETTINGS[setting])
         folder, trained = self.work / f"{setting}-{number}", self.sft(number)
-        self.model(trained, "sft", trained / "sft")
         tasks = self.tasks / "train.jsonl"
         if settings.pop("graded", False):
             tasks = self.graded(number)
@@ -185,7 +188,7 @@ def main() -> None:
     for name in ("base", "tasks", "examples", "out", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--runs", nargs="*", default=["recipe:3407", "recipe:1", "recipe:2"], metavar="SETTING:SEED")
-    parser.add_argument("--together", type=int, default=3, help="GRPO runs at a time on the card")
+    parser.add_argument("--together", type=int, default=3, help="jobs at a time on the card")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args()
     for name in ("base", "tasks", "examples", "out", "work"):
@@ -194,11 +197,11 @@ def main() -> None:
     write_params(bench.params)
     seeds = sorted({int(run.partition(":")[2] or 3407) for run in options.runs}, reverse=True)
     with ThreadPoolExecutor(options.together) as pool:
-        first = [pool.submit(bench.sft, seed) for seed in seeds]
-        first.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base))
-        for future in first:
+        for future in [pool.submit(bench.sft, seed) for seed in seeds]:
             future.exception()
         waiting = [pool.submit(bench.run, run) for run in options.runs]
+        waiting += [pool.submit(bench.of_sft, seed) for seed in seeds]
+        waiting.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base))
         for future in waiting:
             if future.exception():
                 print("failed:", future.exception(), flush=True)
