@@ -16,8 +16,10 @@ Defended, by the layers in brackets, each shown to hold or to be missed by tests
 - the tests: they are not in the child's memory, in memory of other processes that it could read, or in files that it may
   open [Landlock]. Where the kernel has no Landlock, seccomp lets the child open no file at all: it can then import only
   what its server had imported before.
-- time: a deadline on the wall, moved only by what the child waited for a core; a CPU limit on the judge's own work
-- memory, files, descriptors, processes, output [rlimits; seccomp refuses fork, threads and writing]
+- time: a deadline on the wall, moved only by what the child waited for a core
+- the judge: a limit of memory and of CPU time on its own work. Lazy, huge or colliding values, or replies made by hand, cost
+  the submission its verdict and nobody else anything
+- memory, files, descriptors, processes, output [rlimits; seccomp refuses fork and writing, and allows a few threads]
 - other processes, the network, the machine [seccomp; Landlock for TCP and signals; as root, the uid of nobody]
 - the next submission: a new process from a server that no submission has touched; nothing it could leave behind
 
@@ -25,8 +27,8 @@ Not defended: a hole in the kernel or in CPython's JSON reader; what a caller pr
 reading of public facts (the existence of files, the time, the machine's load); tests that an honest wrong program
 passes; methods of a submission's own class that a test asks to decide (`assert f(x).is_right()`), as far as they
 are no predicates that plain data has (remote.py); a check that the submission's object is not equal to something.
-What comes back is plain data: instances of subclasses as their base's value, identity and aliasing lost, functions
-of a test cannot be handed over.
+What comes back is plain data, subclasses of it included; other objects stay in the child and answer each question once
+(remote.py). What cannot be judged exactly that way is unsupported, with the reason, and never a failed program.
 
 As evalplus does, a result is compared without regard to what it printed. Where no seccomp or Landlock is, `missing`
 says why, a warning is logged once, and `require` refuses to start."""
