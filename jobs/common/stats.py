@@ -1,6 +1,7 @@
 """pass@k, intervals and paired tests. The unit of all resampling is the task: samples of one task are alike."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -31,32 +32,74 @@ class Interval:
 
 
 def bootstrap(
-    values: Sequence[float], *, resamples: int, confidence: float, seed: int, bounds: tuple[float, float] | None = None
+    values: Sequence[float],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    bounds: tuple[float, float],
+    weight: float = 1.0,
 ) -> Interval:
-    """The mean of `values`, one a task, with its percentile bootstrap interval over tasks.
+    """The mean of `values`, one a task, with its percentile bootstrap interval over tasks, cut at `bounds`.
+
+    bounds: the least and greatest possible value. A pseudo-task of this `weight` at each is drawn from as well, as Agresti
+    and Coull (1998) add them for proportions: otherwise 100 tasks that all pass would give an interval of no width. A task
+    has weight 1. Of paired differences see `of_differences`.
 
     The quantiles lie further out than (1 - confidence) / 2, because resampling n tasks understates the variance by
     (n - 1) / n and knows no Student t (Hesterberg 2015, arXiv:1411.5279, section 4.2).
-
-    bounds: the least and greatest possible value. Then one task at each is added before resampling, as Agresti and
-    Coull (1998) do for proportions: otherwise 100 tasks that all pass would give an interval of no width. For
-    differences leave it out: they are centred, and the ends of their range are far away.
     """
     import numpy as np
 
     data = np.asarray(values, dtype=float)
-    drawn = data if bounds is None else np.append(data, bounds)
-    n = len(drawn)
-    if n < 2:
-        return Interval(float(data.mean()), -math.inf, math.inf)
-    rng = np.random.default_rng(seed)
-    means = drawn[rng.integers(n, size=(resamples, n))].mean(axis=1)
+    tasks, total = len(data), len(data) + 2 * weight
+    n = max(2, round(total))
+    place = np.random.default_rng(seed).random((resamples, n)) * total  # each task and end has its weight of the line
+    drawn = np.append(data, bounds[0])[np.minimum(place.astype(int), tasks)]
+    drawn[place >= tasks + weight] = bounds[1]
     normal = NormalDist()
     z = normal.inv_cdf((1 + confidence) / 2)
     t = z + (z**3 + z) / (4 * (n - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (n - 1) ** 2)  # Cornish and Fisher
     tail = normal.cdf(-t * math.sqrt(n / (n - 1)))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(data.mean()), float(low), float(high))
+    low, high = np.quantile(drawn.mean(axis=1), [tail, 1 - tail])
+    return Interval(float(data.mean()), float(max(low, bounds[0])), float(min(high, bounds[1])))
+
+
+def of_differences(differences: Sequence[float], *, resamples: int, confidence: float, seed: int) -> Interval:
+    """The mean of paired differences between -1 and 1, one a task, with its interval over tasks.
+
+    Where all tasks agree there is nothing to resample. Then the share of tasks that would differ is bounded exactly, as
+    none of n did (Clopper and Pearson 1934), and each of them may do so up to the end of the range.
+    """
+    if standing_out(differences) == 0:
+        mean = sum(differences) / len(differences)
+        share = 1 - ((1 - confidence) / 2) ** (1 / len(differences))
+        return Interval(mean, mean - share * (mean + 1), mean + share * (1 - mean))
+    weight = weight_of_ends(differences)
+    return bootstrap(differences, resamples=resamples, confidence=confidence, seed=seed, bounds=(-1, 1), weight=weight)
+
+
+def weight_of_ends(differences: Sequence[float]) -> float:
+    """The weight that `bootstrap` gives to the ends -1 and 1 of paired differences: 1 / (1 + tasks that stand out).
+
+    A task stands out if its difference is not the commonest one. Where one or two do, their scatter tells little, and the
+    ends stand for what was not seen. Where many do, their own scatter decides: the ends, which
+    are far away, would only widen it. tests/unit/test_stats.py simulates the coverage of both, and of what lies between.
+    """
+    return 1 / (1 + standing_out(differences))
+
+
+def standing_out(differences: Sequence[float]) -> int:
+    """How many differences are not the commonest one."""
+    return len(differences) - max(Counter(round(d, 9) for d in differences).values())
+
+
+def least_tasks(confidence: float) -> int:
+    """The number of tasks below which no test can be significant: all agree in 2 of 2^n patterns of signs, by chance.
+
+    At confidence 0.95 it is 6, as 2 / 2^5 is more than 0.05.
+    """
+    return 2 + math.floor(-math.log2(1 - confidence) + 1e-9)
 
 
 def permutation_test(differences: Sequence[float], *, resamples: int, seed: int) -> float:
@@ -92,12 +135,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, p_values[i] * (len(p_values) - rank)))
         adjusted[i] = worst
     return adjusted
-
-
-def detectable(differences: Sequence[float], confidence: float, power: float = 0.8) -> float:
-    """The smallest true mean difference that as many tasks with as much scatter would show with this `power`."""
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    normal = NormalDist()
-    return (normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(power)) * math.sqrt(variance / n)

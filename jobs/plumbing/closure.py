@@ -23,8 +23,9 @@ def job_file(job: str) -> Path:
 def code(job: str) -> tuple[Path, ...]:
     """The files below jobs/ that decide what `job` makes, sorted: all that it imports, but for plumbing.
 
-    Imports inside functions count, those for type checking alone do not. The pages (*.html) that lie beside an imported
-    file and are named in it count too. Jobs that it delegates to do not: what they write is a file that it reads.
+    Imports inside functions count, those for type checking alone do not. The pages (*.html, *.css and *.js) that lie beside
+    an imported file and are named in it count too. Jobs that it delegates to do not: what they write is a file that it
+    reads.
     """
     seen: set[Path] = set()
     todo = [job_file(job)]
@@ -36,7 +37,10 @@ def code(job: str) -> tuple[Path, ...]:
         todo += imported(file)
         if file.parent.name == "sandbox":  # its servers are started by name, in processes of their own
             todo += file.parent.glob("*.py")
-    pages = {page for file in seen for page in file.parent.glob("*.html") if page.name in file.read_text()}
+    beside = {page for file in seen for kind in ("html", "css", "js") for page in file.parent.glob(f"*.{kind}")}
+    pages = {
+        page for page in beside if any(page.name in file.read_text() for file in seen if file.parent == page.parent)
+    }
     return tuple(sorted(file for file in seen | pages if file.stat().st_size and not is_plumbing(file)))
 
 

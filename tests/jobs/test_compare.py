@@ -1,88 +1,46 @@
-"""`compare` from evaluations to words and to the report, which is opened in a real browser."""
+"""`compare` from evaluations to words and metrics."""
 
 import csv
-import html
 import json
 import random
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_jsonl, sha256, write_json, write_jsonl
-from jobs.compare import job
-from jobs.plumbing.params import load
+from jobs.common.files import read_jsonl, sha256, write_json
+from jobs.compare.entries import comparisons
+from jobs.compare.load import Evaluation, load
+from jobs.compare.words import ONE_RUN
+from tests.evaluations import PARAMS, evaluation, lay_out, lay_out_alike, metrics, run, shown, tasks_file
 
-PARAMS = load(Path(__file__).parents[2] / "params.yaml", ["compare.resamples=500"])
-HOSTILE = (
-    "<START_WORKING_OUT>I think</END_WORKING_OUT><SOLUTION></pre></script><script>document.title='owned'"
-    "</script><img src=x onerror=\"document.title='owned'\"> \u2028 &lt; SCRIPT_HASH REPORT_DATA"
-    "</SOLUTION>"
-)
-
-
-def tasks_file(path, count=60):
-    write_jsonl(path, [{"task_id": f"Toy/{i}", "prompt": f"def f{i}():\n", "entry_point": f"f{i}", "setup": "",
-                        "tests": [f"assert f{i}()"], "reference": "<b>reference</b>"} for i in range(count)])  # fmt: skip
-
-
-def evaluation(folder, tasks, passes, *, mode="cot", n=5, text="answer", settings=()):
-    """One evaluation in which sample i of task t passes if passes(t, i); sample 0 is the greedy one."""
-    rows = [(f"Toy/{t}", i, bool(passes(t, i))) for t in range(60) for i in range(n + 1)]
-    folder.mkdir(parents=True)
-    samples = [{"task_id": task, "sample": i, "text": text + i * "\ud800", "tokens": 3, "finish": "stop"}
-               for task, i, _ in rows]  # fmt: skip
-    (folder / "samples-toy.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    write_jsonl(folder / "results-toy.jsonl", [
-        {"task_id": task, "sample": i, "solution": "", "outcome": "passed" if ok else "failed", "format": True,
-         "passed": ok, "tests_passed": int(ok), "tests_total": 1, "base_passed": None, "plus_passed": None,
-         "error": "" if ok else "<i>wrong</i>"} for task, i, ok in rows])  # fmt: skip
-    write_json(folder / "settings.json", {"mode": mode, "engine": "transformers", "dtype": "float32", "seed": 1,
-                                          "benchmarks": {"toy": sha256(tasks)}, **dict(settings)})  # fmt: skip
+CURVES = ["plots/sft.csv"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """base passes 30 % of its samples, sft 60 %, and grpo the same 60 % but for three tasks."""
     monkeypatch.chdir(tmp_path)
-    tasks = Path("data/tasks/toy.jsonl")
-    tasks_file(tasks)
-    draw = random.Random(0)
-    odds = {(t, i): draw.random() for t in range(60) for i in range(6)}
-    evaluation(Path("evaluations/base-cot"), tasks, lambda t, i: odds[t, i] < 0.3, text=HOSTILE)
-    evaluation(Path("evaluations/sft-cot"), tasks, lambda t, i: odds[t, i] < 0.6)
-    evaluation(Path("evaluations/grpo-cot"), tasks, lambda t, i: odds[t, i] < (0.9 if t < 3 else 0.6))
-    Path("plots").mkdir()
-    Path("plots/sft.csv").write_text("step,loss,grad_norm\n1,2.5,\n2,1.5,0.1\n3,1.0,0.2\n")
+    lay_out()
     return tmp_path
 
 
-def run(curves=("plots/sft.csv",)):
-    return job.run(
-        PARAMS,
-        Path("evaluations"),
-        Path("data/tasks"),
-        [Path(c) for c in curves],
-        Path("reports/compare.html"),
-        Path("metrics/compare.json"),
-        Path("plots/compare.csv"),
-    )
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def test_words_say_what_is_established_and_what_is_not(here):
-    said = run()["statements"]
+    said = run(CURVES)["statements"]
     assert [line.split(":")[0] for line in said[:3]] == ["Established", "Established", "Not established"]
     assert "On toy (60 tasks, cot), sft is better than base" in said[0]
     assert "after Holm's correction for 3 comparisons" in said[0]
     assert "whether grpo or sft is better" in said[2]
-    assert said[-1] == job.ONE_RUN
+    assert said[-1] == ONE_RUN
 
 
 def test_metrics_are_numbers_by_benchmark_mode_and_model(here):
-    run()
+    run(CURVES)
     metrics = json.loads(Path("metrics/compare.json").read_text())["toy"]["cot"]
     assert list(metrics) == ["base", "grpo", "grpo-base", "grpo-sft", "sft", "sft-base"]
     difference = metrics["sft-base"]
@@ -99,7 +57,7 @@ def test_metrics_are_numbers_by_benchmark_mode_and_model(here):
 
 def test_outs_are_the_same_from_run_to_run(here):
     def outs():
-        run()
+        run(CURVES)
         return [sha256(Path(path)) for path in ("reports/compare.html", "metrics/compare.json", "plots/compare.csv")]
 
     assert outs() == outs()
@@ -112,10 +70,14 @@ def test_noise_alone_is_established_in_less_than_one_report_of_twenty(here):
     for trial in range(40):
         draw = random.Random(trial)
         difficulty = [draw.random() for _ in range(60)]
-        results = [{"toy": [{"task_id": f"Toy/{t}", "sample": i, "passed": draw.random() < difficulty[t]}
+        results = [{"toy": [{"task_id": f"Toy/{t}", "sample": i, "outcome": "failed",
+                             "passed": draw.random() < difficulty[t]}
                             for t in range(60) for i in range(6)]} for _ in range(3)]  # fmt: skip
-        evaluations = [job.Evaluation(str(i), "cot", {}, rows, {}) for i, rows in enumerate(results)]
-        [entry] = job.comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings)
+        evaluations = [
+            Evaluation(str(i), "cot", {}, rows, {"toy": [{"task_id": "", "sample": 0, "text": str(i)}]})
+            for i, rows in enumerate(results)
+        ]
+        [entry] = comparisons(evaluations, {"toy": [{"task_id": f"Toy/{t}"} for t in range(60)]}, settings)
         false += any(pair["established"] for pair in entry["pairs"])
     assert false <= 5  # of 40 reports; a twentieth is 2, and 6 or more would come in 1.4 % of cases
 
@@ -125,33 +87,33 @@ def test_unlike_evaluations_are_not_compared(here, key, value):
     path = Path("evaluations/sft-cot/settings.json")
     write_json(path, json.loads(path.read_text()) | {key: value})
     with pytest.raises(JobError, match=rf"base-cot and (sft|grpo)-cot cannot be compared: `{key}`|sft-cot.*`{key}`"):
-        run()
+        run(CURVES)
 
 
 def test_a_difference_in_precision_is_said(here):
     path = Path("evaluations/sft-cot/settings.json")
     write_json(path, json.loads(path.read_text()) | {"dtype": "bfloat16"})
-    assert any(line.startswith("Not like for like: `dtype`") for line in run()["statements"])
+    assert any(line.startswith("Not like for like: `dtype`") for line in run(CURVES)["statements"])
 
 
 def test_samples_of_other_numbers_are_not_compared(here):
     shutil.rmtree("evaluations/sft-cot")
     evaluation(Path("evaluations/sft-cot"), Path("data/tasks/toy.jsonl"), lambda t, i: True, n=4)
     with pytest.raises(JobError, match="not of the same tasks and numbers"):
-        run()
+        run(CURVES)
 
 
 def test_evaluations_that_all_lack_a_task_are_refused(here):
     for path in Path("evaluations").glob("*/*-toy.jsonl"):
         path.write_text("".join(json.dumps(row) + "\n" for row in read_jsonl(path) if row["task_id"] != "Toy/7"))
     with pytest.raises(JobError, match=r"results-toy\.jsonl: has not each sample of Toy/7"):
-        run()
+        run(CURVES)
 
 
 def test_other_tasks_than_those_evaluated_are_refused(here):
     tasks_file(Path("data/tasks/toy.jsonl"), 59)
     with pytest.raises(JobError, match="is not the file"):
-        run()
+        run(CURVES)
 
 
 def test_curves_without_steps_or_numbers_are_refused(here):
@@ -159,7 +121,7 @@ def test_curves_without_steps_or_numbers_are_refused(here):
     with pytest.raises(JobError, match=r"plots/bad\.csv: has no column `step`"):
         run(["plots/bad.csv"])
     Path("plots/bad.csv").write_text("step,loss\n1,high\n")
-    with pytest.raises(JobError, match=r"plots/bad\.csv: could not convert"):
+    with pytest.raises(JobError, match=r"plots/bad\.csv: line 2: `loss` is 'high', which is no number"):
         run(["plots/bad.csv"])
 
 
@@ -168,102 +130,141 @@ def test_greedy_answers_alone_are_not_compared(here):
     with pytest.raises(
         UsageError, match=r"evaluations/quick-cot has greedy answers alone \(evaluate.sampled.n was 0\)"
     ):
-        run()
+        run(CURVES)
 
 
 def test_no_evaluations_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="holds no evaluations"):
-        job.load(tmp_path)
+        load([tmp_path], {})
 
 
-def test_the_page_builds_no_html_from_data():
-    template = job.TEMPLATE.read_text()
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", template)
-    assert set(re.findall(r"https?://[^\"]+", template)) == {"http://www.w3.org/2000/svg"}
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+@pytest.mark.parametrize("value", [0.0, 0.5, -0.5])
+def test_below_six_tasks_nothing_can_be_established(empty, tasks, value):
+    lay_out_alike([value] * tasks)
+    said = run()["statements"]
+    assert said[0].startswith(f"Nothing can be established: On toy ({tasks} tasks, cot), with fewer than 6 tasks")
+    assert f"difference {100 * value:+.1f} points" in said[0]
+    assert "interval" not in said[0] and "four times in five" not in said[0]
+    pair = metrics()["later-before"]
+    assert (pair["low"], pair["high"], pair["established"]) == (-1, 1, 0), "all that is known of it"
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+def test_six_tasks_that_all_agree_are_enough(empty):
+    lay_out_alike([1.0] * 6, base=0)
+    assert run()["statements"][0].startswith("Established")
 
 
-def browse(*options, fragment=""):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    url = Path("reports/compare.html").resolve().as_uri() + fragment
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--window-size=1400,3200",
-        "--force-device-scale-factor=0.5",
-        "--user-data-dir=" + str(Path("chromium").resolve()),
-        "--virtual-time-budget=4000",
-        *options,
-        url,
-    ]
-    return subprocess.run(command, capture_output=True, timeout=180, check=True)
+def test_a_higher_confidence_asks_for_more_tasks(empty):
+    lay_out_alike([0.5] * 7)
+    strict = PARAMS.model_copy(update={"compare": PARAMS.compare.model_copy(update={"confidence": 0.99})})
+    assert "with fewer than 8 tasks" in run(params=strict)["statements"][0]
 
 
-def test_in_a_browser_the_report_shows_everything_and_runs_nothing_of_a_models(here):
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.5])
+@pytest.mark.parametrize("tasks", [6, 60])
+def test_where_all_tasks_agree_the_interval_has_width_and_the_words_say_why(empty, tasks, value):
+    lay_out_alike([value] * tasks)
+    said = run()["statements"][0]
+    pair = metrics()["later-before"]
+    assert pair["high"] - pair["low"] > 1 / tasks
+    assert pair["low"] < value < pair["high"]
+    assert f"All {tasks} tasks show the same difference, so nothing is known" in said
+    assert "four times in five" not in said, "nothing is known of the scatter"
+
+
+@pytest.mark.parametrize("odd", [1, 2, 3])
+def test_a_few_tasks_that_differ_give_no_one_sided_certainty(empty, odd):
+    lay_out_alike([0.5] * odd + [0.0] * (60 - odd))
     run()
-    done = browse("--dump-dom", "--enable-logging=stderr", fragment="#toy/Toy/2")
-    page, errors = done.stdout.decode(), done.stderr.decode()
-    assert "CONSOLE" not in errors, errors
-    shown = page.split('id="data"')[0] + page.split("</script>")[-1]  # without the data and the program
-    assert "<title>Comparison of models</title>" in page
-    assert "<img" not in shown
-    assert "owned" in html.unescape(shown), "the hostile answer is shown as text"
-    assert page.count("<script") == 2
-    assert shown.count('class="bar"') == 3
-    assert shown.count('class="interval"') == 3
-    assert shown.count('class="curve"') == 2
-    assert "sft: grad_norm" in shown
-    assert '<span class="think">I think</span>' in shown
-    assert "60 of 60 tasks" in shown
-    assert shown.count('class="card"') == 3
+    assert metrics()["later-before"]["low"] < 0 < metrics()["later-before"]["high"]
 
 
-def test_a_screenshot_has_the_colours_of_bars_and_grid(here):
-    from struct import unpack
-    from zlib import decompress
+BROKEN = {
+    "nan": ("step,loss,kl\n1,0.5,nan\n2,0.4,0.1\n", {"loss": [0.5, 0.4], "kl": [None, 0.1]},
+            "`kl` has no finite number at step 1 (nan)"),
+    "inf": ("step,loss\n1,inf\n2,-Infinity\n3,1e999\n", {"loss": [None] * 3}, "step 1 (inf), step 2 (-inf), step 3 (inf)"),
+    "step": ("step,loss\nnan,1\n,2\n2,3\n", {"step": [2.0], "loss": [3.0]},
+             "`step` has no finite number at line 2, line 3"),
+    "short": ("step,loss,kl\n1,0.5\n2\n\n3,0.5,0.5\n", {"loss": [0.5, None, 0.5], "kl": [None, None, 0.5]}, None),
+    "mark": ("\ufeffstep,loss\n1, 0.5\n", {"loss": [0.5]}, None),
+    "empty": ("", {}, None),
+    "head": ("step,loss\n", {"loss": []}, None),
+}  # fmt: skip
 
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_curves_that_diverged_or_were_cut_are_drawn_with_gaps(here, name):
+    text, columns, gap = BROKEN[name]
+    Path("plots/odd.csv").write_text(text, encoding="utf-8")
+    run(["plots/odd.csv"])
+    [found] = shown()["curves"]
+    assert columns.items() <= found["columns"].items()
+    assert [gap in said for said in shown()["gaps"]] == ([True] if gap else [])
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,loss\n1,\xff\xfe\n", b"step,loss\n1,2,3\n", b"step,loss\n1,0.5\x00\n", b"step,loss\nfirst,1\n"]
+)
+def test_what_is_no_curve_is_refused_by_name(here, content):
+    Path("plots/bad.csv").write_bytes(content)
+    with pytest.raises(JobError, match=r"plots/bad\.csv"):
+        run(["plots/bad.csv"])
+
+
+def test_failures_are_told_by_view_and_of_greedy_and_sampled_answers_apart(empty):
+    """Greedy answers pass the benchmark's own inputs and fail the added ones; of the samples, half time out."""
+    tasks = Path("data/tasks/toy.jsonl")
+    tasks_file(tasks, 8, base_input=lambda i: [[1]], plus_input=lambda i: [[2]], tests=lambda i: [],
+               reference=lambda i: f"def f{i}(x):\n    return x\n")  # fmt: skip
+    options = {"n": 4, "base": lambda t, i: i != 3}
+    evaluation(Path("evaluations/one-plain"), tasks, lambda t, i: i in (1, 2), mode="plain", **options)
+    evaluation(Path("evaluations/one-cot"), tasks, lambda t, i: i in (1, 2), outcome="timeout", **options)
     run()
-    results = read_jsonl(Path("evaluations/sft-cot/results-toy.jsonl"))
-    failed = next(row for row in results if not (row["passed"] or row["sample"]))
-    browse("--screenshot=" + str(Path("shot.png").resolve()), fragment=f"#toy/{failed['task_id']}")
-    data = Path("shot.png").read_bytes()
-    width, height, depth, colour = unpack(">IIBB", data[16:26])
-    assert (width, height, depth) == (700, 1600, 8)
-    channels = {2: 3, 6: 4}[colour]
-    position, pixels = 8, b""
-    while position < len(data):
-        size, kind = unpack(">I4s", data[position : position + 8])
-        pixels += data[position + 8 : position + 8 + size] if kind == b"IDAT" else b""
-        position += 12 + size
-    lines = unfiltered(decompress(pixels), width * channels, channels)
-    seen = {bytes(pixel[:3]) for line in lines for pixel in set(map(bytes, line.reshape(-1, channels)))}
-    assert {bytes.fromhex(c) for c in ("92c5de", "1b7837", "b2182b", "fff8e1", "2166ac")} <= seen
+    found = {(entry["view"], entry["mode"]): entry["failures"]["one"] for entry in shown()["entries"]}
+    assert found["toy", "cot"] == {"greedy": {"passed": 1}, "sampled": {"passed": 0.75, "timeout": 0.25}}
+    assert found["toy+", "cot"] == {"greedy": {"timeout": 1}, "sampled": {"passed": 0.5, "timeout": 0.5}}
+    assert found["toy", "plain"]["sampled"] == {"failed": 0.25, "passed": 0.75}
+    for entry in shown()["entries"]:
+        rates = entry["models"]["one"]
+        assert entry["failures"]["one"]["greedy"].get("passed", 0) == rates["greedy"]["mean"]
+        assert entry["failures"]["one"]["sampled"]["passed"] == rates["pass@1"]["mean"]
+    assert shown()["benchmarks"]["toy"]["views"] == ["toy", "toy+"]
+    assert shown()["benchmarks"]["toy"]["samples"]["one cot"]["Toy/0"][0][-1] == [1, 0]
 
 
-def unfiltered(raw, stride, channels):
-    """The rows of a PNG of 8-bit samples, its line filters undone: left, up, their mean, Paeth's guess."""
-    import numpy as np
+def test_rates_by_source_difficulty_and_month_where_tasks_have_them(empty):
+    tasks = Path("data/tasks/toy.jsonl")
+    tasks_file(tasks, 24, source=lambda i: ("a", "b")[i % 2], difficulty=lambda i: ("hard", "easy", None)[i % 3],
+               date=lambda i: f"2026-0{1 + i // 12}-1{i % 10}")  # fmt: skip
+    evaluation(Path("evaluations/old-cot"), tasks, lambda t, i: t % 2)
+    evaluation(Path("evaluations/new-cot"), tasks, lambda t, i: t >= 12)
+    run()
+    [entry] = shown()["entries"]
+    rows = {by: [(g["name"], g["tasks"], g["models"]["old"]["mean"], g["models"]["new"]["mean"]) for g in groups]
+            for by, groups in entry["groups"].items()}  # fmt: skip
+    assert rows["source"] == [("a", 12, 0, 0.5), ("b", 12, 1, 0.5)]
+    assert rows["month"] == [("2026-01", 12, 0.5, 0), ("2026-02", 12, 0.5, 1)]
+    assert [name for name, *_ in rows["difficulty"]] == ["easy", "hard", "not said"]
+    assert all(g["models"]["old"]["high"] > g["models"]["old"]["low"] for g in entry["groups"]["source"])
 
-    before = np.zeros(stride, dtype=np.uint8)
-    for start in range(0, len(raw), stride + 1):
-        kind, line = raw[start], np.frombuffer(raw, np.uint8, stride, start + 1)
-        if kind == 1:
-            line = line.reshape(-1, channels).cumsum(axis=0, dtype=np.uint8).reshape(-1)
-        elif kind == 2:
-            line = line + before
-        elif kind:
-            row, above = [0] * channels + line.tolist(), [0] * channels + before.tolist()
-            for i in range(channels, len(row)):
-                left, up, corner = row[i - channels], above[i], above[i - channels]
-                guess = left + up - corner
-                paeth = min((left, up, corner), key=lambda value, guess=guess: abs(guess - value))
-                row[i] = row[i] + (paeth if kind == 4 else (left + up) // 2) & 255
-            line = np.array(row[channels:], dtype=np.uint8)
-        yield line
-        before = line
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([0.0, 0.1, 0.26, 0.4, 0.5, 0.6, 0.7, 0.9, 1.0], ["0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "0.75 to 1"]),
+        ([800, 2400, *range(1000, 1900, 100)], ["800 to 1200", "1200 to 1600", "1600 to 2000", "2000 to 2400"]),
+        ([3, 1, 2], ["1", "2", "3"]),
+        (["competition", "introductory", "interview"], ["introductory", "interview", "competition"]),
+    ],
+)
+def test_difficulties_come_in_the_order_of_their_kind(values, names):
+    from jobs.compare.groups import grouped
+
+    tasks = [{"task_id": str(i), "difficulty": value} for i, value in enumerate(values)]
+    assert list(grouped(tasks)["difficulty"]) == names
+
+
+def test_tasks_without_such_fields_are_not_grouped(here):
+    run()
+    assert shown()["entries"][0]["groups"] == {}
