@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
+SEEDS ?= 1
 INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock docker/images/tools.lock docker/images/llama.cmake | sha256sum | cut -c1-12)
 
 SMALL := data/sources/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -13,8 +14,8 @@ DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-w
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
-smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=docker: in containers)
-	$(VENV)/bin/python -m jobs smoke
+smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=docker: in containers; SEEDS=3: over seeds)
+	$(VENV)/bin/python -m jobs smoke --seeds $(SEEDS)
 
 run: $(INSTALLED)  ## run the whole pipeline with a recipe: make run RECIPE=robust, in .runs/robust/
 	$(VENV)/bin/python -m jobs run recipes/$(RECIPE).yaml

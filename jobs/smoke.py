@@ -2,14 +2,21 @@
 
 \b
     python -m jobs smoke
+    python -m jobs smoke --seeds 3
 
 Lays the repository's files out in .smoke/, a git repository of its own, deep-merges data/smoke/params.yaml over
 params.yaml, and runs `dvc repro` there. It is incremental, commits what it made, and ends with a table of metrics and
 the path of the report: `cd .smoke && dvc metrics diff HEAD~1` compares two runs. Without Docker unless RUNTIME=docker;
 then the stages of the `train` image run in the `cpu` image (TRAIN_IMAGE=cpu).
+
+With --seeds N the run is made with N - 1 further training seeds as well, in .smoke-2 and so on. Each begins with what the
+first has made, so that base model, tasks and teacher's answers stay, and only what hangs on `seed` runs again. `compare`
+then says what holds over seeds, in reports/seeds.html of the first.
 """
 
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -19,23 +26,60 @@ from jobs.plumbing import workspace
 from jobs.plumbing.cli import exit_codes
 
 OVERLAY = Path("data/smoke/params.yaml")
+AROUND = {"RUNTIME": os.environ.get("RUNTIME", "local"), "TRAIN_IMAGE": "cpu"}
 
 
 @click.command(name="smoke", help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=".smoke", show_default=True, help="Where to run.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Runs, each with its own seed."
+)
 @click.option("--prepare", is_flag=True, help="Lay the files out and stop.")
 @click.option(
     "--jobs", "at_once", type=click.IntRange(min=1), help="Stages at once.  [default: 2 without containers, else 1]"
 )
 @click.argument("targets", nargs=-1)
-def command(out: Path, prepare: bool, at_once: int | None, targets: tuple[str, ...]) -> None:
+def command(out: Path, seeds: int, prepare: bool, at_once: int | None, targets: tuple[str, ...]) -> None:
     with exit_codes():
-        workspace.require_own(out)
+        folders = [out, *(out.with_name(f"{out.name}-{number}") for number in range(2, seeds + 1))]
+        for folder in folders:
+            workspace.require_own(folder)
         workspace.lay_out(out, [OVERLAY])
         if not prepare:
             began = time.time()
-            runtime = os.environ.get("RUNTIME", "local")
-            at_once = at_once or (2 if runtime == "local" else 1)
-            workspace.reproduce(out, targets, at_once, RUNTIME=runtime, TRAIN_IMAGE="cpu")
+            at_once = at_once or (2 if AROUND["RUNTIME"] == "local" else 1)
+            workspace.reproduce(out, targets, at_once, **AROUND)
             workspace.commit(out, "smoke run")
             workspace.report(out, began, "smoke run")
+            for number, folder in enumerate(folders[1:], 1):
+                further(out, folder, number, at_once)
+            if seeds > 1:
+                over_seeds(folders)
+
+
+def further(first: Path, out: Path, number: int, at_once: int) -> None:
+    """The same run with the seed `number` higher, up to its evaluations, from what the first run made."""
+    from jobs.plumbing.yaml12 import read_yaml
+
+    began = time.time()
+    if not (out / "dvc.lock").exists():
+        workspace.lay_out(out, [OVERLAY])
+        workspace.inherit(first, out)
+    seed = read_yaml(first / "params.yaml")["seed"] + number
+    workspace.lay_out(out, [OVERLAY], [f"seed={seed}"])
+    workspace.reproduce(out, ("evaluate",), at_once, **AROUND)
+    workspace.commit(out, f"smoke run with seed {seed}")
+    click.echo(f"seed {seed} done in {time.time() - began:.0f} s, in {out}")
+
+
+def over_seeds(folders: list[Path]) -> None:
+    """`compare` over the runs' evaluations. It writes beside the first run's own report, in reports/."""
+    places = [os.path.relpath(folder, folders[0]) for folder in folders]
+    words = [word for place in places for word in ("--evaluations", os.path.join(place, "data/evaluations"))]
+    words += [word for place in places for word in ("--curve", os.path.join(place, "plots/grpo.csv"))]
+    made = {"--out": "html", "--metrics": "json", "--plot": "csv"}
+    words += [word for flag, end in made.items() for word in (flag, f"reports/seeds.{end}")]
+    said = workspace.run(sys.executable, "-m", "jobs", "compare", *words, cwd=folders[0], capture=True)
+    for line in json.loads(said)["statements"]:
+        click.echo(f"\n{line}")
+    click.echo(f"\nthe report over {len(folders)} seeds: {(folders[0] / 'reports/seeds.html').resolve()}")

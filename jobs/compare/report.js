@@ -61,7 +61,8 @@ function answer(text) {
   for (const piece of text.split(/(<\/?(?:START_WORKING_OUT|END_WORKING_OUT|SOLUTION)>)/i)) {
     const tag = /^<\/?(START_WORKING_OUT|END_WORKING_OUT|SOLUTION)>$/i.exec(piece);
     if (tag) inside = tag[1].toUpperCase() === "START_WORKING_OUT";
-    if (piece) node.append(make("span", { class: tag ? "tag" : inside ? "think" : null }, piece));
+    const shown = inside && !tag ? piece.trim() : piece;
+    if (shown) node.append(make("span", { class: tag ? "tag" : inside ? "think" : null }, shown));
   }
   return node;
 }
