@@ -2,8 +2,8 @@
 
 The launcher's own reader of params.yaml: it asks before there is an image, on a machine that may have DVC and nothing
 else, so it needs no package but the YAML reader that DVC itself has, or else PyYAML (exit code 3: neither is here).
-`--params` and `--set` among ARGUMENTS count as they do for the job. Null, and a key that is not there, is an empty
-line. The job checks types and names for itself, with better messages.
+`--params` and `--set` among ARGUMENTS count as they do for the job. A list's items stand side by side. Null, and a key
+that is not there, is an empty line. The job checks types and names for itself, with better messages.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> None:
         value = values
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        print("" if value is None else " ".join(str(value).split()))
+        words = map(str, value) if isinstance(value, list) else [] if value is None else [str(value)]
+        print(" ".join(" ".join(words).split()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python3 docker/teacher.py BASE_URL MODEL [VARIABLE]: whether the endpoint has MODEL among those that it serves.
+"""python3 docker/teacher.py BASE_URL MODEL [VARIABLE [ALIAS ...]]: whether the endpoint serves MODEL or an alias of it.
 
 Sends the key that lies in the environment's VARIABLE, if one is named, and nothing else; no token is used up.
 Exit codes: 0 it does, 4 it does not (the line printed says what it has), 1 it could not be asked (the line says why).
@@ -14,7 +14,7 @@ import urllib.request
 def main() -> int:
     url, model = sys.argv[1].rstrip("/"), sys.argv[2]
     request = urllib.request.Request(f"{url}/models", headers={"User-Agent": "jobs"})
-    if sys.argv[3:]:
+    if sys.argv[3:] and sys.argv[3]:
         request.add_unredirected_header("Authorization", f"Bearer {os.environ[sys.argv[3]]}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -25,7 +25,7 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(" ".join(str(getattr(error, "reason", error)).split())[:200])
         return 1
-    if model in served:
+    if {model, *sys.argv[4:]} & set(served):
         return 0
     print(f"{model} is not served by {url}, which has {', '.join(served[:8]) or 'none'}{', ...' if served[8:] else ''}")
     return 4

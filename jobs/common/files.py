@@ -6,6 +6,7 @@ nothing of the run, so equal outputs have equal marks, and it goes into DVC's ca
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -229,12 +230,15 @@ def replace_dir(path: Path) -> Iterator[Path]:
     """
     partial = partial_path(path)
     require_replaceable(path)
-    made = False
+    made, owner = False, -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        partial.mkdir()
-        made = True
+        with claimed(partial, path):
+            remove(partial)
+            partial.mkdir()
+            made = True
+            owner = os.open(partial, os.O_RDONLY)
+            fcntl.flock(owner, fcntl.LOCK_EX)
         (partial / MARK).write_text('{"files": {}, "unfinished": true}\n')
         yield partial
         (partial / MARK).write_text(json.dumps({"files": entries(partial)}, indent=2, sort_keys=True) + "\n")
@@ -255,6 +259,25 @@ def replace_dir(path: Path) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):
                 remove(partial)
+        if owner >= 0:
+            os.close(owner)
+
+
+@contextlib.contextmanager
+def claimed(partial: Path, path: Path) -> Iterator[None]:
+    """Errors: UsageError where another process fills `partial` at this moment; the lock that it holds ends with it."""
+    try:
+        earlier = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(earlier, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"{path}: another job is writing it at this moment; name another folder, or wait") from None
+    finally:
+        os.close(earlier)
+    yield
 
 
 def process_folder(room: Path, name: str) -> Path:

@@ -6,9 +6,7 @@ words       the prompts share a run of tasks.overlap.words words
 """
 
 import ast
-import math
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,12 +17,11 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Overlap
 
 RULES = "solves", "statement", "words"
-WORD = re.compile(r"\b\w\w+\b")  # scikit-learn's: one letter alone is no word
+WORD = re.compile(r"\b\w\w+\b")  # one letter alone is no word
+DIGITS = 6  # of a likeness
 # How MBPP begins nearly every statement: it tells nothing of the task.
 OPENING = re.compile(r"^write a (?:python )?function (?:to |that |which )?", re.IGNORECASE)
 EXAMPLE = re.compile(r"^\W*(?:for )?examples?\b", re.IGNORECASE)
-
-Weights = dict[str, float]
 
 
 def statement(task: "Task") -> str:
@@ -52,35 +49,21 @@ def told(prompt: str, entry_point: str) -> str:
     return prompt
 
 
-def weights(texts: Iterable[str]) -> list[Weights]:
-    """The TF-IDF weights of each text's words, of length 1: (1 + ln tf) x (1 + ln((1 + n) / (1 + df))).
-
-    These are scikit-learn's `TfidfVectorizer(sublinear_tf=True)`; tests/bench/overlap.py compares. They are summed here
-    word by word with `math.fsum`, so that a likeness has the same bits on every CPU.
-    """
-    counts = [Counter(WORD.findall(text.lower())) for text in texts]
-    spread = Counter(word for count in counts for word in count)
-    rarity = {word: 1 + math.log((1 + len(counts)) / (1 + texts_with)) for word, texts_with in spread.items()}
-    found = []
-    for count in counts:
-        weight = {word: (1 + math.log(n)) * rarity[word] for word, n in count.items()}
-        length = math.sqrt(math.fsum(value * value for value in weight.values())) or 1.0
-        found.append({word: value / length for word, value in weight.items()})
-    return found
-
-
-def cosine(one: Weights, other: Weights) -> float:
-    return math.fsum(value * other[word] for word, value in one.items() if word in other)
-
-
 def likeness(tasks: "list[Task]", benchmarks: "list[Task]") -> list[tuple[float, str]]:
-    """Of each task, the cosine of its statement with the likest benchmark task's, and that task's id."""
-    both = weights(statement(task) for task in [*tasks, *benchmarks])
-    targets = list(zip(both[len(tasks) :], (task["task_id"] for task in benchmarks), strict=True))
-    return [
-        max(((round(cosine(own, other), 6), name) for other, name in targets), default=(0.0, ""))
-        for own in both[: len(tasks)]
-    ]
+    """Of each task, the cosine of its statement with the likest benchmark task's, and that task's id.
+
+    The weights are scikit-learn's TF-IDF, with 1 + ln tf in the place of tf. A likeness is rounded, so that the last bits
+    of a CPU decide nothing.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [statement(task) for task in [*tasks, *benchmarks]]
+    if not any(map(WORD.search, texts)) or not benchmarks:
+        return [(0.0, "")] * len(tasks)
+    weights = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD.pattern).fit_transform(texts)
+    cosines = (weights[: len(tasks)] @ weights[len(tasks) :].T).toarray().round(DIGITS)
+    names = [task["task_id"] for task in benchmarks]
+    return [max(zip(row.tolist(), names, strict=True)) for row in cosines]
 
 
 def find(

@@ -4,7 +4,7 @@
 
 Prints a Markdown table. `real`: of 23 training tasks that a reader found to be the same as a benchmark's or a variant,
 among the 156 that share any 8 words with one. `solves`: of the tasks whose own reference passes all tests of a benchmark
-task. Where scikit-learn is installed, the likeness of statements is compared with its TfidfVectorizer.
+task.
 """
 
 import argparse
@@ -42,20 +42,6 @@ def half_covered(training: list[dict], benchmark: list[dict], n: int) -> set[str
     return found
 
 
-def compare(texts: list[str]) -> str:
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
-        return "scikit-learn is not installed: its weights are not compared"
-    theirs = TfidfVectorizer(sublinear_tf=True)
-    matrix = theirs.fit_transform(texts).toarray()
-    ours = overlap.weights(texts)
-    worst = max(
-        abs(matrix[i, k] - ours[i].get(word, 0.0)) for word, k in theirs.vocabulary_.items() for i in range(len(texts))
-    )
-    return f"largest difference of a weight from scikit-learn's: {worst:.1e} ({len(theirs.vocabulary_)} words)"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=Path, default=Path("data/sources"))
@@ -83,7 +69,6 @@ def main() -> None:
     print(f"| rule | dropped | real, of {len(REAL)} | solve, of {len(by_rule['solves'])} |\n|---|---|---|---|")
     for name, found in table.items():
         print(f"| {name} | {len(found)} | {len(found & REAL)} | {len(found & by_rule['solves'])} |")
-    print("\n" + compare([overlap.statement(task) for task in [*training, *benchmark]]))
 
 
 if __name__ == "__main__":

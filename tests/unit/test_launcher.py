@@ -223,6 +223,14 @@ def test_a_teacher_on_this_machine_is_reached(repo, url, network):
     assert values(words, "--add-host") == (["host.docker.internal:host-gateway"] if network == "bridge" else [])
 
 
+def test_without_a_teacher_there_is_no_network_and_no_key(repo):
+    params(repo, base_url="http://localhost:8000", references="true")
+    assert launch(repo, "cpu", "distill", TEACHER_KEY="sk").returncode == 0
+    words = flags(repo)
+    assert values(words, "--network") == ["none"]
+    assert "TEACHER_KEY" not in values(words, "--env")
+
+
 def test_recorded_answers_need_no_way_to_this_machine(repo):
     params(repo, base_url="http://localhost:8000", recorded="data/answers.jsonl")
     assert launch(repo, "cpu", "distill").returncode == 0
@@ -554,6 +562,9 @@ def teacher():
 @pytest.mark.parametrize(("changes", "key", "verdict", "said"), [
     ({"model": "new-model"}, "sk-secret", "ok", "is served"),
     ({"model": "gone"}, "sk-secret", "MISSING", "gone is not served by"),
+    ({"model": "gone", "aliases": "[older, other]"}, "sk-secret", "ok", "is served"),
+    ({"model": "gone", "aliases": "[older]"}, "sk-secret", "MISSING", "gone is not served by"),
+    ({"recorded": "null", "references": "true"}, "", "ok", "nobody is asked"),
     ({"model": "gone"}, "sk-other", "note", "401"),
     ({"model": "gone", "api_key_env": "null"}, "", "note", "401"),
     ({"model": "gone"}, "", "note", "TEACHER_KEY is not set"),

@@ -48,6 +48,24 @@ def test_a_new_an_empty_and_a_jobs_own_folder_give_way():
     assert sorted(p.name for p in Path("own").iterdir()) == [MARK, "b"]
 
 
+def test_two_jobs_do_not_write_one_folder_at_once():
+    """The second is refused and leaves the first one's work alone; one that was killed holds no lock."""
+    with replace_dir(Path("out")) as partial:
+        (partial / "a").write_text("first")
+        script = (
+            "from pathlib import Path; from jobs.common.files import replace_dir\nwith replace_dir(Path('out')): pass"
+        )
+        around = os.environ | {"PYTHONPATH": str(ROOT)}
+        second = subprocess.run([sys.executable, "-c", script], env=around, capture_output=True, text=True, check=False)
+        assert "out: another job is writing it at this moment" in second.stderr
+        assert (partial / "a").read_text() == "first"
+    assert Path("out/a").read_text() == "first"
+    killed = script.replace("pass", "import os; os.kill(os.getpid(), 9)")
+    subprocess.run([sys.executable, "-c", killed], env=around, check=False)
+    assert Path(".out.partial").exists()
+    assert sorted(p.name for p in filled("out", b="third").iterdir()) == [MARK, "b"]
+
+
 @pytest.mark.parametrize("theirs", ["thesis.txt", "sub/thesis.txt", ".hidden", "a"])
 def test_a_folder_with_anything_of_somebody_elses_does_not(theirs):
     for folder in ("home", filled("own")):

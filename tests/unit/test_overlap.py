@@ -79,14 +79,22 @@ def test_a_statement_is_the_prompt_without_examples(prompt, told):
     assert overlap.statement(task("t", prompt)) == told
 
 
-def test_weights_are_those_of_scikit_learn_s_formula():
-    one, other = overlap.weights(["sum of sum", "of a list"])
-    rare, both = 1 + math.log(3 / 2), 1.0
-    length = math.hypot((1 + math.log(2)) * rare, both)
-    assert one == pytest.approx({"sum": (1 + math.log(2)) * rare / length, "of": both / length})
-    assert math.fsum(value**2 for value in other.values()) == pytest.approx(1)
-    assert set(other) == {"of", "list"}
-    assert overlap.weights(["", "x"]) == [{}, {}]
+def test_a_likeness_is_the_cosine_of_tf_idf_weights():
+    training = [task("T/1", "Sum of sum."), task("T/2", "Nothing alike here."), task("T/3", "x y")]
+    benchmark = [task("B/1", "Of a list."), task("B/2", "Sum of sum.")]
+    (same, first), (none, _), (empty, _) = overlap.likeness(training, benchmark)
+    assert (same, first) == (1.0, "B/2")
+    assert none == empty == 0
+    # by hand: "sum" and "of" are each in one of two statements, or in both; tf of "sum" is 2
+    (value, name) = overlap.likeness([task("T/1", "sum of sum")], [task("B/1", "of a list")])[0]
+    rare = 1 + math.log(3 / 2)
+    assert value == pytest.approx(1 / math.hypot((1 + math.log(2)) * rare, 1) / math.hypot(rare, 1), abs=1e-6)
+    assert name == "B/1"
+
+
+def test_statements_without_a_word_are_like_none():
+    assert overlap.likeness([task("T/1", "x")], [task("B/1", "y")]) == [(0.0, "")]
+    assert overlap.likeness([task("T/1", "sum")], []) == [(0.0, "")]
 
 
 def test_each_rule_finds_what_it_is_for():
