@@ -25,6 +25,7 @@ JOBS = {
     "score": "run samples against tasks in the sandbox",
     "generate": "answer one prompt with any of the models",
     "publish": "push models and a model card to the Hub",
+    "watch": "watch a training run in the terminal",
     "run": "run the whole pipeline with a recipe's params, in a folder of its own",
     "smoke": "run the whole pipeline at toy size",
 }

@@ -1,13 +1,15 @@
-"""Grade the training tasks: how often the SFT model solves each, so that GRPO can leave out what teaches it nothing.
+"""Set tasks aside for validation, and grade the others: how often the SFT model solves each.
 
 \b
     python -m jobs grade --base models/base --adapter models/adapters/sft --tasks data/tasks/train.jsonl \\
-        --out data/graded.jsonl
+        --out data/graded.jsonl --validation data/validation.jsonl
 
 \b
 Reads   --base, --adapter   the model folder and the SFT adapter
         --tasks             tasks (jobs/tasks/job.py), in a file NAME.jsonl
-Writes  --out       the same tasks, each with
+Writes  --validation   grade.validation of the tasks, drawn by tasks.seed: GRPO measures itself by them, and does not train
+                    on them. They are training tasks, none of a benchmark.
+        --out       the other tasks, each with
                     pass_rate   the share of its drawn samples that pass all its tests, in [0, 1]
                     graded      how many samples that is
         --metrics   how many tasks are never solved, always, and in between
@@ -20,6 +22,7 @@ A killed run goes on where it stopped: finished calls wait in .checkpoints.
 """
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -41,24 +44,27 @@ DRAWN_AS = tuple(f"grpo.{key}" for key in ("max_completion_length", "temperature
 DRAWN_BY = tuple(f"evaluate.{key}" for key in ("batch_invariant", "batch_size", "dtype", "engine", "gpu_memory"))
 
 
-@job("grade", *DRAWN_AS, *DRAWN_BY, *TRAINING_SANDBOX, "seed")
+@job("grade", *DRAWN_AS, *DRAWN_BY, *TRAINING_SANDBOX, "seed", "tasks.seed")
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/adapters/sft", "The adapter that GRPO continues.")
 @reads("--tasks", "data/tasks/train.jsonl", "The tasks.")
 @writes("--out", "data/graded.jsonl", "The tasks with their pass rates.", ROWS("task_id", "prompt", "entry_point"))
+@writes("--validation", "data/validation.jsonl", "The tasks set aside.", ROWS("task_id", "prompt", "entry_point"))
 @writes("--metrics", "metrics/grade.json", "Metrics.", METRICS)
-def command(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path) -> None:
-    click.echo(json.dumps(run(params, base, adapter, tasks, out, metrics)))
+def command(
+    params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, validation: Path, metrics: Path
+) -> None:
+    click.echo(json.dumps(run(params, base, adapter, tasks, out, validation, metrics)))
 
 
-def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path) -> dict:
+def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, validation: Path, metrics: Path) -> dict:
     from jobs.plumbing.provenance import provenance
 
     if tasks.suffix != ".jsonl":
         raise UsageError(f"--tasks: {tasks} is to be a file NAME.jsonl")
-    rows = read_tasks(tasks)
     count = params.grade.samples
-    result: dict = {"samples": count, "tasks": len(rows)}
+    rows, aside = split(read_tasks(tasks), params.grade.validation, params.tasks.seed, tasks)
+    result: dict = {"samples": count, "tasks": len(rows), "validation": len(aside)}
     forget: Callable[[], None] | None = None
     if count:
         rates, forget = pass_rates(params, base, adapter, rows, tasks)
@@ -68,11 +74,22 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, met
         log.info("grade: of %(tasks)d tasks %(never)d are never solved, %(always)d always", result)
     with replace_file(out) as unfinished:
         write_jsonl(unfinished, rows)
+    with replace_file(validation) as unfinished:
+        write_jsonl(unfinished, aside)
     write_metrics(metrics, result)
     provenance("grade")
     if forget is not None:
         forget()
     return result
+
+
+def split(rows: list[Task], count: int, seed: int, where: Path) -> tuple[list[Task], list[Task]]:
+    """The tasks to train on and `count` others, both in their order. Errors: UsageError where none would be left."""
+    if count >= len(rows):
+        raise UsageError(f"grade.validation: {count} of the {len(rows)} tasks of {where} cannot be set aside")
+    draw = random.Random(f"validation {seed}")
+    aside = set(draw.sample(sorted(row["task_id"] for row in rows), count))
+    return [row for row in rows if row["task_id"] not in aside], [row for row in rows if row["task_id"] in aside]
 
 
 def pass_rates(

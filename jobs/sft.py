@@ -6,6 +6,7 @@
 \b
 Reads   --base        a model folder
         --examples    rows with `prompt` (the task's) and `answer` (in the tag format)
+                      sft.validation of them are not trained on: their loss is measured after every epoch
 Writes  --out         a PEFT adapter, and trainer.json: the settings that the trainer really used
         --metrics     loss, tokens, examples        --curve     loss by step, as CSV
 
@@ -13,13 +14,15 @@ A killed run resumes at its last checkpoint in .checkpoints/sft.
 """
 
 import json
+import math
+import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.common import answer_format
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_jsonl, replace_dir, write_metrics
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import job, log, reads, writes
@@ -29,7 +32,6 @@ from jobs.weights import families
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from trl import SFTTrainer
 
     from jobs.plumbing.params import Params
 
@@ -39,12 +41,14 @@ CURVE = {
     "learning_rate": "learning_rate",
     "mean_token_accuracy": "token_accuracy",
     "entropy": "entropy",
+    "eval_loss": "validation_loss",
 }
 
+SHOWN = 400  # characters of an example in the log
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
 
-@job("sft", "checkpoints", "seed")
+@job("sft", "checkpoints", "seed", "tracking")
 @reads("--base", "models/base", "The model folder to train on.")
 @reads("--examples", "data/distill/examples.jsonl", "Distilled examples.")
 @writes("--out", "models/adapters/sft", "The adapter.", FOLDER)
@@ -55,40 +59,47 @@ def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Pa
 
 
 def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict:
-    from jobs.training import loop
+    from jobs.training import curves, loop
 
     rows = read_jsonl(examples)
     if not rows:
         raise JobError(f"{examples}: has no examples")
     families.require_taken("sft", base, params.sft.lora.targets)
+    aside = set_aside(len(rows), params.sft.validation, examples)
+    passes = math.ceil((len(rows) - len(aside)) / (params.sft.batch_size * params.sft.gradient_accumulation))
+    loop.require_learning("sft", params.sft, passes * params.sft.epochs)
+    tracking = curves.trackers(params.tracking, "sft")
     loop.prepare(params.sft.engine)
+    settings = params.sft
     tokenizer = loop.load_tokenizer(base)
-    where = f"{examples}: row"
-    encoded = [encode(row, tokenizer, params.sft.max_length, f"{where} {i}") for i, row in enumerate(rows, 1)]
+    encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
+    if settings.engine == "unsloth":
+        from jobs.training import unsloth
+
+        model = unsloth.load(params, base, None, rollout=False)
+    else:
+        model = loop.load_model(base, settings.lora, None, params.seed)
+    loop.check_fits(model, tokenizer, base)
     directory = checkpoint.folder(
         "sft",
-        {"sft": params.sft.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
+        {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
         base,
         examples,
-        packages=loop.packages(params.sft),
+        packages=loop.packages(settings),
     )
-    trainer = make_trainer(params, base, tokenizer, encoded, directory)
-    loop.train(trainer, directory, params.checkpoints.keep)
+    train = [row for i, row in enumerate(encoded) if i not in aside]
+    trainer = make_trainer(params, model, tokenizer, train, [encoded[i] for i in sorted(aside)], directory)
+    log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
+    loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
     with replace_dir(out) as partial:
         loop.save_adapter(trainer.model, partial)
         loop.save_settings(trainer.args, base, partial)
-    history = loop.write_curve(trainer.state.log_history, CURVE, curve)
-    result = {
-        "examples": len(rows),
-        "steps": trainer.state.global_step,
-        "response_tokens": sum(label != IGNORED for row in encoded for label in row["labels"]),
-        "first_loss": history[0]["loss"],
-        "last_loss": history[-1]["loss"],
-    }
+    history = curves.write_curve(trainer.state.log_history, CURVE, curve)
+    result = summary(train, len(aside), history)
     write_metrics(metrics, result)
     provenance(
         "sft",
-        packages=loop.packages(params.sft),
+        packages=loop.packages(settings),
         tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
         train_seconds=trainer.state.log_history[-1].get("train_runtime"),
     )
@@ -97,29 +108,42 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
 
 
 def make_trainer(
-    params: "Params", base: Path, tokenizer: "PreTrainedTokenizerBase", encoded: list[dict], directory: Path
-) -> "SFTTrainer":
-    """The trainer over `encoded` rows, its model loaded by sft.engine; `directory` is of its checkpoints."""
+    params: "Params",
+    model,
+    tokenizer: "PreTrainedTokenizerBase",
+    train: list[dict],
+    validation: list[dict],
+    directory: Path,
+):
+    """TRL's trainer on encoded examples, with every setting that matters written out."""
+    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from jobs.training import loop
 
     settings = params.sft
-    if settings.engine == "unsloth":
-        from jobs.training import unsloth
 
-        model = unsloth.load(params, base, None, rollout=False)
-    else:
-        model = loop.load_model(base, settings.lora, None, params.seed)
-    loop.check_fits(model, tokenizer, base)
-    return SFTTrainer(
+    class Trainer(SFTTrainer):
+        def _get_train_sampler(self, dataset=None):
+            """transformers', in an order that seed and epoch decide: its own would be another after a resume."""
+            sampler: Any = super()._get_train_sampler(dataset)
+            if settings.group_by_length:
+                sampler.generator = torch.Generator()
+                sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(params.seed + epoch)
+            return sampler
+
+    return Trainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(encoded),
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(validation) if validation else None,
         args=SFTConfig(
             **loop.arguments(settings, params.checkpoints, directory, params.seed),
             num_train_epochs=settings.epochs,
+            train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+            eval_strategy="epoch" if validation else "no",
+            per_device_eval_batch_size=settings.batch_size,
             gradient_checkpointing=settings.gradient_checkpointing,
             max_length=settings.max_length,
             packing=False,
@@ -131,6 +155,32 @@ def make_trainer(
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
     )
+
+
+def summary(train: list[dict], aside: int, history: list[dict]) -> dict[str, Any]:
+    """The metrics: sizes, and losses of the first and the last step and, where it was measured, of each epoch's end."""
+    result: dict[str, Any] = {
+        "examples": len(train),
+        "steps": history[-1]["step"],
+        "response_tokens": sum(label != IGNORED for row in train for label in row["labels"]),
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
+    }
+    measured = [row["validation_loss"] for row in history if "validation_loss" in row]
+    if measured:
+        losses = {f"loss_after_epoch_{epoch}": loss for epoch, loss in enumerate(measured, 1)}
+        result["validation"] = {"examples": aside} | losses
+        if min(measured) < measured[-1]:
+            best = measured.index(min(measured)) + 1
+            log.warning("sft: the validation loss was lowest after epoch %d of %d; see sft.epochs", best, len(measured))
+    return result
+
+
+def set_aside(count: int, wanted: int, examples: Path) -> set[int]:
+    """Numbers of the examples to measure by, the same whatever the seed. Errors: UsageError if none would be left."""
+    if wanted >= count:
+        raise UsageError(f"sft.validation: {wanted} of the {count} examples of {examples} cannot be set aside")
+    return set(random.Random("sft validation").sample(range(count), wanted))
 
 
 def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str) -> dict[str, list[int]]:
@@ -145,8 +195,17 @@ def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, whe
         raise JobError(f"{where} has no {error}") from None
     if not isinstance(task, str) or not isinstance(answer, str):
         raise JobError(f"{where}: 'prompt' and 'answer' must be strings")
+    for name, text in (("prompt", task), ("answer", answer)):
+        if not text.strip():
+            raise JobError(f"{where}: its {name} is empty")
     before = tokenizer(answer_format.chat_prompt(task), add_special_tokens=False).input_ids
     after = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     if len(before) + len(after) > max_length:
         raise JobError(f"{where} has {len(before) + len(after)} tokens; sft.max_length is {max_length}")
     return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+
+
+def learned(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What the loss is computed on, as one line: seen in the log, that it is the answer and its end alone."""
+    text = tokenizer.decode([label for label in row["labels"] if label != IGNORED])
+    return json.dumps(text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}")

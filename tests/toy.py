@@ -6,6 +6,7 @@ from pathlib import Path
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # as in params.yaml
 CORPUS = [
     "def add(a, b):\n    return a + b\n\n\ndef first(items):\n    for item in items:\n        return item\n",
     "You are a code-generation engine.\nYou must output your response in the following exact format:\n",
@@ -84,7 +85,7 @@ def make_adapter(base_dir: Path, dir: Path, rank: int = 8, scale: float = 1e-2, 
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    options = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "lora_alpha": 2 * rank} | options
+    options = {"target_modules": TARGETS, "lora_alpha": 2 * rank} | options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)

@@ -8,7 +8,9 @@
 Reads   --base, --adapter   the model folder and the SFT adapter, whose shape sft.lora must name
         --tasks             tasks (jobs/common/task.py); the tests decide the correctness reward. grpo.difficulty
                             chooses among them by the pass rates that `grade` wrote
-Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.json: the settings really used
+        --validation        tasks that are not trained on: with grpo.validate_every, how many of them are solved
+Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.json: the settings really used;
+                            with validation also the last or the best one, whichever grpo.keep does not name
         --metrics           rewards at the start and at the end       --curve   every curve by step, as CSV
         --completions       completions with rewards and verdicts, every grpo.log_completions_every steps
 
@@ -16,6 +18,7 @@ A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phas
 """
 
 import json
+import shutil
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -36,6 +39,7 @@ from jobs.weights import families
 
 if TYPE_CHECKING:
     from jobs.grpo.trainer import Trainer
+    from jobs.grpo.validation import Validation
     from jobs.plumbing.params import Grpo, Params
     from jobs.sandbox import Sandbox
 
@@ -45,15 +49,21 @@ CURVE = {
     "rewards/format/mean": "format",
     "rewards/reasoning/mean": "reasoning",
     "rewards/correctness/mean": "correctness",
+    "rewards/overlong/mean": "overlong",
     "all_tests_passed": "all_tests_passed",
+    "special_cased": "special_cased",
+    "base_only": "base_only",
     "infrastructure_errors": "infrastructure_errors",
     "frac_reward_zero_std": "equal_groups",
+    "signal": "signal",
     "kl": "kl",
     "logp_difference": "logp_difference",
     "entropy": "entropy",
     "completions/mean_length": "length",
     "completions/clipped_ratio": "truncated",
     "clip_ratio/region_mean": "clipped",
+    "validation/greedy": "validation_greedy",
+    "validation/sampled": "validation_sampled",
     "loss": "loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
@@ -67,10 +77,12 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
     *TRAINING_SANDBOX,
     "checkpoints",
     "seed",
+    "tracking",
 )
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/adapters/sft", "The adapter to continue.")
 @reads("--tasks", "data/graded.jsonl", "The tasks.")
+@reads("--validation", None, "Tasks to measure by while training, with grpo.validate_every.")
 @writes("--out", "models/adapters/grpo", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/grpo.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.", TABLE("step", "reward"))
@@ -85,29 +97,49 @@ def command(params: "Params", **paths: Path) -> None:
 
 
 def run(
-    params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, metrics: Path, curve: Path, completions: Path
+    params: "Params",
+    base: Path,
+    adapter: Path,
+    tasks: Path,
+    validation: Path | None,
+    out: Path,
+    metrics: Path,
+    curve: Path,
+    completions: Path,
 ) -> dict:
     from jobs.sandbox import Sandbox
-    from jobs.training import loop
+    from jobs.training import curves, loop
 
     given = read_tasks(tasks)
     rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
     check_batches(params.grpo, len(rows), tasks)
+    loop.require_learning("grpo", params.grpo, params.grpo.steps)
+    tracking = curves.trackers(params.tracking, "grpo")
+    heldout = held_out(params.grpo, validation, given)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
-        trainer = make_trainer(params, base, adapter, rows, tasks, sandbox)
+        trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+        validated = validating(trainer, heldout, params.grpo.max_prompt_length, validation)
         before = trainer.base_fingerprints()
-        loop.train(trainer, trainer.directory, params.checkpoints.keep)
+        loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
         if trainer.base_fingerprints() != before:
             raise JobError("grpo: the base weights changed during training; the adapter would not fit the base")
         times, step_times = trainer.times(), trainer.step_times()
+    history = trainer.state.log_history
     with replace_dir(out) as partial:
-        loop.save_adapter(trainer.model, partial)
+        if validated:
+            keep(trainer, validated, adapter, partial)
+        else:
+            loop.save_adapter(trainer.model, partial)
         loop.save_settings(trainer.args, base, partial)
     write_jsonl(completions, trainer.logged_completions())
     result = {"tasks": {"given": len(given), "chosen": len(rows)}}
-    result |= summary(loop.write_curve(trainer.state.log_history, CURVE, curve))
+    rows_of_curve = curves.write_curve(history, CURVE, curve)
+    result |= summary(rows_of_curve)
+    tell_of_signal(result)
+    if validated:
+        result["validation"] = validated.summary(history)
     write_metrics(metrics, result)
     packages = loop.packages(params.grpo)
     provenance("grpo", packages=packages, seconds_by_phase=times, seconds_of_a_step=step_times)
@@ -120,7 +152,46 @@ def run(
     return result
 
 
-def resume_folder(params: "Params", base: Path, adapter: Path, tasks: Path) -> Path:
+def held_out(settings: "Grpo", path: Path | None, training: list[Task]) -> list[Task]:
+    """The tasks to measure by; none where nothing is measured. Errors: UsageError naming the flag or the task."""
+    if not settings.validate_every:
+        return []
+    if path is None or not path.stat().st_size:
+        raise UsageError(
+            f"--validation: {path or 'no file'} holds no tasks to measure by; set grade.validation, or validate_every to 0"
+        )
+    rows = read_tasks(path)
+    both = {row["task_id"] for row in rows} & {row["task_id"] for row in training}
+    if both:
+        raise UsageError(f"--validation: {path} has {min(both)}, which is trained on")
+    return rows
+
+
+def validating(trainer: "Trainer", tasks: list[Task], limit: int, path: Path | None) -> "Validation | None":
+    if not tasks:
+        return None
+    from jobs.grpo.validation import Validation
+
+    require_short(trainer.processing_class, tasks, limit, str(path))
+    callback = Validation(trainer, tasks)
+    trainer.add_callback(callback)
+    return callback
+
+
+def keep(trainer: "Trainer", validated: "Validation", given: Path, out: Path) -> None:
+    """Writes the adapter that grpo.keep names to `out`, and the other into a folder in it that is named after it."""
+    from jobs.training import loop
+
+    step, _ = validated.best(trainer.state.log_history)
+    best = validated.place(step) if step else given
+    names = {"best": ".", "last": "last"} if trainer.grpo.keep == "best" else {"last": ".", "best": "best"}
+    loop.save_adapter(trainer.model, out / names["last"])
+    (out / names["best"]).mkdir(exist_ok=True)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(best / file, out / names["best"] / file)
+
+
+def resume_folder(params: "Params", base: Path, adapter: Path, tasks: Path, *more: Path) -> Path:
     """Where this run's checkpoints are; other params, inputs or code have another folder."""
     from jobs.training import loop
 
@@ -131,11 +202,17 @@ def resume_folder(params: "Params", base: Path, adapter: Path, tasks: Path) -> P
         "checkpoints": params.checkpoints.model_dump(),
         "sandbox": params.sandbox.model_dump(exclude={"workers"}),
     }
-    return checkpoint.folder("grpo", settings, base, adapter, tasks, packages=loop.packages(params.grpo))
+    return checkpoint.folder("grpo", settings, base, adapter, tasks, *more, packages=loop.packages(params.grpo))
 
 
 def make_trainer(
-    params: "Params", base: Path, adapter: Path, rows: list[Task], tasks: Path, sandbox: "Sandbox"
+    params: "Params",
+    base: Path,
+    adapter: Path,
+    rows: list[Task],
+    tasks: Path,
+    sandbox: "Sandbox",
+    *more: Path | None,
 ) -> "Trainer":
     """The trainer over `rows`, which were read from `tasks`: its model loaded, its rollout set up where it is ours."""
     from datasets import Dataset
@@ -144,13 +221,15 @@ def make_trainer(
     from jobs.training import loop
 
     settings = params.grpo
-    scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows})
+    scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows}, settings.max_completion_length)
     functions, weights = scorer.functions()
     tokenizer = loop.load_tokenizer(base)
     require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
     model = load_model(params, base, adapter)
     loop.check_fits(model, tokenizer, base)
-    directory = resume_folder(params, base, adapter, tasks)  # nothing is wrong with the inputs: others' may go
+    directory = resume_folder(
+        params, base, adapter, tasks, *filter(None, more)
+    )  # nothing is wrong with the inputs: others' may go
     from jobs.grpo.trainer import Trainer  # imports TRL, which Unsloth wants to patch first
 
     prompts = [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
@@ -229,12 +308,16 @@ def configuration(params: "Params", weights: list[float], directory: Path):
         repetition_penalty=1.0,
         loss_type=settings.loss,
         beta=settings.beta,
+        use_bias_correction_kl=True,
+        entropy_coef=settings.entropy,
+        use_adaptive_entropy=False,
+        top_entropy_quantile=1.0,
         epsilon=settings.clip_low,
         epsilon_high=settings.clip_high,
-        num_iterations=1,
+        num_iterations=settings.iterations,
         delta=None,
         scale_rewards=settings.scale_rewards,
-        importance_sampling_level="token",
+        importance_sampling_level=settings.ratio,
         reward_weights=weights,
         multi_objective_aggregation="sum_then_normalize",
         mask_truncated_completions=settings.mask_truncated,
@@ -244,17 +327,32 @@ def configuration(params: "Params", weights: list[float], directory: Path):
         use_vllm=vllm,
         vllm_mode="colocate",
         vllm_importance_sampling_correction=settings.importance_correction,
+        vllm_importance_sampling_mode=settings.importance_mode,
+        vllm_importance_sampling_clip_min=None,
+        vllm_importance_sampling_clip_max=settings.importance_cap,
         disable_dropout=False,
         use_liger_kernel=False,
     )
 
 
+def tell_of_signal(result: dict) -> None:
+    """Says in the log what a run that learned little or nothing would otherwise end without a word on."""
+    without, steps = result["steps_without_signal"], result["steps"]
+    if without * 2 > steps:
+        log.warning(
+            "grpo: in %d of %d steps no group had a signal, so they taught nothing: their answers all earned the same",
+            without,
+            steps,
+        )
+
+
 def summary(history: list[dict], window: int = 10) -> dict:
-    """Means over the first and the last `window` steps."""
+    """Steps, those without a signal among them, and means over the first and the last `window` steps."""
     names = ("reward", "format", "reasoning", "correctness", "all_tests_passed", "length", "equal_groups", "kl")
     both = {"first": history[:window], "last": history[-window:]}
     return {
         "steps": history[-1]["step"],
+        "steps_without_signal": sum(row.get("signal") == 0 for row in history),
         **{
             part: {n: mean(r[n] for r in rows if n in r) for n in names if any(n in r for r in rows)}
             for part, rows in both.items()

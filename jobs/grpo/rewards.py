@@ -1,7 +1,8 @@
-"""What an answer earns: format, reasoning, correctness. Each is in [0, 1]; params weigh them.
+"""What an answer earns: format, reasoning, correctness. Each is in [0, 1]; params weigh them. A punishment of
+too long answers, in [-1, 0], can come beside them.
 
 The tests run in the sandbox's workers, beside the trainer: `Scorer.start` sends a batch off, and the reward functions
-collect it. Where the sandbox fails, rather than the answer, all three rewards are None: TRL then leaves the sample out
+collect it. Where the sandbox fails, rather than the answer, all rewards are None: TRL then leaves the sample out
 of its group's baseline and out of the loss. A zero would teach the model that a right answer is wrong.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.task import Task
+from jobs.grpo.special_cases import special_cased
 from jobs.plumbing.cli import log
 from jobs.plumbing.params import Rewards
 from jobs.sandbox import Sandbox, Verdict
@@ -53,8 +55,9 @@ def correctness_of(verdict: Verdict, all_tests_only: bool) -> float | None:
 class Scorer:
     """Scores batches of completions against tasks, in a sandbox that it does not own."""
 
-    def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, Task]) -> None:
-        self.sandbox, self.rewards, self.tasks = sandbox, rewards, tasks
+    def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, Task], most: int) -> None:
+        """most: tokens of a completion, grpo.max_completion_length."""
+        self.sandbox, self.rewards, self.tasks, self.most = sandbox, rewards, tasks, most
         self.pending: dict[tuple[str, str], Future[Verdict] | None] = {}
         self.scored: tuple[list[tuple[str, str]], list[Score]] = ([], [])
         self.waited = 0.0  # seconds the trainer stood still for verdicts
@@ -101,6 +104,33 @@ class Scorer:
         correctness = 0.0 if verdict is None else correctness_of(verdict, self.rewards.all_tests_only)
         return Score(format_of(text), reasoning_of(text, self.rewards.reasoning_characters), correctness, verdict)
 
+    def log_suspects(self, answers: list[tuple[str, str, Score]], log_metric: Callable[[str, float], None]) -> None:
+        """How many answers look as if they earned without solving: shares of those that pass any test, or the base tests.
+
+        special_cased: see special_cases.py. base_only: the base tests passed and evalplus's further inputs did not, which
+        is what base tests alone would have paid for wrongly.
+        """
+        earned = [
+            (text, self.tasks[name], s.verdict) for text, name, s in answers if s.verdict and s.verdict.tests_passed
+        ]
+        if earned:
+            log_metric("special_cased", sum(self.is_suspect(text, task) for text, task, _ in earned) / len(earned))
+        base = [verdict for _, _, verdict in earned if verdict.base_passed and verdict.plus_passed is not None]
+        if base:
+            log_metric("base_only", sum(not verdict.plus_passed for verdict in base) / len(base))
+
+    def is_suspect(self, text: str, task: Task) -> bool:
+        answer = answer_format.parse(text)
+        return answer is not None and special_cased(answer.code, task["entry_point"], task.get("tests") or [])
+
+    def overlong(self, completions, completion_ids, task_id, **_) -> list[float | None]:
+        """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), in [-1, 0], by TRL's own function."""
+        from trl.rewards import get_soft_overlong_punishment
+
+        punished = get_soft_overlong_punishment(self.most, min(self.rewards.overlong_tokens, self.most))(completion_ids)
+        scores = self.scores(completions, task_id)
+        return [None if s.correctness is None else value for s, value in zip(scores, punished, strict=True)]
+
     def functions(self) -> tuple[list[Callable], list[float]]:
         """Reward functions for TRL, named as the curves name them, and their weights."""
 
@@ -114,6 +144,7 @@ class Scorer:
                             "all_tests_passed", sum(bool(s.verdict and s.verdict.passed) for s in judged) / len(judged)
                         )
                         log_metric("infrastructure_errors", float(len(scores) - len(judged)))
+                        self.log_suspects(list(zip(completions, task_id, scores, strict=True)), log_metric)
                     if log_extra is not None:
                         log_extra("task_id", list(task_id))
                         log_extra("status", [s.verdict.status if s.verdict else "no answer" for s in scores])
@@ -123,4 +154,11 @@ class Scorer:
             return reward
 
         names = ("format", "reasoning", "correctness")
-        return [of(name) for name in names], [getattr(self.rewards, name) for name in names]
+        found, weights = [of(name) for name in names], [getattr(self.rewards, name) for name in names]
+        if not self.rewards.overlong:
+            return found, weights
+
+        def overlong(**given):
+            return self.overlong(**given)
+
+        return [*found, overlong], [*weights, self.rewards.overlong]

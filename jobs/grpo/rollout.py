@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.common.files import process_folder
 from jobs.inference.vllm_settings import compilation, prepare
-from jobs.plumbing.params import Params
+from jobs.plumbing.params import Grpo, Params
 
 
 class Rollout:
@@ -60,7 +60,6 @@ class Rollout:
         Returns (prompt ids, completion ids, [[[logprob]]], None) with one entry a completion, as TRL expects.
         """
         from vllm import SamplingParams, TokensPrompt
-        from vllm.lora.request import LoRARequest
 
         settings = self.settings
         sampling = SamplingParams(
@@ -75,12 +74,17 @@ class Rollout:
             detokenize=False,
         )
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
-        lora = LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
         with profiler:
-            outputs = self.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
+            outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
         logprobs = [[[next(iter(token.values())).logprob] for token in c.logprobs] for c in completions]
         return prompts, [list(c.token_ids) for c in completions], logprobs, None
+
+    def lora(self):
+        """vLLM's name for the adapter that was synced last."""
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
 
     def fingerprint(self) -> dict[str, int]:
         """`training.fingerprint` of the base that vLLM holds."""
@@ -115,6 +119,37 @@ def watch(llm, ended: Callable[[list[int], list[int]], None]) -> Iterator[None]:
         yield
     finally:
         core.get_output = original
+
+
+def answers(
+    generation, prompts: list[list[int]], n: int, temperature: float, settings: Grpo, seed: int, folder: Path
+) -> list[list[list[int]]]:
+    """`n` completions of each prompt of token ids by the adapter as it is now; temperature 0 is greedy.
+
+    generation: a Rollout, or TRL's VLLMGeneration as Unsloth has patched it. folder: where Unsloth may write the
+    adapter's configuration.
+    """
+    from vllm import SamplingParams, TokensPrompt
+
+    if isinstance(generation, Rollout):
+        generation.sync_weights()
+        lora = generation.lora()
+    else:
+        lora = generation._unsloth_load_lora(str(folder), load_tensors=True)
+    sampling = SamplingParams(
+        n=n,
+        temperature=temperature,
+        top_p=settings.top_p if temperature else 1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        max_tokens=settings.max_completion_length,
+        seed=seed if temperature else None,
+        detokenize=False,
+    )
+    requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+    outputs = generation.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
 
 def engine_options(params: Params) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
 from jobs.grpo import batches, difficulty
 from jobs.grpo.rewards import Scorer
-from jobs.grpo.rollout import watch
+from jobs.grpo.rollout import answers, watch
 from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
 from jobs.training.loop import fingerprint
@@ -88,22 +88,48 @@ class Trainer(GRPOTrainer):
         Their seed comes from torch's generator, whose state checkpoints keep: a resumed run draws what an unbroken one
         draws.
         """
+        seed = int(torch.randint(2**62, (1,)))
+        seeds = [sample_seed(seed, "", i) for i in range(len(prompt_ids))]
+        return self.decoded(prompt_ids, seeds, self.grpo.temperature, lambda i, ids: self.judge(prompt_ids[i], ids))
+
+    def decoded(self, prompt_ids: list[list[int]], seeds: list[int], temperature: float, told=None) -> list[list[int]]:
+        """A completion of each prompt of token ids by transformers, each by its own seed."""
         numbers: dict[tuple[int, ...], int] = {}
         rows = [(ids, numbers.setdefault(tuple(ids), len(numbers))) for ids in prompt_ids]
-        seed = int(torch.randint(2**62, (1,)))
         most = self.grpo.max_completion_length
-        sampling = Sampling(temperature=self.grpo.temperature, top_p=self.grpo.top_p, max_tokens=most, seed=seed)
-        seeds = [sample_seed(seed, "", i) for i in range(len(rows))]
+        sampling = Sampling(temperature=temperature, top_p=self.grpo.top_p, max_tokens=most)
         ended = partial(hf.up_to_end, ends={*self.eos_token_ids}, most=most)
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
         with torch.inference_mode():
-            completions = hf.decode(
-                model.get_base_model(), rows, seeds, sampling, ended, lambda i, ids: self.judge(prompt_ids[i], ids)
-            )
+            completions = hf.decode(model.get_base_model(), rows, seeds, sampling, ended, told)
         model.train(training)
         return completions
+
+    def answers(self, prompts: list[str], n: int, temperature: float) -> list[list[str]]:
+        """`n` answers to each prompt by the present adapter; temperature 0 is greedy.
+
+        They are the same at every step as far as the adapter is: their seeds hang on the run's seed and the prompt alone,
+        and torch's generators stay as they are.
+        """
+        ids = [self.processing_class(prompt)["input_ids"] for prompt in prompts]
+        if self.grpo.rollout == "vllm":
+            folder = self.directory / "vllm-adapter"
+            found = answers(self.vllm_generation, ids, n, temperature, self.grpo, self.args.seed, folder)
+            return [self.processing_class.batch_decode(of_prompt, skip_special_tokens=True) for of_prompt in found]
+        rows = sorted(((p, i) for p in range(len(prompts)) for i in range(n)), key=lambda row: len(ids[row[0]]))
+        texts: list[list[str]] = [[""] * n for _ in prompts]
+        size = self.args.generation_batch_size
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            seeds = [sample_seed(self.args.seed, prompts[p], i) for p, i in part]
+            decoded = self.decoded([ids[p] for p, _ in part], seeds, temperature)
+            for (p, i), text in zip(
+                part, self.processing_class.batch_decode(decoded, skip_special_tokens=True), strict=True
+            ):
+                texts[p][i] = text
+        return texts
 
     def _calculate_rewards(self, *arguments, **options):
         try:
@@ -162,8 +188,9 @@ class Trainer(GRPOTrainer):
         return result
 
     def _prepare_inputs(self, generation_batch):
-        """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term."""
-        if not self.model.training or self.grpo.beta:
+        """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term
+        and no entropy bonus."""
+        if not self.model.training or self.grpo.beta or self.grpo.entropy:
             return super()._prepare_inputs(generation_batch)
         count = self.args.steps_per_generation
         if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
@@ -178,8 +205,10 @@ class Trainer(GRPOTrainer):
         return super().compute_loss(model, inputs, *arguments, **options)
 
     def compares_logps(self) -> bool:
-        """Whether the log-probabilities of trainer and rollout are compared in this step."""
+        """Whether the log-probabilities of trainer and rollout are compared in this step: while they have one policy."""
         step = self.state.global_step + 1
+        if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.steps_per_generation:
+            return False
         return step == 1 or step % COMPARED_EVERY == 0
 
     def _compute_loss(self, model, inputs: dict):
@@ -202,7 +231,23 @@ class Trainer(GRPOTrainer):
             output = self.refilled(output)
         if self.grpo.equal_groups != "keep":
             output = self.without_equal_groups(output)
+        self.watch_signal(live_groups(output, self.num_generations).float().mean().item())
         return output
+
+    def watch_signal(self, share: float) -> None:
+        """Logs the share of groups with a signal. Errors: JobError after grpo.patience steps in a row without any."""
+        self._metrics["train"]["signal"].append(share)
+        silent = (
+            0 if share else 1 + trailing_zeros([row["signal"] for row in self.state.log_history if "signal" in row])
+        )
+        if self.grpo.patience and silent >= self.grpo.patience:
+            last = self.state.log_history[-1] if self.state.log_history else {}
+            facts = {k: last.get(k) for k in ("reward", "all_tests_passed", "completions/clipped_ratio")}
+            raise JobError(
+                f"step {self.state.global_step + 1}: {silent} steps in a row without a signal (grpo.patience): all answers "
+                f"to a task earned the same; the step before: {facts}. Tasks that are solved at times (grpo.difficulty), "
+                "more generations, or a better SFT model give one"
+            )
 
     def measure_logp_difference(self, output: dict) -> None:
         """What `_compute_loss` measures in passing, on the first COMPARED completions.
@@ -285,9 +330,14 @@ def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tu
     return found
 
 
+def trailing_zeros(values: list[float]) -> int:
+    return next((i for i, value in enumerate(reversed(values)) if value), len(values))
+
+
 def phases(seconds: dict[str, float]) -> dict[str, float]:
     parts = {k: v for k, v in seconds.items() if k != "step"}
-    whole = {"train": seconds.get("step", 0.0) - sum(parts.values())}
+    within = sum(v for k, v in parts.items() if k != "validation")  # which comes between two steps
+    whole = {"train": seconds.get("step", 0.0) - within}
     return {k: round(v, 3) for k, v in (parts | whole).items()}
 
 

@@ -296,6 +296,7 @@ class Optimizer(Section):
     """What SFT and GRPO share of their optimizer settings."""
 
     learning_rate: Rate
+    schedule: Literal["cosine", "constant"]
     warmup_ratio: Fraction
     weight_decay: Fraction
     optimizer: Literal["adamw_8bit", "adamw_torch"]
@@ -310,6 +311,8 @@ class Sft(Optimizer):
     engine: Engine
     lora: Lora
     epochs: Positive
+    validation: Count
+    group_by_length: bool
     max_length: Positive
     gradient_checkpointing: bool
 
@@ -318,6 +321,7 @@ class Grade(Section):
     """How often the SFT model solves each training task; see jobs/grade.py."""
 
     samples: Annotated[int, Field(ge=0, le=1024)]
+    validation: Count
 
 
 class Rewards(Section):
@@ -328,6 +332,8 @@ class Rewards(Section):
     reasoning_characters: Positive
     correctness: NonNegative
     all_tests_only: bool
+    overlong: NonNegative
+    overlong_tokens: Positive
 
 
 class Grpo(Optimizer):
@@ -342,18 +348,46 @@ class Grpo(Optimizer):
     max_completion_length: Positive
     temperature: Annotated[float, Field(gt=0, le=2)]
     top_p: Rate
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
+    ratio: Literal["token", "sequence"]
+    iterations: Annotated[int, Field(ge=1, le=64)]
     beta: Fraction
+    entropy: Fraction
     clip_low: Rate
-    clip_high: Rate
+    clip_high: Annotated[float, Field(gt=0, le=100)]
     scale_rewards: Literal["group", "batch", "none"]
     importance_correction: bool
+    importance_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+    importance_cap: Annotated[float, Field(ge=1, le=100)]
     mask_truncated: bool
     equal_groups: Literal["keep", "drop", "refill"]
     gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
     gradient_checkpointing: bool
     log_completions_every: Count
+    patience: Count
+    validate_every: Count
+    validate_samples: Annotated[int, Field(ge=0, le=1024)]
+    validate_patience: Count
+    keep: Literal["best", "last"]
     rewards: Rewards
+
+    @model_validator(mode="after")
+    def clip_high_fits_the_loss(self) -> "Grpo":
+        if self.loss == "cispo" and self.clip_high < 1:
+            raise ValueError(
+                f"clip_high is {self.clip_high:g}; for cispo it is the largest ratio itself: it must be 1 or more, as 5 is"
+            )
+        if self.loss != "cispo" and self.clip_high > 1:
+            raise ValueError(
+                f"clip_high is {self.clip_high:g}; it is what a ratio may lie above 1, so it must be 1 or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def best_needs_a_measure(self) -> "Grpo":
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError("keep is best, and with validate_every 0 nothing says which adapter that is")
+        return self
 
 
 class Merge(Section):
@@ -456,6 +490,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Seed  # of training alone, see docs/seeds.md
+    tracking: Annotated[list[Literal["tensorboard", "wandb", "trackio", "dvclive"]], AfterValidator(distinct)]
     base: Base
     tasks: Tasks
     distill: Distill

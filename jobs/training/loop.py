@@ -4,15 +4,14 @@ Engines: `transformers` is plain transformers + PEFT + TRL, on a GPU or a CPU; `
 needs an NVIDIA GPU. Both write the same files.
 """
 
-import csv
 import json
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.errors import JobError, one_line
-from jobs.common.files import read_json, replace_file, write_json
+from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.files import read_json, write_json
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import Checkpoints, Lora, Optimizer
@@ -21,7 +20,14 @@ from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 ATTENTION = "sdpa"
 
@@ -152,7 +158,7 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
         "bf16": gpu,
         "fp16": False,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": {"cosine": "cosine", "constant": "constant_with_warmup"}[settings.schedule],
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
         "optim": settings.optimizer,
@@ -164,7 +170,7 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "logging_steps": 1,
         "logging_first_step": True,
-        "report_to": "none",
+        "report_to": "none",  # see `train`
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
         "save_strategy": "steps",
@@ -175,19 +181,22 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
     }
 
 
-def train(trainer: "Trainer", directory: Path, keep: int) -> None:
+def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallback", trackers: list[str]) -> None:
     """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
 
+    curve: what writes the curve as it grows. trackers: transformers' names of them.
     Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, and for a
     checkpoint that cannot be written; the ones before it stay.
     """
     import torch
     from transformers import TrainerState
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(watcher(keep))
+    for callback in (watcher(keep), curve, *map(INTEGRATION_TO_CALLBACK.get, trackers)):
+        trainer.add_callback(callback)
     found = checkpoint.last(directory)
     if found is not None:
         log.info("resuming from %s", found)
@@ -215,6 +224,16 @@ def train(trainer: "Trainer", directory: Path, keep: int) -> None:
         raise JobError(
             f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
         ) from error
+
+
+def require_learning(section: str, settings: Optimizer, steps: int) -> None:
+    """Errors: UsageError for a schedule in which every one of `steps` has learning rate 0."""
+    warmup = math.ceil(steps * settings.warmup_ratio)  # as transformers counts it
+    if steps <= 1 and warmup:
+        raise UsageError(
+            f"{section}.warmup_ratio: the only step of this run would have learning rate 0, and nothing would be learned; "
+            "set it to 0, or train for more steps"
+        )
 
 
 def load_adapter(model, path: Path) -> None:
@@ -310,20 +329,9 @@ def save_settings(args: "TrainingArguments", base: Path, out: Path) -> None:
 
     The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
     """
-    values = {k: v for k, v in args.to_dict().items() if not k.endswith(("dir", "dir_name")) and "token" not in k}
+    named = ("dir", "dir_name")
+    values = {
+        k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k != "report_to"
+    }
     values[BASE_KEY] = weights_hash(base)
     (out / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-
-
-def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:
-    """Writes the trainer's log as a CSV: `step` and `columns` (log key -> column name). Returns its rows."""
-    rows = [
-        {"step": entry["step"], **{name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}}
-        for entry in history
-        if "loss" in entry
-    ]
-    with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return rows

@@ -189,7 +189,9 @@ def test_a_run_that_is_stopped_in_a_step_ends_at_once_and_resumes(world, undistu
     began = time.monotonic()
     assert process.wait(60) == code
     assert time.monotonic() - began < 3
-    assert not any(Path(name).exists() for name in OUTS[job])
+    assert not any(Path(name).exists() for name in OUTS[job] if not name.startswith("plots/")), (
+        "a curve grows as it runs"
+    )
     with caplog.at_level("INFO"):
         assert works(job, world) == undisturbed[job]
     assert "resuming from .checkpoints" in caplog.text

@@ -65,7 +65,7 @@ def run(world, tmp_path, monkeypatch, right, *settings):
     monkeypatch.setattr("jobs.sampling.benchmark.draw", draw)
     monkeypatch.chdir(tmp_path)
     params = load(ROOT / "params.yaml", [*CPU, "grade.samples=4", *settings])
-    paths = [tmp_path / "graded.jsonl", tmp_path / "metrics.json"]
+    paths = [tmp_path / "graded.jsonl", tmp_path / "validation.jsonl", tmp_path / "metrics.json"]
     result = grade.run(params, world / "base", world / "sft", world / "train.jsonl", *paths)
     return result, read_jsonl(paths[0]), seen["evaluate"], drawn
 
@@ -73,7 +73,15 @@ def run(world, tmp_path, monkeypatch, right, *settings):
 def test_a_tasks_rate_is_the_share_of_its_drawn_answers_that_pass(world, tmp_path, monkeypatch):
     result, rows, _, drawn = run(world, tmp_path, monkeypatch, [0, 1, 3, 4])
     assert [(row["pass_rate"], row["graded"]) for row in rows] == [(0, 4), (0.25, 4), (0.75, 4), (1, 4)]
-    assert result == {"samples": 4, "tasks": 4, "never": 1, "always": 1, "between": 2, "pass_rate": 0.5}
+    assert result == {
+        "samples": 4,
+        "tasks": 4,
+        "validation": 0,
+        "never": 1,
+        "always": 1,
+        "between": 2,
+        "pass_rate": 0.5,
+    }
     assert drawn.forgotten == 1
     assert [{k: v for k, v in row.items() if k not in ("pass_rate", "graded")} for row in rows] == read_jsonl(
         world / "train.jsonl"
@@ -92,7 +100,20 @@ def test_without_samples_the_tasks_pass_on_and_no_model_is_read(world, tmp_path)
     words = ("--base", "empty", "--adapter", "empty", "--tasks", world / "train.jsonl", "--out", "graded.jsonl")
     program.run(tmp_path, "grade", *words, "--metrics", "m.json", check=True)
     assert (tmp_path / "graded.jsonl").read_bytes() == (world / "train.jsonl").read_bytes()
-    assert json.loads((tmp_path / "m.json").read_text()) == {"samples": 0, "tasks": 4}
+    assert json.loads((tmp_path / "m.json").read_text()) == {"samples": 0, "tasks": 4, "validation": 0}
+    assert not (tmp_path / "data/validation.jsonl").read_bytes()
+
+
+def test_tasks_for_validation_are_drawn_by_a_seed_and_not_graded(world):
+    rows = read_tasks(world / "train.jsonl")
+    left, aside = grade.split(rows, 2, 1, world)
+    assert len(aside) == 2
+    assert [row for row in rows if row in left] == left
+    assert [row for row in rows if row not in left] == aside
+    assert len({str(grade.split(rows, 2, seed, world)[1]) for seed in range(20)}) > 1
+    assert grade.split(rows, 0, 1, world) == (rows, [])
+    with pytest.raises(UsageError, match=r"grade\.validation: 4 of the 4 tasks"):
+        grade.split(rows, 4, 1, world)
 
 
 def test_a_random_model_solves_nothing_and_leaves_grpo_no_task(world, tmp_path):

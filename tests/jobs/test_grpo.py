@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_prompt_that_is_too_long_ends_the_run_before_the_model_is_loaded(world
 def test_tasks_that_cannot_be_told_apart_or_judged_are_refused(world, tmp_path):
     tasks = toy.tasks(1, {"train": 6})["train"]
     (tmp_path / "twice").mkdir()
-    assert f"line 7 is a second {tasks[2]['task_id']}" in refused(world, tmp_path / "twice", [*tasks, tasks[2]])
+    assert f"is a second {tasks[2]['task_id']}, after line 3" in refused(world, tmp_path / "twice", [*tasks, tasks[2]])
     (tmp_path / "open").mkdir()
     tasks[4]["tests"] = [tasks[4]["tests"][0].removeprefix("assert ")]
     assert "line 5" in (said := refused(world, tmp_path / "open", tasks))
@@ -145,11 +146,32 @@ def test_tasks_that_cannot_be_told_apart_or_judged_are_refused(world, tmp_path):
 @pytest.mark.parametrize("groups", ["drop", "refill"])
 def test_groups_without_a_signal(world, tmp_path, groups):
     """A random model earns nothing, so every group is equal: the loss must be zero, not NaN."""
-    grpo(world, tmp_path, f"grpo.equal_groups={groups}", "grpo.steps=1", "grpo.beta=0.0")
+    grpo(world, tmp_path, f"grpo.equal_groups={groups}", "grpo.steps=1", "grpo.warmup_ratio=0", "grpo.beta=0.0")
     with open(tmp_path / "plots/grpo.csv") as file:
         row = next(csv.DictReader(file))
     assert float(row["equal_groups"]) == 1.0
     assert float(row["loss"]) == 0.0
+
+
+def test_a_run_without_any_signal_says_so_and_patience_ends_it(world, tmp_path):
+    done = grpo(world, tmp_path, "grpo.steps=3")
+    assert "in 3 of 3 steps no group had a signal" in done.stderr
+    assert json.loads((tmp_path / "metrics/grpo.json").read_text())["steps_without_signal"] == 3
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        grpo(world, tmp_path, "grpo.patience=2")
+    assert "step 2: 2 steps in a row without a signal (grpo.patience)" in caught.value.stderr
+    assert caught.value.returncode == 1
+
+
+def test_a_single_step_that_learns_nothing_is_refused_before_anything_is_loaded(world, tmp_path):
+    tasks = toy.tasks(1, {"train": 6})["train"]
+    assert "grpo.warmup_ratio: the only step" in refused(world, tmp_path, tasks, "grpo.steps=1")
+
+
+def test_steps_in_a_row_are_counted_from_the_end():
+    from jobs.grpo.trainer import trailing_zeros
+
+    assert [trailing_zeros(v) for v in ([], [0.0], [0.5, 0, 0], [0, 0.1], [0, 0])] == [0, 1, 2, 0, 2]
 
 
 def test_exchanged_groups_carry_every_tensor_along():

@@ -1,9 +1,12 @@
+import csv
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from jobs.common import answer_format
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
 from tests import program
 from tests import toy as models
@@ -38,7 +41,9 @@ def sft(world, out):
 
 def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
-    result = json.loads(sft(world, first).stdout)
+    done = sft(world, first)
+    assert r'learns "<START_WORKING_OUT>\nadd 0\n' in done.stderr, "what the loss is on is in the log"
+    result = json.loads(done.stdout)
     assert result["last_loss"] < 0.8 * result["first_loss"]
     sft(world, second)
     for name in ("models/adapters/sft", "plots/sft.csv", "metrics/sft.json"):
@@ -47,8 +52,39 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (
         32,
         16,
-        ["k_proj", "o_proj", "q_proj", "v_proj"],
+        sorted(models.TARGETS),
     )
+
+
+def test_the_loss_of_examples_set_aside_is_measured_after_every_epoch(world, tmp_path):
+    settings = (*SMALL, "sft.validation=2", "sft.group_by_length=true", "checkpoints.every=1")
+    inputs = ("--base", world / "models/base", "--examples", world / "examples.jsonl")
+    result = json.loads(program.run(tmp_path, "sft", *inputs, settings=settings, check=True).stdout)
+    assert (result["examples"], result["steps"], result["validation"]["examples"]) == (6, 6, 2)
+    with open(tmp_path / "plots/sft.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["validation_loss"]) for row in rows] == [False, False, True, False, False, True]
+    assert result["validation"]["loss_after_epoch_2"] == float(rows[-1]["validation_loss"])
+    assert result["validation"]["loss_after_epoch_2"] < result["validation"]["loss_after_epoch_1"]
+
+    # Resumed in the second epoch, whose batches are grouped anew.
+    names = ("models/adapters/sft", "plots/sft.csv", "metrics/sft.json")
+    before = [sha256(tmp_path / name) for name in names]
+    (checkpoints,) = (p for p in (tmp_path / ".checkpoints/sft").iterdir() if p.is_dir())
+    shutil.rmtree(checkpoints / "checkpoint-6")
+    shutil.rmtree(tmp_path / "models/adapters/sft")
+    again = program.run(tmp_path, "sft", *inputs, settings=settings, check=True)
+    assert "checkpoint-5" in again.stderr
+    assert [sha256(tmp_path / name) for name in names] == before
+
+
+def test_not_all_examples_can_be_set_aside():
+    from jobs.sft import set_aside
+
+    assert set_aside(8, 0, Path("e")) == set()
+    assert len(set_aside(8, 7, Path("e"))) == 7
+    with pytest.raises(UsageError, match=r"sft\.validation: 8 of the 8 examples of e"):
+        set_aside(8, 8, Path("e"))
 
 
 def test_the_settings_used_are_the_params(world, tmp_path):
@@ -86,6 +122,9 @@ def test_labels_cover_the_answer_and_its_end_alone(world):
     assert tokenizer.decode(row["input_ids"]).startswith(answer_format.chat_prompt("def f(x):"))
     with pytest.raises(JobError, match=r"row 7 has \d+ tokens; sft.max_length is 10"):
         encode({"prompt": "def f(x):\n", "answer": "x"}, tokenizer, 10, "row 7")
+    for empty in ({"prompt": "x", "answer": " \n"}, {"prompt": "", "answer": "x"}):
+        with pytest.raises(JobError, match=r"row 7: its (prompt|answer) is empty"):
+            encode(empty, tokenizer, 500, "row 7")
     with pytest.raises(JobError, match="row 7 has no 'answer'"):
         encode({"prompt": "x"}, tokenizer, 10, "row 7")
 

@@ -142,7 +142,7 @@ def test_answers_of_the_transformers_rollout_are_sent_off_whole_while_others_are
     monkeypatch.setattr(trainer, "scorer", SimpleNamespace(start=lambda texts, tasks: sent.append((*texts, *tasks))))
     prompts = [trainer.processing_class(text).input_ids for text in ("def add(a, b):", "def first(items):", "two")]
     rows = [prompts[0], prompts[0], prompts[1], prompts[2], prompts[2]]
-    trainer.asked = tasks_by_prompt(rows, ["a", "a", "b", "c", "d"])
+    trainer.prompted = tasks_by_prompt(rows, ["a", "a", "b", "c", "d"])
     completions = trainer.sampled(rows)
     texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
     expected = sorted(zip(texts[:3], "aab", strict=True))

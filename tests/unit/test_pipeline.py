@@ -67,7 +67,7 @@ def test_the_closure_follows_imports_inside_functions_and_not_those_for_types():
 
 
 # What decides how fast a stage is or from where it resumes, and no result.
-SPEED = ("sandbox.workers", "evaluate.batch_size", "evaluate.gpu_memory", "grpo.gpu_memory", "checkpoints.")
+SPEED = ("tracking", "sandbox.workers", "evaluate.batch_size", "evaluate.gpu_memory", "grpo.gpu_memory", "checkpoints.")
 # The stage scores what `sample` drew; only the command with --model reads how to sample.
 SINGLE_JOB = {"evaluate": "evaluate."}
 
@@ -114,7 +114,7 @@ def test_another_training_seed_keeps_base_tasks_and_examples():
     """The seeds of what is trained on and judged by are keys of their sections; `seed` reaches what is trained alone."""
     seeded = {name for name in STAGES if "seed" in definition(name)["params"]}
     assert seeded == {"sft", "grade", "grpo", "merge"}
-    assert {name for name in STAGES if "tasks.seed" in definition(name)["params"]} == {"base", "distill"}
+    assert {name for name in STAGES if "tasks.seed" in definition(name)["params"]} == {"base", "distill", "grade"}
 
 
 def test_metrics_live_in_git():

@@ -8,7 +8,8 @@ from jobs.grpo.rewards import Scorer, correctness_of, format_of, reasoning_of
 from jobs.plumbing.params import Rewards
 from jobs.sandbox import Verdict
 
-REWARDS = Rewards(format=0.1, reasoning=0.2, reasoning_characters=10, correctness=1.0, all_tests_only=False)
+REWARDS = Rewards(format=0.1, reasoning=0.2, reasoning_characters=10, correctness=1.0, all_tests_only=False,
+                  overlong=0.0, overlong_tokens=40)  # fmt: skip
 GOOD = answer_format.render("12345", "def f(): pass")
 
 
@@ -38,7 +39,7 @@ class Sandbox:
 
 
 def scorer(verdicts, rewards=REWARDS):
-    return Scorer(Sandbox(verdicts), rewards, {"a": {"task_id": "a"}, "b": {"task_id": "b"}})
+    return Scorer(Sandbox(verdicts), rewards, {name: {"task_id": name, "entry_point": "f"} for name in "ab"}, 100)
 
 
 def test_format_and_reasoning():
@@ -104,4 +105,4 @@ def test_the_all_passed_rate_is_logged_beside_the_fraction():
     s = scorer([verdict("failed", 3), verdict("passed", 4)])
     functions, _ = s.functions()
     functions[2](completions=[GOOD, GOOD], task_id=["a", "b"], log_metric=logged.__setitem__)
-    assert logged == {"all_tests_passed": 0.5, "infrastructure_errors": 0.0}
+    assert logged == {"all_tests_passed": 0.5, "infrastructure_errors": 0.0, "special_cased": 0.0}

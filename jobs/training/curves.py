@@ -1,0 +1,74 @@
+"""Curves of a run, whole at any time: a file that grows with every step, and the trackers that transformers knows."""
+
+import csv
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common.errors import UsageError
+from jobs.common.files import replace_file
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+ROOM = Path("reports/tracking")  # where trackers write, by name and job; no result hangs on it
+PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "dvclive": ("dvclive",),
+}
+
+
+def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> list[dict]:
+    """Writes the trainer's log as a CSV: `step` and `columns` (log key -> column name). Returns its rows."""
+    by_step: dict[int, dict] = {}
+    for entry in history:
+        if "loss" in entry or "eval_loss" in entry:  # an evaluation is logged by itself, after its step
+            found = {name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}
+            by_step.setdefault(entry["step"], {"step": entry["step"]}).update(found)
+    rows = list(by_step.values())
+    with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def growing(columns: dict[str, str], path: Path) -> "TrainerCallback":
+    """A callback that writes the curve anew after every step: who reads it finds whole lines, and a resumed run all."""
+    from transformers import TrainerCallback
+
+    class Growing(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_) -> None:
+            if {"loss", "eval_loss"} & set(logs or {}):
+                write_curve(state.log_history, columns, path)
+
+    return Growing()
+
+
+def trackers(names: Sequence[str], job: str) -> list[str]:
+    """transformers' `report_to` for these trackers, each set to write below ROOM and to ask no network.
+
+    Errors: UsageError naming a tracker whose package is not installed.
+    """
+    for name in names:
+        if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
+            raise UsageError(
+                f"tracking: {name} is not installed here; name it in docker/images/train.in and run make lock, "
+                "or install it where no container is used"
+            )
+    folder = ROOM.absolute()
+    settings: dict[str, dict[str, object]] = {
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": folder / "tensorboard" / job},
+        "wandb": {"WANDB_DIR": folder, "WANDB_MODE": "offline", "WANDB_PROJECT": job},
+        "trackio": {"TRACKIO_DIR": folder / "trackio"},
+    }
+    for name in names:  # others' settings would make packages that are only imported talk
+        for key, value in settings.get(name, {}).items():
+            os.environ.setdefault(key, str(value))
+    if names:
+        folder.mkdir(parents=True, exist_ok=True)
+    return list(names)

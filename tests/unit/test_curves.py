@@ -1,0 +1,88 @@
+"""A curve is whole at any time while it grows; trackers are those that are installed, and ask no network."""
+
+import csv
+import importlib.util
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from jobs.common.errors import UsageError
+from jobs.plumbing.params import load
+from jobs.training import curves, loop
+from tests.program import ROOT
+
+COLUMNS = {"loss": "loss", "validation/greedy": "validation_greedy"}
+
+
+def test_after_every_step_the_file_is_what_it_would_be_at_the_end(tmp_path):
+    path, state = tmp_path / "plots/c.csv", SimpleNamespace(log_history=[])
+    callback = curves.growing(COLUMNS, path)
+    for step, entry in enumerate(({"loss": 2.0}, {"loss": 1.0, "validation/greedy": 0.25}), 1):
+        state.log_history.append({"step": step} | entry)
+        callback.on_log(None, state, None, logs=entry)
+        found = path.read_bytes()
+        curves.write_curve(state.log_history, COLUMNS, tmp_path / "whole.csv")
+        assert found == (tmp_path / "whole.csv").read_bytes()
+        assert found.endswith(b"\n")
+    with open(path) as file:
+        assert list(csv.DictReader(file)) == [
+            {"step": "1", "loss": "2.0", "validation_greedy": ""},
+            {"step": "2", "loss": "1.0", "validation_greedy": "0.25"},
+        ]
+    callback.on_log(None, SimpleNamespace(log_history=[]), None, logs={"train_runtime": 3.0})
+    assert path.read_bytes() == found, "a summary is no step"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_resumed_run_has_the_steps_before_it(tmp_path):
+    history = [{"step": n, "loss": float(n)} for n in (1, 2, 3)]
+    curves.growing(COLUMNS, tmp_path / "c.csv").on_log(
+        None, SimpleNamespace(log_history=history), None, logs={"loss": 3.0}
+    )
+    assert (tmp_path / "c.csv").read_text().splitlines()[1:] == ["1,1.0,", "2,2.0,", "3,3.0,"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="tracking: wandb is not installed"):
+        curves.trackers(["wandb"], "sft")
+    assert curves.trackers([], "sft") == []
+
+
+def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "TRACKIO_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert curves.trackers(["tensorboard", "wandb"], "grpo") == ["tensorboard", "wandb"]
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "reports/tracking/tensorboard/grpo")
+    assert (tmp_path / "reports/tracking").is_dir()
+    for value in ("[mlflow]", "[wandb, wandb]", "wandb"):
+        with pytest.raises(UsageError, match="tracking"):
+            load(ROOT / "params.yaml", [f"tracking={value}"])
+
+
+@pytest.mark.parametrize(("steps", "ratio", "fine"), [(1, 0.1, False), (1, 0.0, True), (2, 0.1, True), (2, 1.0, True)])
+def test_a_schedule_that_never_leaves_zero_is_refused(steps, ratio, fine):
+    """Held against transformers' own schedule."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    warmup = -(-steps * ratio // 1)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=int(warmup), num_training_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert any(rates) is fine
+    settings = load(ROOT / "params.yaml", [f"sft.warmup_ratio={ratio}"]).sft
+    if fine:
+        loop.require_learning("sft", settings, steps)
+    else:
+        with pytest.raises(UsageError, match=r"sft\.warmup_ratio: the only step"):
+            loop.require_learning("sft", settings, steps)
