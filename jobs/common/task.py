@@ -12,6 +12,7 @@ from typing import Any, Required, TypedDict, get_args, get_origin, get_type_hint
 
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl
+from jobs.common.programs import fault_of_programs, is_program
 
 # What ast.parse raises for text that is no program, or one too deep for it.
 UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError)
@@ -21,12 +22,13 @@ class Task(TypedDict, total=False):
     """What is asked of a model, and how its answer is judged.
 
     The tests have one of three forms: `tests`, `check`, or inputs (`base_input`, `plus_input`) with a `reference`. Inputs
-    decide where there are any, and a check comes before tests. What may be missing may also be null.
+    decide where there are any, and a check comes before tests. Two more forms stand alone (programs.py): `stdin_tests` of
+    a whole program, and `calls` with plain data. What may be missing may also be null.
     """
 
     task_id: Required[str]  # a name of its own, as "own/1"; evalplus's special comparisons are by "Mbpp/..."
     prompt: Required[str]  # what the model is asked: a statement, or the beginning of a program that it continues
-    entry_point: Required[str]  # the function or class that the answer is to define and the tests use
+    entry_point: Required[str]  # the function or class that the answer is to define and the tests use; "": a program
     setup: str  # Python that runs before the tests, in the judge; it does not define the entry point
     tests: list[str]  # Python sources, each a test of its own, with an assert or a raise: equal parts of the reward
     check: str  # Python source that defines check(candidate), as HumanEval has it; each of its asserts is a test
@@ -34,6 +36,17 @@ class Task(TypedDict, total=False):
     plus_input: list[list[Any]]  # evalplus's added inputs, in the same form; what `reference` returns is expected
     atol: float  # absolute tolerance that results of the inputs are compared with; 0 is exact, or 1e-6 for floats
     contract: str  # evalplus's assertions on the inputs, as Python; kept, and used by nothing here
+    stdin_tests: list[dict[str, Any]]  # {"input", "output"}: what a program reads, and what it is to write, as texts
+    calls: list[dict[str, Any]]  # {"arguments", "expected"}: JSON values; LeetCode's kind of tests
+    method: str  # of the class `entry_point` that the calls are of; without it they are of the function
+    shapes: dict[str, Any]  # {"arguments": [one each], "result"}: null, ListNode, TreeNode or "list of ListNode"
+    comparison: str  # of outputs: lines (as it is without), tokens, livecodebench; of results: equal, livecodebench
+    rtol: float  # relative tolerance, beside atol, of numbers in outputs and results
+    checker: str  # why outputs cannot be compared by such rules: then no program is judged, the verdict is unsupported
+    time_limit: float  # seconds of one test where the task is of a benchmark; in training it is sandbox.timeout
+    prelude: str  # Python that stands before the answer wherever it is run: imports that the source takes for granted
+    difficulty: str  # as the source grades it
+    date: str  # of the problem's publication, YYYY-MM-DD
     reference: str  # a whole program that passes the tests
     source: str  # where the task comes from, with its version, for data cards
     license: str  # the task's licence, for data cards
@@ -66,6 +79,8 @@ def examined(path: Path, convert: Callable[[dict], dict] = lambda row: row) -> I
         except ValueError as error:
             wrong = str(error)
         else:
+            if is_program(task) and not task.get("entry_point"):
+                task["entry_point"] = ""  # may be missing
             wrong = fault(task)
         if not wrong and task["task_id"] in lines:
             wrong = f"is a second {task['task_id']}, after line {lines[task['task_id']]}"
@@ -86,10 +101,15 @@ def fault(task: Mapping[str, Any]) -> str:
         return wrong
     if not task["task_id"].strip():
         return "its task_id is empty"
+    if is_program(task):
+        wrong = "has stdin_tests, of a whole program, and an entry_point" if task.get("entry_point") else ""
+        return wrong or fault_of_programs(task)
     if not task["entry_point"].isidentifier() or keyword.iskeyword(task["entry_point"]):
         return f"its entry_point {task['entry_point']!r} is no name of a function"
     if not 0 <= (task.get("pass_rate") or 0) <= 1:
         return f"its pass_rate {task['pass_rate']!r} is not a number between 0 and 1"
+    if task.get("calls"):
+        return fault_of_programs(task)
     return fault_of_tests(task) or fault_of_check(task) or fault_of_inputs(task) or fault_of_setup(task)
 
 
@@ -97,6 +117,8 @@ def fault_of_types(task: Mapping[str, Any]) -> str:
     """Whether each field that is there has the type that `Task` gives it. An empty list may be any empty value."""
     for name, kind in KINDS.items():
         value = task.get(name)
+        if value is None and name == "entry_point" and is_program(task):
+            continue
         if value is None and name in Task.__required_keys__:
             return f"has no {name}"
         absent = value is None or (get_origin(kind) is list and not value)
@@ -110,6 +132,8 @@ def is_of(value: Any, kind: Any) -> bool:
         return True
     if get_origin(kind) is list:
         return isinstance(value, list) and all(is_of(item, *get_args(kind)) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
@@ -120,6 +144,8 @@ WORDS = {
     float: "a number",
     list[str]: "a list of texts",
     list[list[Any]]: "a list of lists of arguments",
+    list[dict[str, Any]]: "a list of objects",
+    dict[str, Any]: "an object",
 }
 
 

@@ -29,11 +29,12 @@ from jobs.common.answer_format import TAGS
 from jobs.common.errors import JobError
 from jobs.extraction.program import Extraction, extract
 from jobs.extraction.source import binds, tree_or_line
+from jobs.extraction.whole import extract_whole
 
 ROOT = str(Path(__file__).resolve().parents[2])
 WALL = 30.0  # seconds; only a worker that the machine holds up comes near it
 LENGTH = struct.Struct("<I")
-Text = tuple[str, str, str, str, bool]  # answer, prompt, entry point, mode, truncated
+Text = tuple[str, str, str, str, bool]  # answer, prompt, entry point ("": a whole program), mode, truncated
 
 
 class Extractor:
@@ -151,18 +152,22 @@ def unparsed(answer: str, prompt: str, entry_point: str, mode: str) -> Extractio
     if opening >= 0:
         start, closing = code.find("\n", opening), code.find("```", opening + 3)
         code = code[start + 1 : closing if closing >= 0 else len(code)]
-    whole = f"def {entry_point}" in code
+    whole = not entry_point or f"def {entry_point}" in code
     return Extraction((code.strip("\n") + "\n") if whole else prompt + code, "too_hard", "too_hard")
 
 
 def respond(kind: str, *arguments: Any) -> list:
     if kind == "extract":
-        found = extract(*arguments)
+        answer, prompt, entry_point, mode, truncated = arguments
+        if entry_point:
+            found = extract(answer, prompt, entry_point, mode, truncated)
+        else:
+            found = extract_whole(answer, mode, truncated)
         return [found.solution, found.flaw, found.rule]
     code, entry_point = arguments
     tree, _ = tree_or_line(code)
     if tree is not None:
-        return ["", ""] if binds(tree, entry_point) else ["entry_point", ""]
+        return ["", ""] if not entry_point or binds(tree, entry_point) else ["entry_point", ""]
     try:
         compile(code, "solution", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

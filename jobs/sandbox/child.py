@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from jobs.sandbox.protocol import HEADER, MAX_FRAME, NEXT, PID, SOCKET, Malformed, dumps, loads
 from jobs.sandbox.settings import ENVIRONMENT
@@ -51,6 +51,9 @@ def queue_time(pid: int | str) -> float:
 class Source:
     """Where children come from: a fork server with some modules (server.py), restarted when it has died."""
 
+    server = "jobs.sandbox.server"  # the module whose main() is the fork server
+    descriptors = 1  # that come with a new child: its socket
+
     def __init__(self, config: "Settings", modules: list[str]) -> None:
         self.config, self.modules = config, modules
         self.process: subprocess.Popen | None = None
@@ -59,7 +62,7 @@ class Source:
     def start(self) -> None:
         ours, theirs = socket.socketpair()
         config: ServerSettings = {**self.config, "modules": self.modules, "parent": os.getpid()}
-        code = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; from jobs.sandbox.server import main; del sys.path[0]; "
+        code = (f"import sys; sys.path[:0] = [sys.argv.pop(1)]; from {self.server} import main; del sys.path[0]; "
                 "main()")  # fmt: skip
         null = subprocess.DEVNULL
         descriptor = theirs.fileno()
@@ -108,10 +111,10 @@ class Source:
             try:
                 if self.process is None:
                     self.start()
-                data, ancillary, _, _ = self.control.recvmsg(PID.size, socket.CMSG_SPACE(4))
+                data, ancillary, _, _ = self.control.recvmsg(PID.size, socket.CMSG_SPACE(4 * self.descriptors))
                 if len(data) != PID.size or not ancillary:
                     raise OSError("the fork server died")
-                child = Child(self, array.array("i", ancillary[0][2])[0], PID.unpack(data)[0])
+                child = self.seen(list(array.array("i", ancillary[0][2])), PID.unpack(data)[0])
                 child.receive(time.monotonic() + 10)  # that it is ready
                 return child
             except (OSError, Lost, Infrastructure) as error:
@@ -119,6 +122,9 @@ class Source:
                 if attempt == 2:
                     raise Infrastructure(f"no child to run in: {error}") from None
         raise AssertionError
+
+    def seen(self, descriptors: list[int], pid: int) -> "Child":
+        return Child(self, descriptors[0], pid)
 
     def is_dead(self) -> bool:
         """Whether the server has ended, which ends its child too; seen by its side of the control socket."""
@@ -152,7 +158,7 @@ class Child:
         self.armed: float | None = None  # when the limit on judging was last set; None: it is not moved
         self.callback: Callable[[Any], dict] | None = None  # answers the child's calls of the test's own functions
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> Self:
         self.queued = self.queue_time()
         self.queued_here = queue_time("self")
         return self
@@ -204,12 +210,16 @@ class Child:
                 os._exit(0)
             if ready:
                 return
-            waited = self.queue_time() - self.queued
-            if waited - self.waited >= 0.002:
-                waited = min(waited, self.most_queued())
-            if waited - self.waited < 0.002:
-                self.lose("timeout", "time is up")
-            self.waited = waited
+            self.grant()
+
+    def grant(self) -> None:
+        """At the deadline: moves it by what the child has queued for a core. Errors: Lost if that is nothing more."""
+        waited = self.queue_time() - self.queued
+        if waited - self.waited >= 0.002:
+            waited = min(waited, self.most_queued())
+        if waited - self.waited < 0.002:
+            self.lose("timeout", "time is up")
+        self.waited = waited
 
     def send(self, frame: bytes, deadline: float) -> None:
         view = memoryview(frame)

@@ -56,7 +56,7 @@ class Part:
             limits = [REFERENCE_SECONDS] * len(self.inputs)
             began = time.process_time()
             last, queued = time.monotonic(), child.queue_time()
-            for kind, reply in self.replies(child, limits):
+            for kind, reply in replies(child, self.question, limits, self.name):
                 value = outcome(kind, reply)
                 if self.entry_point in oracles.NOT_NONE:
                     value = value is not None
@@ -66,37 +66,40 @@ class Part:
                 last, queued = now, waited
             self.judging = time.process_time() - began
 
-    def replies(self, child: "Child", limits: list[float] | None) -> Iterator[tuple[str, Any]]:
-        """Each call's kind of reply ("r" or "x") and value, in order.
-
-        A test's time is what the judge waits for its reply, less what the child waited for a core: clocks that the
-        submission cannot touch. Errors: Lost when a reply is late, by its own limit or for all of them.
-        """
-        number = child.ask(self.question)
-        for i in range(len(self.inputs)):
-            until = child.deadline
-            if limits is not None:
-                until = min(until, time.monotonic() + limits[i] + REPLY_SECONDS)
-            try:
-                reply = child.receive(until)
-            except Lost as lost:
-                if lost.status == "timeout" and limits is not None and until < child.deadline:
-                    lost.reason = f"{self.name} test {i + 1} took over {limits[i]:.2f} s"
-                raise
-            if type(reply) is not list or len(reply) != 4 or reply[:2] != [number, i] or reply[2] not in ("r", "x"):
-                child.lose("crashed", "broke the protocol: a reply to no question")
-            yield reply[2], reply[3]
-
     def compare(self, child: "Child", limits: list[float] | None, counts: Counts) -> None:
         """Marks each test in `counts`. Errors: Lost."""
         comparison = oracles.Comparison(self.mbpp, self.entry_point, float(self.record.get("atol") or 0))
-        for i, (kind, reply) in enumerate(self.replies(child, limits)):
+        for i, (kind, reply) in enumerate(replies(child, self.question, limits, self.name)):
             try:
                 counts.passed[i] = comparison.agrees(self.inputs[i], outcome(kind, reply), self.expected[i])
                 if not counts.passed[i]:
                     counts.error = counts.error or f"{self.name} test {i + 1}: a wrong answer"
             except Exception as error:
                 counts.error = counts.error or f"{self.name} test {i + 1}: {line(error)}"
+
+
+def replies(
+    child: "Child", question: dict[str, Any], limits: list[float] | None, name: str
+) -> Iterator[tuple[str, Any]]:
+    """Each call's kind of reply ("r" or "x") and value, in order.
+
+    A test's time is what the judge waits for its reply, less what the child waited for a core: clocks that the
+    submission cannot touch. Errors: Lost when a reply is late, by its own limit or for all of them.
+    """
+    number = child.ask(question)
+    for i in range(len(question["inputs"])):
+        until = child.deadline
+        if limits is not None:
+            until = min(until, time.monotonic() + limits[i] + REPLY_SECONDS)
+        try:
+            reply = child.receive(until)
+        except Lost as lost:
+            if lost.status == "timeout" and limits is not None and until < child.deadline:
+                lost.reason = f"{name} test {i + 1} took over {limits[i]:.2f} s".lstrip()
+            raise
+        if type(reply) is not list or len(reply) != 4 or reply[:2] != [number, i] or reply[2] not in ("r", "x"):
+            child.lose("crashed", "broke the protocol: a reply to no question")
+        yield reply[2], reply[3]
 
 
 def outcome(kind: str, reply: Any) -> Any:

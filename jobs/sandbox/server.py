@@ -32,6 +32,11 @@ THREADS = 64  # what a child may start beyond the number of threads that this ma
 
 
 def main() -> None:
+    fork_for_ever(*prepared())
+
+
+def prepared() -> tuple[socket.socket, "Layers"]:
+    """The judge's control socket and the isolation that works here, in a process that is ready to fork children."""
     config: ServerSettings = json.loads(sys.argv[1])
     sys.argv = [""]
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)  # the judge's is its own
@@ -54,7 +59,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     layers.inherit()
-    fork_for_ever(control, layers)
+    return control, layers
 
 
 class Layers:

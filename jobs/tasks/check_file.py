@@ -21,6 +21,7 @@ import click
 
 from jobs.common.errors import JobError
 from jobs.common.files import sha256
+from jobs.common.programs import is_program
 from jobs.common.prompts import too_long
 from jobs.common.task import Task, examined, named
 from jobs.plumbing.cli import job, reads
@@ -33,8 +34,13 @@ if TYPE_CHECKING:
 STUBS = ("return None", "return ('a value', 'that no test expects', 3.25)")
 
 
-def stub(entry_point: str, body: str) -> str:
-    return f"def {entry_point}(*arguments, **named):\n    {body}\n"
+def stub(task: Task, body: str) -> str:
+    """The answer that does nothing: a function, a method, or a program that writes what the body would return."""
+    if is_program(task):
+        return body.replace("return None", "pass").replace("return ", "print") + "\n"
+    if task.get("method"):
+        return f"class {task['entry_point']}:\n    def {task['method']}(*arguments, **named):\n        {body}\n"
+    return f"def {task['entry_point']}(*arguments, **named):\n    {body}\n"
 
 
 def written(path: Path) -> tuple[list[Task], list[str]]:
@@ -57,6 +63,10 @@ def parts(task: Task) -> list[tuple[str, Task]]:
         return [("its inputs", task)]
     if task.get("check"):
         return [("its check", task)]
+    if task.get("stdin_tests"):
+        return [(f"its test {i}", task | {"stdin_tests": [test]}) for i, test in enumerate(task["stdin_tests"], 1)]
+    if task.get("calls"):
+        return [(f"its test {i}", task | {"calls": [call]}) for i, call in enumerate(task["calls"], 1)]
     return [(f"its test {i}", task | {"tests": [test]}) for i, test in enumerate(task["tests"], 1)]
 
 
@@ -64,8 +74,7 @@ def idle(tasks: list[Task], sandbox: "Sandbox") -> list[str]:
     """The tests that functions which do nothing pass: none of these could earn less than a right answer."""
     stubbed = [(task, what, part) for task in tasks for what, part in parts(task)]
     passed = [
-        [v.passed for v in sandbox.run([(part, stub(task["entry_point"], body)) for task, _, part in stubbed])]
-        for body in STUBS
+        [v.passed for v in sandbox.run([(part, stub(task, body)) for task, _, part in stubbed])] for body in STUBS
     ]
     return [
         f"{task['task_id']}: {what} passes for a function that does nothing"

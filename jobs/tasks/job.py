@@ -34,6 +34,7 @@ import click
 
 from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_json, write_jsonl, write_metrics
+from jobs.common.programs import is_program
 from jobs.plumbing.cli import job, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.tasks import datacard, overlap, pairs, run_references, sources
@@ -140,7 +141,7 @@ def unusable(task: "Task", split: str) -> tuple[str, str]:
     """The reason and detail why a training task cannot be used, as far as its text shows it, or two empty strings."""
     if split == "distill" and task["setup"]:  # it builds on classes that the prompt does not show
         return "setup", "its tests need more than the prompt tells"
-    if not is_benchmark(split) and not task["entry_point"]:
+    if not is_benchmark(split) and not task["entry_point"] and not is_program(task):
         return "entry_point", "its tests do not call one function of its own"
     return "", ""
 

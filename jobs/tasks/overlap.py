@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from jobs.common.contamination import overlaps
+from jobs.common.programs import is_program
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
@@ -22,14 +23,19 @@ DIGITS = 6  # of a likeness
 # How MBPP begins nearly every statement: it tells nothing of the task.
 OPENING = re.compile(r"^write a (?:python )?function (?:to |that |which )?", re.IGNORECASE)
 EXAMPLE = re.compile(r"^\W*(?:for )?examples?\b", re.IGNORECASE)
+# Where the statement of a program ends: what follows are inputs and outputs.
+SAMPLES = re.compile(r"^\W*(?:sample|examples?)\b.*$", re.IGNORECASE | re.MULTILINE)
 
 
 def statement(task: "Task") -> str:
     """What the prompt asks for: its docstring or its text, without examples, assertions and the opening phrase."""
-    call = re.compile(rf"\W*{re.escape(task['entry_point'])}\s*\(")
+    call = re.compile(rf"\W*{re.escape(task['entry_point'] or task['task_id'])}\s*\(")
     lines = []
     output = False  # of a doctest: the line after its call
-    for line in map(str.strip, told(task["prompt"], task["entry_point"]).splitlines()):
+    text = task["prompt"] if is_program(task) else told(task["prompt"], task["entry_point"])
+    for line in map(
+        str.strip, SAMPLES.split(text, maxsplit=1)[0].splitlines() if is_program(task) else text.splitlines()
+    ):
         shown = line.startswith((">>>", "assert ")) or call.match(line) or EXAMPLE.match(line)
         if line and not shown and not output:
             lines.append(line)
