@@ -209,6 +209,34 @@ class OwnTasks(Section):
         return name
 
 
+class TaskSource(Section):
+    """A file of a published data set, docs/tasks.md; see jobs/tasks/outside.py. `since` and `until` are YYYY-MM-DD."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=50)]  # before the ids of its tasks
+    format: Literal["taco", "leetcode", "deepcoder", "kodcode", "livecodebench"]
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    file: Annotated[str, Field(min_length=1)]
+    sha256: Sha256
+    split: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=50)]
+    statement: Count = 0  # characters that a prompt may have; 0: any number
+    tests: Count = 0  # of a task that are kept, those with the largest inputs; 0: all
+    most: Count = 0  # tasks, drawn by tasks.seed; 0: all
+    difficulty: list[str] = []  # the source's own words for it; empty: all
+    since: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
+    until: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
+
+    @model_validator(mode="after")
+    def fits(self) -> "TaskSource":
+        if (self.repo is None) != (self.revision is None):
+            raise ValueError("has repo or revision alone: a download is pinned by both")
+        if self.split in RESERVED[2:]:
+            raise ValueError(f"cannot be of the split {self.split}: give a benchmark another name")
+        if self.split not in RESERVED[:2] and (self.statement or self.tests or self.most):
+            raise ValueError("statement, tests and most are for training: a benchmark keeps all its tasks and tests")
+        return self
+
+
 class Tasks(Section):
     """Task sources, splits and decontamination; see jobs/tasks/job.py."""
 
@@ -221,6 +249,7 @@ class Tasks(Section):
     exclude: list[Exclusion]
     overlap: Overlap
     files: list[OwnTasks]
+    sources: list[TaskSource]
     toy: ToyTasks | None
 
     @field_validator("exclude")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs.common import answer_format
 from jobs.common.files import sha256, write_json, write_jsonl
+from jobs.common.programs import is_program
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # begins there, and ends with what usually follows a function (evalplus's strings for MBPP).
 STOP_BODY = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 STOP_PROGRAM = ('\n"""', "\nassert", "\nif __name__", "\nprint(", "\n# Test")
+STOP_WHOLE = ("###",)  # LiveCodeBench's: its prompts have headings, and the next one begins another question
 SPEED = {"batch_size", "gpu_memory"}  # settings that change how fast samples come, and not what they mean
 
 
@@ -136,6 +138,8 @@ def draw(
 def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
     if mode == "cot":
         return ()
+    if any(is_program(task) for task in tasks):
+        return STOP_WHOLE
     return (
         STOP_BODY
         if all(answer_format.left_margin(task["prompt"], task["entry_point"]) for task in tasks)

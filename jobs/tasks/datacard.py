@@ -18,6 +18,9 @@ WHY = {
     "entry_point": "its tests do not call one function of its own",
     "excluded": "it is listed in params (tasks.exclude)",
     "contaminated": "it overlaps with a benchmark's task",
+    "unusable": "no task can be made of its row (tasks.sources)",
+    "too_long": "its prompt is longer than its source may have (tasks.sources)",
+    "unverified": "none of its solutions passes its tests (tasks.sources)",
 }
 
 

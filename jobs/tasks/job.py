@@ -8,6 +8,7 @@ Reads   HumanEval+ and MBPP+ through evalplus, MBPP from the Hub; or HumanEvalPl
         (.gz or not) from the folder --sources, where they are there. Checked by the hashes in params in either case.
         --pairs     which references solve which benchmark's tasks, as overlap-pairs finds it
         the files of tasks.files: tasks of one's own, docs/tasks.md
+        the files of tasks.sources: published data sets, from the Hub or the folder --sources
         With tasks.toy: jobs/toy/world.py makes the tasks, and nothing is read.
 Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is asked
                     train.jsonl       MBPP+ less what is held out: what GRPO trains on; tasks.train_on_distill adds distill
@@ -38,13 +39,14 @@ from jobs.common.programs import is_program
 from jobs.plumbing.cli import job, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.tasks import datacard, overlap, pairs, run_references, sources
+from jobs.tasks import outside as published
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
     from jobs.plumbing.params import Overlap, Params
     from jobs.plumbing.params import Tasks as Settings
 
-REASONS = "setup", "entry_point", "excluded", "contaminated"
+REASONS = "setup", "entry_point", "excluded", "contaminated", "unusable", "too_long", "unverified"
 
 
 def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, list[Task]]":
@@ -156,17 +158,24 @@ def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_pat
     settings = params.tasks
     left_out: list[dict] = []
     report: list[dict] = []
-    if settings.toy and settings.files:
-        raise UsageError("tasks.files: cannot be used together with tasks.toy")
+    if settings.toy and (settings.files or settings.sources):
+        raise UsageError("tasks.files and tasks.sources: cannot be used together with tasks.toy")
+    outside: dict[str, list[Task]] = {}
     if settings.toy:
         splits = toy_tasks(settings)
     else:  # toy tasks are of one phrasing; their splits are disjoint by construction
         pools = sources.pools(settings, folder)
         splits, left_out = drop(collect(settings, pools), settings)
+        outside, unused = published.collect(settings, folder, params.sandbox)
+        left_out += unused
+        for name, tasks in outside.items():
+            splits[name] = splits.get(name, []) + tasks
         known = pairs.of(pairs_path, *sources.roles(settings, pools))
         splits, overlapping, report = decontaminate(splits, known, settings.overlap)
         left_out += overlapping
-    run_references.require_passing(splits, [name for name in splits if is_benchmark(name)], params.sandbox)
+    seen = {id(task) for tasks in outside.values() for task in tasks}  # a benchmark's have no reference, others passed
+    own = {name: [task for task in tasks if id(task) not in seen] for name, tasks in splits.items()}
+    run_references.require_passing(own, [name for name in splits if is_benchmark(name)], params.sandbox)
     if settings.train_on_distill:
         splits["train"] = [*splits["train"], *splits["distill"]]
     metrics = metrics_of(splits, left_out, report)
