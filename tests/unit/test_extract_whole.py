@@ -38,5 +38,5 @@ def test_a_cut_answer_is_kept_as_far_as_it_compiles():
 def test_the_worker_takes_an_empty_entry_point():
     with Extractor() as extractor:
         assert extractor.extract(CODE, "", "", "plain").solution == CODE
-        assert extractor.check(CODE, "") == ("", "")
-        assert extractor.check("print((", "")[0] == "syntax"
+        assert extractor.fault(CODE, "") == ("", "")
+        assert extractor.fault("print((", "")[0] == "syntax"
