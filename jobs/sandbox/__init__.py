@@ -17,8 +17,8 @@ Defended, by the layers in brackets, each shown to hold or to be missed by tests
   open [Landlock]. Where the kernel has no Landlock, seccomp lets the child open no file at all: it can then import only
   what its server had imported before.
 - time: a deadline on the wall, moved only by what the child waited for a core
-- the judge: a limit of memory and of CPU time on its own work. Lazy, huge or colliding values, or replies made by hand, cost
-  the submission its verdict and nobody else anything
+- the judge: a limit of memory and of CPU time on its own work. Lazy, huge or colliding values, or replies made by hand,
+  cost the submission its verdict and nobody else anything
 - memory, files, descriptors, processes, output [rlimits; seccomp refuses fork and writing, and allows a few threads]
 - other processes, the network, the machine [seccomp; Landlock for TCP and signals; as root, the uid of nobody]
 - the next submission: a new process from a server that no submission has touched; nothing it could leave behind

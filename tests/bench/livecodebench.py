@@ -57,7 +57,9 @@ METHODS = {
     "a function": "def put(a, b):\n    return a + [b]\n",
     "no method": "class Solution:\n    pass\n",
     "no Python": "class Solution",
-    "state of the instance": of_class("self.n = getattr(self, 'n', 0) + 1\n        return a + [b] if self.n < 3 else []"),
+    "state of the instance": of_class(
+        "self.n = getattr(self, 'n', 0) + 1\n        return a + [b] if self.n < 3 else []"
+    ),
     "an iterator": of_class("return iter(a + [b])"),
     "names of the prelude": of_class("return list(chain(a, [b]))"),
 }
