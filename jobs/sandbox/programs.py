@@ -188,6 +188,7 @@ class Programs:
             if time.monotonic() - began > max(TOTAL, limit) and i + 1 < self.total:
                 counts.fault("timeout", f"the first {i + 1} of {self.total} tests took over {max(TOTAL, limit):.0f} s")
                 break
+        judge.name_what_is_missing(counts, source)
         return counts
 
     def examine(self, child: Program, status: int | None, expected: str, most: int) -> str:

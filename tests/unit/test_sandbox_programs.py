@@ -109,6 +109,13 @@ def test_a_run_that_takes_too_long_ends_the_rest():
     assert (verdict.status, verdict.tests_passed, verdict.error) == ("timeout", 1, "test 2: time is up")
 
 
+def test_threads_where_the_machine_allows_none_cannot_be_judged():
+    with Sandbox(workers=1, timeout=5, without=["seccomp"]) as sandbox:
+        verdict = sandbox.run([(program(), IDIOMS["deep recursion"])])[0]
+    assert verdict.status == "unsupported"
+    assert "starts threads" in verdict.error
+
+
 def test_each_run_is_a_process_of_its_own(sandbox):
     code = "import sys, builtins\nseen = getattr(builtins, 'seen', 0) + 1\nbuiltins.seen = seen\nprint(seen)"
     tests = [{"input": "", "output": "1"}] * 3
