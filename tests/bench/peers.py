@@ -64,8 +64,6 @@ HONEST = {
                         "        t.seek(0)\n        return int(t.read())",
     "a program that it starts": "import subprocess, sys\ndef f(x):\n    return int(subprocess.run([sys.executable, '-c',"
                                 " f'print({g(x)})'], capture_output=True).stdout)",
-    "0.3 s of work": "import time\ndef f(x):\n    end = time.process_time() + 0.3\n"
-                        "    while time.process_time() < end: pass\n    return g(x)",
 }  # fmt: skip
 
 
