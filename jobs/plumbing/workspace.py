@@ -93,7 +93,8 @@ def link_sources(out: Path) -> None:
 
 def inherit(first: Path, out: Path) -> None:
     """Gives `out` what was made in `first`, with the lock that says so: stages of equal params are then up to date."""
-    for folder in ("data", "models", "metrics", "plots"):
+    # The cache as well: DVC takes no out for made whose content it has not stored.
+    for folder in (".dvc/cache", "data", "models", "metrics", "plots"):
         shutil.copytree(first / folder, out / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("sources"))
     shutil.copy2(first / "dvc.lock", out / "dvc.lock")  # last: where it is, the rest is
 

@@ -23,12 +23,20 @@ def runs(tmp_path, monkeypatch):
 
     def reproduce(out, targets, at_once, **around):
         seed = read_yaml(out / "params.yaml")["seed"]
-        made.append((out.name, seed, targets, {path.name for path in (out / "models").glob("*")}))
+        made.append(
+            (
+                out.name,
+                seed,
+                targets,
+                {path.name for path in (*(out / "models").glob("*"), *(out / ".dvc/cache").glob("*"))},
+            )
+        )
         tasks = out / "data/tasks/toy.jsonl"
         if not tasks.exists():
             tasks_file(tasks, 40)
             (out / "models/base").mkdir(parents=True)
             (out / "metrics").mkdir()
+            (out / ".dvc/cache/files").mkdir(parents=True)
         (out / "plots").mkdir(exist_ok=True)
         (out / "plots/grpo.csv").write_text("step,reward\n1,0.5\n")
         shutil.rmtree(out / "data/evaluations", ignore_errors=True)
@@ -54,7 +62,7 @@ def test_further_seeds_begin_with_what_the_first_run_made(runs, tmp_path):
     first = read_yaml(ROOT / "params.yaml")["seed"]
     assert [(name, seed) for name, seed, *_ in runs] == [("run", first), ("run-2", first + 1), ("run-3", first + 2)]
     assert [targets for _, _, targets, _ in runs] == [(), ("evaluate",), ("evaluate",)]
-    assert all("base" in found for _, _, _, found in runs[1:]), "nothing is made anew that hangs on no seed"
+    assert all({"base", "files"} <= found for _, _, _, found in runs[1:]), "nothing is made anew that hangs on no seed"
     assert "over 3 seeds, on toy (40 tasks, cot), grpo is better than sft by" in done.output
     assert (tmp_path / "run/reports/seeds.html").exists()
     assert read_json(tmp_path / "run/reports/seeds.json")["toy"]["cot"]["grpo"]["runs"]["number"] == 3
