@@ -105,6 +105,9 @@ def of_two(old: Method, new: Method, known: dict[int, Rates], settings: "Compare
 
     pairs = pairing(old, new)
     sides = [[known[id(one)] for one in side] for side in (zip(*pairs, strict=True) if pairs else (old.runs, new.runs))]
+    used = [
+        len({one.weights for one in side}) for side in (zip(*pairs, strict=True) if pairs else (old.runs, new.runs))
+    ]
     matrices = [np.array([list(run.mean.values()) for run in side]) for side in sides]
     factors = [matrices[1] - matrices[0]] if pairs else [matrices[1], -matrices[0]]
     by_task = [round(float(d), 9) for d in sum(rows.mean(axis=0) for rows in factors)]
@@ -128,7 +131,7 @@ def of_two(old: Method, new: Method, known: dict[int, Rates], settings: "Compare
         "difference": asdict(interval),
         "p": p,
         "over": over,
-        "runs": {"old": len(old.runs), "new": len(new.runs), "paired": bool(pairs)},
+        "runs": {"old": used[0], "new": used[1], "paired": bool(pairs)},
         "by_run": [float(d) for d in factors[0].mean(axis=1)] if pairs else [],
         "agree": stats.standing_out(by_task) == 0,
         "greedy": greedy(*sides, paired=bool(pairs)),

@@ -167,8 +167,13 @@ def methods(evaluations: list[Evaluation]) -> list[Method]:
 
 
 def pairing(old: Method, new: Method) -> list[tuple[Evaluation, Evaluation]] | None:
-    """The two models of every run that has both, pairs of equal weights once; None where their runs are independent."""
-    by_run = [{one.run: one for group in side.alike for one in group if one.run is not None} for side in (old, new)]
+    """The two models of every run that has both, pairs of equal weights once; None where their runs are independent.
+
+    They are where a run of either belongs to no numbered run, or no run has both.
+    """
+    if any(one.run is None for side in (old, new) for group in side.alike for one in group):
+        return None
+    by_run = [{one.run: one for group in side.alike for one in group} for side in (old, new)]
     common = [number for number in by_run[0] if number in by_run[1]]
     pairs = {(by_run[0][n].weights, by_run[1][n].weights): (by_run[0][n], by_run[1][n]) for n in common}
     return list(pairs.values()) or None

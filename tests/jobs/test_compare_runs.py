@@ -147,6 +147,24 @@ def test_independent_runs_give_wider_intervals_than_runs_of_one_origin():
     assert (paired["established"], independent["established"]) == (1, 0)
 
 
+def test_runs_that_lack_a_model_are_left_out_of_its_pairs_and_not_counted():
+    folders = lay_out(4, {"sft": 0.0, "grpo": 0.35})
+    shutil.rmtree("run4/data/evaluations/grpo-cot")
+    said = run(folders=folders)["statements"]
+    assert any(
+        line.startswith("Established: over 3 seeds, on toy") and "grpo is better than sft" in line for line in said
+    )
+    assert metrics()["sft"]["runs"]["number"] == 4
+
+
+def test_a_run_that_is_named_apart_makes_the_runs_independent():
+    """No run is dropped in silence: the fourth of sft, which lies elsewhere, counts as the others do."""
+    folders = lay_out(4, {"sft": 0.0, "grpo": 0.35})
+    shutil.move("run4/data/evaluations/sft-cot", "elsewhere/sft-cot")
+    said = run(folders=folders[:3], runs=["sft=elsewhere/sft-cot"])["statements"]
+    assert any("over 3 seeds of grpo and 4 of sft" in line for line in said)
+
+
 def test_curves_of_several_runs_lie_in_one_chart():
     folders = lay_out(2, {"sft": 0.1})
     for number in (1, 2):
