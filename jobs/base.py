@@ -27,7 +27,7 @@ import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import replace_dir, sha256
+from jobs.common.files import replace_dir, set_record, sha256
 from jobs.plumbing.cli import job, log, progress, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
@@ -74,10 +74,22 @@ def run(params: "Params", out: Path) -> None:
         else:
             fetch(params.base, partial)
         set_chat_template(partial)
+        set_record(partial, source=source(params.base))
         refused = refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, **facts)
+
+
+def source(base: "Base") -> dict:
+    """Where the base comes from, for the records of all that is made of it."""
+    if base.toy is not None:
+        return {"toy": True}
+    if base.gguf is not None:
+        return {"gguf": Path(base.gguf.path).name, "sha256": base.gguf.sha256}
+    if base.folder is not None:
+        return {"folder": Path(base.folder.path).name, "sha256": base.folder.sha256}
+    return {"repo": base.repo, "revision": base.revision}
 
 
 def pinned(key: str, base: "LocalBase") -> Path:

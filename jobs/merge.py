@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import read_json, replace_dir, replace_file, write_metrics
+from jobs.common.files import hash_of_metrics, read_json, replace_dir, replace_file, set_record, write_metrics
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.plumbing.provenance import provenance
 from jobs.weights.floats import FLOATS
+from jobs.weights.identity import made_of
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import with_dtype
 from jobs.weights.sum import Kept, Storage, retained, sum_of, write_model
@@ -52,8 +53,11 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
         if figures["retention"] < params.merge.min_retention:
             raise JobError(shortfall(figures["retention"], base, updates, storage, params.merge.min_retention))
         copy_rest(base, partial, params.merge.dtype)
-    layers = {layer: sum_of(part).figures() for layer, part in by_layer(kept).items()}
-    write_metrics(metrics, figures | {"layers": layers})
+        layers = {layer: sum_of(part).figures() for layer, part in by_layer(kept).items()}
+        measured = figures | {"layers": layers}
+        record = made_of(base, adapters) | {"stored": str(storage), "metrics": hash_of_metrics(measured)}
+        set_record(partial, **record)
+    write_metrics(metrics, measured)
     write_plot(plot, layers)
     provenance(f"merge-{out.name}", base=str(base), adapters=[str(adapter) for adapter in adapters])
     return {"out": str(out), "stored": str(storage), **figures}

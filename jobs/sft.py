@@ -92,8 +92,12 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
     loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
     with replace_dir(out) as partial:
-        loop.save_adapter(trainer.model, partial)
-        loop.save_settings(trainer.args, base, partial)
+        loop.save_adapter(trainer.model, base, partial)
+        teachers = sorted({str(row.get("teacher")) for row in rows})
+        record = loop.run_record(
+            "sft", params, params.sft, base, None, {"examples": examples}, examples=len(rows), teachers=teachers
+        )
+        loop.save_settings(trainer.args, base, partial, record)
     history = curves.write_curve(trainer.state.log_history, CURVE, curve)
     result = summary(train, len(aside), history)
     write_metrics(metrics, result)

@@ -5,6 +5,7 @@ renders all of them and compares.
 """
 
 import itertools
+import json
 import re
 from dataclasses import dataclass
 
@@ -24,10 +25,13 @@ TAGS = ("<START_WORKING_OUT>", "</END_WORKING_OUT>", "<SOLUTION>", "</SOLUTION>"
 TAG = re.compile("|".join(map(re.escape, TAGS)), re.IGNORECASE)
 
 # ChatML written out as plain text with the end-of-text token closing a turn: Qwen3 base models have untrained ChatML
-# tokens, and this template needs none of them.
+# tokens, and this template needs none of them. A conversation without a system prompt gets the one of training: without it
+# the model does not know what is wanted.
 CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ " + json.dumps(SYSTEM_PROMPT + "\n\n") + " }}{% endif %}"
     "{% for message in messages %}"
-    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ message['content'] | trim }}{{ '\\n\\n' }}{% endif %}"
     "{% endfor %}"
 )
 

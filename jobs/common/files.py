@@ -1,8 +1,9 @@
 """Files that are either whole or not there: jsonl, json, hashes, and outputs renamed into place.
 
 An output folder carries a mark, the file `.job.json`: what the job wrote there, by name and content. Only a folder whose
-every file is in its mark gives way to a new output; anything else in it is somebody's, and stops the job. The mark says
-nothing of the run, so equal outputs have equal marks, and it goes into DVC's cache and out of it with the rest.
+every file is in its mark gives way to a new output; anything else in it is somebody's, and stops the job. The mark may say
+of what the output was made, by hashes (`set_record`), and nothing of time or place: equal outputs have equal marks, which
+go into DVC's cache and out of it with the rest.
 """
 
 import contextlib
@@ -98,6 +99,11 @@ def write_metrics(path: Path, metrics: dict) -> None:
     write_json(path, rounded(metrics, str(path)))
 
 
+def hash_of_metrics(metrics: dict) -> str:
+    """Of the values that `write_metrics` writes, by which they are known as those of an output (`set_record`)."""
+    return hashlib.sha256(dumps(rounded(metrics, "metrics"), sort_keys=True).encode()).hexdigest()
+
+
 def rounded(value, where: str):
     if isinstance(value, dict):
         return {str(key): rounded(inner, f"{where}: {key}") for key, inner in value.items()}
@@ -159,6 +165,21 @@ def is_plain(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode) and (not linked or bool(DVC_OBJECT.search(str(path.resolve()))))
     except (OSError, RuntimeError):  # a link to nothing, or to itself
         return False
+
+
+def set_record(partial: Path, **record) -> None:
+    """Has the mark of an output that is still being filled say what it is made of; `record_of` reads it."""
+    (partial / MARK).write_text(json.dumps({"files": {}, "unfinished": True, "record": record}) + "\n")
+
+
+def record_of(folder: Path) -> dict:
+    """What the mark of a finished output says that it was made of; {} where there is no mark, or it says nothing."""
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        record = {} if mark.get("unfinished") else mark["record"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def foreign(folder: Path) -> list[str]:
@@ -241,7 +262,9 @@ def replace_dir(path: Path) -> Iterator[Path]:
             fcntl.flock(owner, fcntl.LOCK_EX)
         (partial / MARK).write_text('{"files": {}, "unfinished": true}\n')
         yield partial
-        (partial / MARK).write_text(json.dumps({"files": entries(partial)}, indent=2, sort_keys=True) + "\n")
+        mark = read_json(partial / MARK) | {"files": entries(partial)}
+        del mark["unfinished"]
+        (partial / MARK).write_text(json.dumps(mark, indent=2, sort_keys=True) + "\n")
         for file in sorted(partial.rglob("*")):
             if file.is_file():
                 with open(file, "rb") as handle:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import remove, replace_dir, write_metrics
+from jobs.common.files import hash_of_metrics, read_json, remove, replace_dir, set_record, write_metrics
 from jobs.gguf.convert import convert
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.plumbing.provenance import provenance
 from jobs.weights import families
+from jobs.weights.identity import made_of
 from jobs.weights.lora import updates_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
         figures = check(params, base, adapters, tasks, files)
         for kind, file in files.items():
             figures[kind] |= sizes(file, kind)
+        set_record(partial, **made_of(base, adapters), metrics=hash_of_metrics(figures))
     write_metrics(metrics, figures)
     provenance("gguf", base=str(base), adapters=[str(adapter) for adapter in adapters])
     return {"out": str(out), **figures}

@@ -120,7 +120,7 @@ def run(
         families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
         trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
-        validated = validating(trainer, heldout, params.grpo.max_prompt_length, validation)
+        validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
         before = trainer.base_fingerprints()
         loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
         if trainer.base_fingerprints() != before:
@@ -129,10 +129,11 @@ def run(
     history = trainer.state.log_history
     with replace_dir(out) as partial:
         if validated:
-            keep(trainer, validated, adapter, partial)
+            keep(trainer, validated, base, adapter, partial)
         else:
-            loop.save_adapter(trainer.model, partial)
-        loop.save_settings(trainer.args, base, partial)
+            loop.save_adapter(trainer.model, base, partial)
+        record = loop.run_record("grpo", params, params.grpo, base, adapter, {"tasks": tasks}, tasks=len(rows))
+        loop.save_settings(trainer.args, base, partial, record)
     write_jsonl(completions, trainer.logged_completions())
     result = {"tasks": {"given": len(given), "chosen": len(rows)}}
     rows_of_curve = curves.write_curve(history, CURVE, curve)
@@ -167,25 +168,25 @@ def held_out(settings: "Grpo", path: Path | None, training: list[Task]) -> list[
     return rows
 
 
-def validating(trainer: "Trainer", tasks: list[Task], limit: int, path: Path | None) -> "Validation | None":
+def validating(trainer: "Trainer", base: Path, tasks: list[Task], limit: int, path: Path | None) -> "Validation | None":
     if not tasks:
         return None
     from jobs.grpo.validation import Validation
 
     require_short(trainer.processing_class, tasks, limit, str(path))
-    callback = Validation(trainer, tasks)
+    callback = Validation(trainer, tasks, base)
     trainer.add_callback(callback)
     return callback
 
 
-def keep(trainer: "Trainer", validated: "Validation", given: Path, out: Path) -> None:
+def keep(trainer: "Trainer", validated: "Validation", base: Path, given: Path, out: Path) -> None:
     """Writes the adapter that grpo.keep names to `out`, and the other into a folder in it that is named after it."""
     from jobs.training import loop
 
     step, _ = validated.best(trainer.state.log_history)
     best = validated.place(step) if step else given
     names = {"best": ".", "last": "last"} if trainer.grpo.keep == "best" else {"last": ".", "best": "best"}
-    loop.save_adapter(trainer.model, out / names["last"])
+    loop.save_adapter(trainer.model, base, out / names["last"])
     (out / names["best"]).mkdir(exist_ok=True)
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(best / file, out / names["best"] / file)

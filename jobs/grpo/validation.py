@@ -34,8 +34,8 @@ class Validation(TrainerCallback):
     What was measured lies in the trainer's log, which checkpoints keep. So a resumed run knows no more than it did there.
     """
 
-    def __init__(self, trainer: "Trainer", tasks: list[Task]) -> None:
-        self.trainer, self.tasks, self.settings = trainer, tasks, trainer.grpo
+    def __init__(self, trainer: "Trainer", tasks: list[Task], base: Path) -> None:
+        self.trainer, self.tasks, self.settings, self.base = trainer, tasks, trainer.grpo, base
         self.folder: Path = trainer.directory
 
     @property
@@ -59,7 +59,7 @@ class Validation(TrainerCallback):
         log.info("step %d: of the held-out tasks %s are solved", state.global_step, shown(measured))
         if measured[self.by] > best:
             with replace_dir(self.place(state.global_step)) as partial:
-                save_adapter(self.trainer.model, partial)
+                save_adapter(self.trainer.model, self.base, partial)
             return
         since = [row["step"] for row in state.log_history if row.get(self.by) is not None and row["step"] > best_step]
         if self.settings.validate_patience and len(since) + 1 >= self.settings.validate_patience:

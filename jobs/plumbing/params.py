@@ -3,6 +3,7 @@
 `load` reads a file, applies --set assignments, and checks the result; nothing else reads params.yaml.
 """
 
+import difflib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.common.errors import UsageError
+from jobs.plumbing.licenses import LICENSES
 from jobs.plumbing.messages import SECRET, explain, shown
 from jobs.plumbing.yaml12 import parse, read_yaml
 
@@ -489,9 +491,20 @@ class Gguf(Section):
 
 
 class Publish(Section):
-    """What the model card says beside the metrics; see jobs/publish.py."""
+    """What the model card says beside the metrics; see jobs/publish/card.py."""
 
     license: Name
+
+    @field_validator("license")
+    @classmethod
+    def known_to_the_hub(cls, name: str) -> str:
+        if name not in LICENSES:
+            near = difflib.get_close_matches(name.lower(), LICENSES, 1, 0.5)
+            raise ValueError(
+                f"is {shown(name)}, which the Hub does not know as a licence"
+                + (f"; did you mean {near[0]}?" if near else "; `other` stands for one that is not in its list")
+            )
+        return name
 
 
 class Sandbox(Section):

@@ -17,6 +17,7 @@ from jobs.common.files import sha256, write_json, write_jsonl
 from jobs.common.programs import is_program
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
+from jobs.weights.identity import adapter_identity, model_identity
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
@@ -36,8 +37,8 @@ class Drawn:
     """The samples of one model and mode, and how they came about.
 
     samples: rows by benchmark, in the order of its tasks: task_id, sample (0: greedy; 1 to n: drawn), text, tokens,
-    finish. settings: what settings.json says: mode, engine, seed, sampling, and each benchmark file's hash. seconds:
-    of loading the model and of generating. checkpoint: the folder of finished calls.
+    finish. settings: what settings.json says: mode, engine, seed, sampling, and the hashes of model and benchmarks.
+    seconds: of loading the model and of generating. checkpoint: the folder of finished calls.
     """
 
     samples: dict[str, list[dict]]
@@ -115,6 +116,7 @@ def draw(
         "engine": engine,
         **settings.model_dump(exclude={"engine", "benchmarks", *SPEED}),
         "benchmarks": {bench: sha256(folder / f"{bench}.jsonl") for bench in benchmarks},
+        "model": {"weights": model_identity(model), "adapter": adapter_identity(adapter) if adapter else None},
     }
     if engine == "vllm":
         from jobs.inference import vllm

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import read_json, write_json
+from jobs.common.files import read_json, record_of, sha256, write_json
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
-from jobs.plumbing.params import Checkpoints, Lora, Optimizer
+from jobs.plumbing.params import Checkpoints, Lora, Optimizer, Params
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
+from jobs.weights.identity import adapter_identity, model_identity
 from jobs.weights.safetensors import shards
 
 if TYPE_CHECKING:
@@ -305,8 +306,12 @@ def watcher(keep: int):
     return Watcher()
 
 
-def save_adapter(model, out: Path) -> None:
-    """Writes the trainable adapter alone, with a config that is the same from run to run."""
+def save_adapter(model, base: Path, out: Path) -> None:
+    """Writes the trainable adapter alone, with a config that is the same from run to run.
+
+    The config names the base by its repository and revision, for PEFT and vLLM to find it, and names none where the base
+    is not on the Hub: a folder of this machine would say nothing elsewhere.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -315,17 +320,43 @@ def save_adapter(model, out: Path) -> None:
         raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
-    # PEFT keeps targets in a set, whose order changes with every process; the base is whatever it is merged into.
+    source = record_of(base).get("source") or {}
+    # PEFT keeps targets in a set, whose order changes with every process.
     config |= {
         "target_modules": sorted(config["target_modules"]),
-        "base_model_name_or_path": "models/base",
+        "base_model_name_or_path": source.get("repo"),
+        "revision": source.get("revision"),
         "inference_mode": True,
     }
     write_json(out / "adapter_config.json", config)
 
 
-def save_settings(args: "TrainingArguments", base: Path, out: Path) -> None:
-    """trainer.json: the trainer's resolved settings, less what names this machine, and the hash of the base's weights.
+def run_record(
+    job: str, params: Params, settings: Optimizer, base: Path, continued: Path | None, inputs: dict[str, Path], **facts
+) -> dict:
+    """What an adapter was trained with and on, for trainer.json and the model card: params and inputs, by their hashes.
+
+    continued: the adapter that training began with, whose own record goes along.
+    """
+    record = {
+        "job": job,
+        "seed": params.seed,
+        "settings": settings.model_dump(),
+        "lora": params.sft.lora.model_dump(),
+        "base": {"identity": model_identity(base), "source": record_of(base).get("source")},
+        "inputs": {name: sha256(path) for name, path in inputs.items()},
+        **facts,
+    }
+    if continued is not None:
+        before = continued / RECORD
+        run = read_json(before).get("run") if before.is_file() else None
+        record["continues"] = {"identity": adapter_identity(continued), "run": run}
+    return record
+
+
+def save_settings(args: "TrainingArguments", base: Path, out: Path, run: dict) -> None:
+    """trainer.json: the trainer's resolved settings, less what names this machine, the hash of the base's weights, and
+    `run`, the record of what was asked.
 
     The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
     """
@@ -333,5 +364,5 @@ def save_settings(args: "TrainingArguments", base: Path, out: Path) -> None:
     values = {
         k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k != "report_to"
     }
-    values[BASE_KEY] = weights_hash(base)
+    values |= {BASE_KEY: weights_hash(base), "run": run}
     (out / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -61,6 +61,7 @@ def answers(tasks, mode, stop_after=None):
 def evaluated(monkeypatch, engine, mode="cot", out="evaluations/m-cot", more=()):
     """`evaluate --model` with a stand-in for the model."""
     monkeypatch.setattr(sampling, "load_engine", lambda *arguments: engine)
+    monkeypatch.setattr(sampling, "model_identity", lambda path: "0" * 64)
     params = load(PARAMS, [*SET, *more])
     return evaluate.run(
         params,

@@ -144,12 +144,12 @@ TASKS = [{"task_id": f"t/{i}", "prompt": "p", "entry_point": "f"} for i in range
 
 @pytest.fixture
 def saved(monkeypatch):
-    monkeypatch.setattr("jobs.grpo.validation.save_adapter", lambda model, path: (path / "adapter").touch())
+    monkeypatch.setattr("jobs.grpo.validation.save_adapter", lambda model, base, path: (path / "adapter").touch())
 
 
 def test_the_first_of_the_best_is_kept_and_earlier_ones_go_with_the_next_checkpoint(saved, tmp_path):
     trainer = Trainer(tmp_path, [0.2, 0.1, 0.3, 0.5, 0.5, 0.4])
-    validation = Validation(trainer, TASKS)
+    validation = Validation(trainer, TASKS, Path("base"))
     state = steps(validation, trainer, 5, every_checkpoint=(4,))
     assert validation.best(state.log_history) == (3, 0.5)
     assert [path.name for path in tmp_path.glob("best-*")] == ["best-000003"]
@@ -159,19 +159,19 @@ def test_the_first_of_the_best_is_kept_and_earlier_ones_go_with_the_next_checkpo
 
 def test_without_a_checkpoint_no_best_adapter_goes(saved, tmp_path):
     trainer = Trainer(tmp_path, [0.0, 0.1, 0.2, 0.3])
-    steps(Validation(trainer, TASKS), trainer, 3)
+    steps(Validation(trainer, TASKS, Path("base")), trainer, 3)
     assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-000001", "best-000002", "best-000003"]
 
 
 def test_patience_counts_validations_since_the_best(saved, tmp_path):
     trainer = Trainer(tmp_path, [0.2, 0.1, 0.3, 0.2, 0.3, 0.4, 0.9], "grpo.validate_patience=2")
-    state = steps(Validation(trainer, TASKS), trainer, 6)
+    state = steps(Validation(trainer, TASKS, Path("base")), trainer, 6)
     assert state.global_step == 4, "one without after step 0, then a better one, then two without"
 
 
 def test_greedy_alone_decides_where_nothing_is_sampled(saved, tmp_path):
     trainer = Trainer(tmp_path, [0.2, 0.6], "grpo.validate_samples=0")
-    validation = Validation(trainer, TASKS)
+    validation = Validation(trainer, TASKS, Path("base"))
     state = steps(validation, trainer, 1)
     assert validation.best(state.log_history) == (1, 0.6)
     assert validation.summary(state.log_history)["best"] == {"step": 1, "greedy": 0.6}
@@ -181,7 +181,7 @@ def test_a_broken_sandbox_is_no_failure_of_the_model(saved, tmp_path):
     trainer = Trainer(tmp_path, [0.0])
     trainer.answers = lambda prompts, n, t: [[answer_format.render("r", "infrastructure_error")] * n for _ in prompts]
     with pytest.raises(JobError, match="the sandbox failed for 10 of 10"):
-        Validation(trainer, TASKS).measure()
+        Validation(trainer, TASKS, Path("base")).measure()
 
 
 def test_what_cannot_be_measured_by_is_refused(world, tmp_path):
