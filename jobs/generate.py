@@ -29,7 +29,9 @@ from jobs.common.files import printable
 from jobs.inference import Sampling, sample_seed
 from jobs.plumbing.cli import job, reads
 from jobs.weights.adapter import attach
+from jobs.weights.attention import attention_for
 from jobs.weights.safetensors import shards
+from jobs.weights.tokenizer import end_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -65,20 +67,27 @@ def by_transformers(
     import threading
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+    from transformers import AutoModelForCausalLM, GenerationConfig, TextIteratorStreamer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     shards(path)
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", use_safetensors=True, trust_remote_code=False
+            path,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention_for(path, "sdpa"),
         )
     except Exception as error:  # a truncated file surfaces as one of many types
         raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
     if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
         raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    ends = end_tokens(tokenizer, model)
+    # Not the model's own settings: a repetition penalty there would give another answer than the likeliest.
+    model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
     if adapter is not None:
         model = attach(model, adapter, path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -95,7 +104,6 @@ def by_transformers(
                     **inputs,
                     max_new_tokens=sampling.max_tokens,
                     streamer=streamer,
-                    pad_token_id=tokenizer.pad_token_id,
                     **(choice if sampling.temperature else {"do_sample": False}),
                 )
             )
@@ -111,7 +119,7 @@ def by_transformers(
     if isinstance(written[0], BaseException):
         raise written[0]
     tokens = written[0].shape[1] - inputs["input_ids"].shape[1]
-    ended = tokens < sampling.max_tokens or written[0][0, -1] == tokenizer.eos_token_id
+    ended = tokens < sampling.max_tokens or int(written[0][0, -1]) in ends
     yield "", tokens, "stop" if ended else "length"
 
 

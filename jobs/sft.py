@@ -29,6 +29,7 @@ from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.plumbing.provenance import provenance
 from jobs.weights import families
+from jobs.weights.tokenizer import load_tokenizer, special_inside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,8 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     tracking = curves.trackers(params.tracking, "sft")
     loop.prepare(params.sft.engine)
     settings = params.sft
-    tokenizer = loop.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
+    tell_of_special(rows, tokenizer, examples)
     encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
     if settings.engine == "unsloth":
         from jobs.training import unsloth
@@ -190,7 +192,8 @@ def set_aside(count: int, wanted: int, examples: Path) -> set[int]:
 def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str) -> dict[str, list[int]]:
     """Token ids of prompt + answer + end of text, and labels that ignore the prompt.
 
-    The prompt and the answer are encoded apart, as they are at generation. Errors: JobError for a row without its
+    The prompt and the answer are encoded apart, as they are at generation; a string in them that spells a special token is
+    the characters that it is. Errors: JobError for a row without its
     keys, and for one longer than `max_length`: a cut answer would teach the model to stop in the middle.
     """
     try:
@@ -202,11 +205,17 @@ def encode(row: dict, tokenizer: "PreTrainedTokenizerBase", max_length: int, whe
     for name, text in (("prompt", task), ("answer", answer)):
         if not text.strip():
             raise JobError(f"{where}: its {name} is empty")
-    before = tokenizer(answer_format.chat_prompt(task), add_special_tokens=False).input_ids
-    after = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    before = tokenizer(answer_format.chat_prompt(task), split_special_tokens=True).input_ids  # with the BOS, if any
+    after = tokenizer(answer, add_special_tokens=False, split_special_tokens=True).input_ids + [tokenizer.eos_token_id]
     if len(before) + len(after) > max_length:
         raise JobError(f"{where} has {len(before) + len(after)} tokens; sft.max_length is {max_length}")
     return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+
+
+def tell_of_special(rows: list[dict], tokenizer: "PreTrainedTokenizerBase", examples: Path) -> None:
+    spelled = {t for row in rows for t in special_inside(tokenizer, f"{row.get('prompt')}{row.get('answer')}")}
+    if spelled:
+        log.warning("%s: spells %s, trained as text and not as the token", examples, ", ".join(sorted(spelled)))
 
 
 def learned(row: dict[str, list[int]], tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -36,6 +36,7 @@ from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 from jobs.plumbing.provenance import provenance
 from jobs.weights import families
+from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.grpo.trainer import Trainer
@@ -224,7 +225,7 @@ def make_trainer(
     settings = params.grpo
     scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows}, settings.max_completion_length)
     functions, weights = scorer.functions()
-    tokenizer = loop.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
     model = load_model(params, base, adapter)
     loop.check_fits(model, tokenizer, base)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.common.files import process_folder
 from jobs.inference.vllm_settings import compilation, prepare
-from jobs.plumbing.params import Grpo, Params
+from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
 
 
 class Rollout:
@@ -155,11 +155,14 @@ def answers(
 def engine_options(params: Params) -> dict[str, Any]:
     """Settings of vLLM's engine that are the same here and in Unsloth."""
     sequences = params.grpo.batch_size * params.grpo.gradient_accumulation
+    targets = params.sft.lora.targets
+    # Without the targets: LoRA kernels in every layer, on zeros. That is right where all layers are trained.
+    named = {} if targets == [ALL_LINEAR] else {"lora_target_modules": list(targets)}
     return {
         "seed": params.seed,
         "max_num_seqs": sequences,
         "compilation_config": compilation(sequences),
-        "lora_target_modules": list(params.sft.lora.targets),  # without: LoRA kernels in every layer, on zeros
+        **named,
     }
 
 

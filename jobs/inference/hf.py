@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.weights.adapter import attach
+from jobs.weights.attention import attention_for
 from jobs.weights.safetensors import shards
+from jobs.weights.tokenizer import end_tokens, load_tokenizer
 
 T = TypeVar("T")
 
@@ -28,20 +30,20 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     Errors: JobError naming the folder that is not a model, or the prompt that leaves no room for max_tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     shards(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=attention(),
+            attn_implementation=attention_for(path, attention()),
         )
     except Exception as error:  # a truncated file surfaces as one of many types
         raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
@@ -50,9 +52,7 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
         raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     model = model.to(device).eval()
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    ends.discard(None)
+    ends = end_tokens(tokenizer, model)
     room = model.config.get_text_config().max_position_embeddings
 
     def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:

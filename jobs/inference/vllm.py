@@ -15,6 +15,7 @@ from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.inference.vllm_settings import compilation, prepare
 from jobs.weights.adapter import check_base, check_modules, config_of
 from jobs.weights.safetensors import shards
+from jobs.weights.tokenizer import load_tokenizer
 
 SEQUENCES = 512  # decoded at once, at most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
@@ -83,22 +84,25 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
 
+    tokenizer = load_tokenizer(path)  # vLLM's own would read a special token where a prompt spells one
+
     def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
-        require_room(engine, prompts, sampling)
-        rows = [(prompt, i) for prompt in prompts for i in range(sampling.n)]
-        requests = [request(prompt, i, sampling) for prompt, i in rows]
-        outputs = engine.generate([prompt for prompt, _ in rows], requests, lora_request=lora, use_tqdm=True)
+        ids = [tokenizer(prompt).input_ids for prompt in prompts]
+        require_room(engine, prompts, ids, sampling)
+        requests = [request(prompt, i, sampling) for prompt in prompts for i in range(sampling.n)]
+        tokens = [{"prompt_token_ids": tokens} for tokens in ids for _ in range(sampling.n)]
+        outputs = engine.generate(tokens, requests, lora_request=lora, use_tqdm=True)
         flat = [completion(output.outputs[0]) for output in outputs]
         return [flat[start : start + sampling.n] for start in range(0, len(flat), sampling.n)]
 
     return generate
 
 
-def require_room(engine, prompts: list[str], sampling: Sampling) -> None:
+def require_room(engine, prompts: list[str], ids: list[list[int]], sampling: Sampling) -> None:
     """Errors: UsageError for a prompt that leaves no room for max_tokens: the engine would shorten it in silence."""
-    tokenizer, room = engine.get_tokenizer(), engine.llm_engine.model_config.max_model_len
-    for prompt in prompts:
-        length = len(tokenizer.encode(prompt))
+    room = engine.llm_engine.model_config.max_model_len
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        length = len(tokens)
         if length + sampling.max_tokens > room:
             raise UsageError(
                 f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "

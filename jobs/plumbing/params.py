@@ -14,7 +14,16 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from jobs.common.errors import UsageError
 from jobs.plumbing.licenses import LICENSES
@@ -315,12 +324,28 @@ class Distill(Section):
         return body
 
 
+ALL_LINEAR = "all-linear"
+
+
+def as_list(targets: Any) -> Any:
+    return [targets] if targets == ALL_LINEAR else targets
+
+
+def alone(targets: list[str]) -> list[str]:
+    if ALL_LINEAR in targets and len(targets) > 1:
+        raise ValueError(f"has {ALL_LINEAR} beside other names; it stands for all linear layers but the output head")
+    return targets
+
+
+Targets = Annotated[Names, BeforeValidator(as_list), AfterValidator(alone)]
+
+
 class Lora(Section):
     """The adapter's shape; GRPO continues the SFT adapter, so there is one."""
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Positive
-    targets: Names
+    targets: Targets
 
 
 class Optimizer(Section):

@@ -171,7 +171,7 @@ def training(run: dict | None) -> list[str]:
     if not runs:
         return []
     lora = runs[-1]["lora"]
-    targets = lora["targets"] if isinstance(lora["targets"], str) else ", ".join(lora["targets"])
+    targets = ", ".join(lora["targets"])
     lines = [
         "## Training",
         "",

@@ -7,6 +7,7 @@ needs an NVIDIA GPU. Both write the same files.
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import read_json, record_of, sha256, write_json
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
-from jobs.plumbing.params import Checkpoints, Lora, Optimizer, Params
+from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
+from jobs.weights.attention import attention_for
 from jobs.weights.identity import adapter_identity, model_identity
 from jobs.weights.safetensors import shards
 
@@ -70,22 +72,6 @@ def packages(settings: Optimizer) -> tuple[str, ...]:
     return ("bitsandbytes",) if settings.optimizer == "adamw_8bit" else ()
 
 
-def load_tokenizer(base: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except Exception as error:
-        raise JobError(f"{base}: its tokenizer cannot be loaded ({one_line(error)})") from error
-    if tokenizer.eos_token_id is None:
-        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        # Unsloth leaves padding out of the loss by its id, and with it would leave out the end of every completion.
-        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and "pad" in str(t)]
-        tokenizer.pad_token = special[0] if special else tokenizer.eos_token
-    return tokenizer
-
-
 def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     """The base in training precision with a trainable LoRA adapter, new or continued, by transformers and PEFT."""
     import torch
@@ -98,7 +84,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=training_dtype(),
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_for(base, ATTENTION),
             use_safetensors=True,
             trust_remote_code=False,
             device_map=device,
@@ -106,35 +92,79 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
         raise JobError(f"{base}: the model cannot be loaded ({one_line(error)})") from error
     torch.manual_seed(seed)
+    targets = targets_in(model, lora, base)
     if adapter is not None:
-        check_adapter(adapter, lora)
+        check_adapter(adapter, lora, targets)
         return attach(model, adapter, base, trainable=True)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=list(lora.targets),
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
-    )
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                target_modules=targets,
+                lora_dropout=0.0,
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:  # a module that LoRA cannot be laid over
+        raise JobError(f"sft.lora.targets: {base} cannot be given an adapter there ({one_line(error)})") from error
 
 
-def check_adapter(adapter: Path, lora: Lora) -> None:
+def targets_in(model, lora: Lora, base: Path) -> list[str]:
+    """The names of the modules to train; "all-linear" stands for all linear layers but the output head.
+
+    PEFT goes on where one of the names matches nothing, and trains less than was asked. Errors: JobError naming such a
+    target, with the linear layers that there are. A target that only some of the model's layers have is told of.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    if lora.targets == [ALL_LINEAR]:
+        if not linear:
+            raise JobError(f"sft.lora.targets: {base} has no linear layers that all-linear could mean")
+        return sorted(linear)
+    names = [name for name, _ in model.named_modules()]
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    for target in lora.targets:
+        found = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not found:
+            raise JobError(
+                f"sft.lora.targets: {target} is no module of {base}; its linear layers: {', '.join(sorted(linear))}"
+            )
+        within = {match[1] for name in found if (match := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name))}
+        if within and len(within) < layers:
+            log.warning("sft.lora.targets: %s is in %d of the model's %d layers alone", target, len(within), layers)
+    return list(lora.targets)
+
+
+def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:
     """The adapter to continue has the shape that params name; continuing another would ignore them silently.
 
-    And it is whole and in safetensors: PEFT would otherwise unpickle an adapter_model.bin, or ask the Hub.
+    targets: what sft.lora.targets means in this model. And the adapter is whole and in safetensors: PEFT would otherwise
+    unpickle an adapter_model.bin, or ask the Hub.
     """
     tensors_by_module(adapter)
     config = config_of(adapter)
-    found = (config["r"], config["lora_alpha"], sorted(config.get("target_modules") or []))
-    if found != (lora.rank, lora.alpha, sorted(lora.targets)):
+    found = (config["r"], config["lora_alpha"], config.get("target_modules") or [])
+    if found[:2] != (lora.rank, lora.alpha) or not same_targets(found[2], lora, targets):
+        shown = found[2] if isinstance(found[2], str) else sorted(found[2])
         raise JobError(
-            f"{adapter}/adapter_config.json: rank, alpha, targets are {found}, "
+            f"{adapter}/adapter_config.json: rank, alpha, targets are {(*found[:2], shown)}, "
             f"params' sft.lora says {(lora.rank, lora.alpha, sorted(lora.targets))}"
         )
+
+
+def same_targets(found: str | list[str], lora: Lora, targets: list[str]) -> bool:
+    if isinstance(found, str):  # "all-linear", or a regular expression of PEFT's
+        return [found] == lora.targets
+    return sorted(found) == sorted(targets)
 
 
 def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:

@@ -6,7 +6,7 @@ vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base
 from pathlib import Path
 
 from jobs.plumbing.params import Params
-from jobs.training.loop import check_adapter, load_adapter
+from jobs.training.loop import check_adapter, load_adapter, targets_in
 from jobs.weights.adapter import check_base
 from jobs.weights.safetensors import shards
 
@@ -37,11 +37,12 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         random_state=params.seed,
         **engine,
     )
+    targets = targets_in(model, lora, base)
     model = FastLanguageModel.get_peft_model(
         model,
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
+        target_modules=targets,
         lora_dropout=0.0,
         bias="none",
         use_rslora=False,
@@ -50,7 +51,7 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         use_gradient_checkpointing=settings.gradient_checkpointing,
     )
     if adapter is not None:
-        check_adapter(adapter, lora)
+        check_adapter(adapter, lora, targets)
         check_base(adapter, base)
         load_adapter(model, adapter)
     return model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, one_line
+from jobs.weights.tokenizer import padding
 
 ROWS = ("eos", "bos", "padding", "unknown")
 
@@ -46,7 +47,7 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
         raise JobError(f"{path}: names no end-of-sequence token (tokenizer.ggml.eos_token_id)")
     pad = special["padding"]
     if pad in (None, special["eos"]):
-        pad = another_padding(tokenizer, special["eos"], loaded.get_input_embeddings().weight.shape[0])
+        pad = padding(tokenizer, special["eos"], loaded.get_input_embeddings().weight.shape[0])
     tokenizer.eos_token, tokenizer.pad_token = special["eos"], pad
     if special["bos"] is not None:
         tokenizer.bos_token = special["bos"]
@@ -92,21 +93,3 @@ def metadata(path: Path) -> dict:
 def special_tokens(facts: dict, tokenizer) -> list[str | None]:
     numbers = [facts.get(f"tokenizer.ggml.{name}_token_id") for name in ROWS]
     return [tokenizer.convert_ids_to_tokens(int(number)) if number is not None else None for number in numbers]
-
-
-def another_padding(tokenizer, end: str, rows: int) -> str:
-    """A token that may pad: a special one that is called so, else one that ends texts, else any but `end`, else one that
-    fills up the vocabulary. transformers adds some that have no row among the model's `rows`."""
-    special = [
-        str(token)
-        for number, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and str(token) != end and number < rows
-    ]
-    filling = [token for token, number in tokenizer.get_vocab().items() if "pad" in token.lower() and number < rows]
-    for word in ("pad", "endoftext", "unk", ""):
-        found = next((token for token in special if word in token.lower()), None)
-        if found is not None:
-            return found
-    if filling:
-        return min(filling)
-    raise JobError("the GGUF file has no token beside its end of text that could pad")

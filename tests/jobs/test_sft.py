@@ -135,4 +135,151 @@ def test_another_shape_of_adapter_is_not_continued(world, tmp_path):
 
     models.make_adapter(world / "models/base", tmp_path / "adapter", rank=8)
     with pytest.raises(JobError, match=r"adapter_config.json: rank, alpha, targets are \(8,"):
-        check_adapter(tmp_path / "adapter", Lora(rank=32, alpha=16, targets=["q_proj"]))
+        check_adapter(tmp_path / "adapter", Lora(rank=32, alpha=16, targets=["q_proj"]), ["q_proj"])
+
+
+def copy_with_bos(base, folder):
+    """The base with a tokenizer that puts a token before every text, as Llama's and Gemma's do."""
+    import shutil
+
+    shutil.copytree(base, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, a],
+        "pair": [first, a, b],
+        "special_tokens": special,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_what_the_tokenizer_puts_before_a_text_is_trained_with_as_it_is_sampled_with(world, tmp_path):
+    from jobs.sft import encode
+    from jobs.weights.tokenizer import load_tokenizer
+
+    row = {"prompt": "def f(x):\n", "answer": "<SOLUTION>"}
+    plain = load_tokenizer(world / "models/base")
+    with_bos = load_tokenizer(copy_with_bos(world / "models/base", tmp_path / "bos"))
+    without = encode(row, plain, 500, "row 1")["input_ids"]
+    assert encode(row, with_bos, 500, "row 1")["input_ids"] == [0, *without]
+    prompt = with_bos(answer_format.chat_prompt(row["prompt"])).input_ids
+    assert [0, *without][: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("key", ["prompt", "answer"])
+def test_a_text_that_spells_a_special_token_is_trained_as_text(world, key):
+    from jobs.sft import IGNORED, encode
+    from jobs.weights.tokenizer import load_tokenizer, special_inside
+
+    tokenizer = load_tokenizer(world / "models/base")
+    row = {"prompt": "def f(x):\n", "answer": "<SOLUTION>\nend = 1\n</SOLUTION>"}
+    row[key] += 'x = "<|endoftext|>"'
+    encoded = encode(row, tokenizer, 900, "row 1")
+    assert encoded["input_ids"].count(tokenizer.eos_token_id) == 1
+    assert encoded["labels"][-1] == tokenizer.eos_token_id
+    learned = [label for label in encoded["labels"][:-1] if label != IGNORED]
+    assert tokenizer.decode(learned) == row["answer"]
+    assert special_inside(tokenizer, row[key]) == ["<|endoftext|>"]
+
+
+def test_padding_is_never_the_end_of_text(world):
+    from jobs.weights.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(world / "models/base")  # its file says that the end of text pads
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.pad_token_id < len(tokenizer)
+    for text in ("ÿ", "naïve ÿ", "\x00\x7f", "日本"):
+        assert tokenizer.pad_token_id not in tokenizer(text).input_ids
+
+
+def lora(targets):
+    from jobs.plumbing.params import Lora
+
+    return Lora(rank=4, alpha=8, targets=targets)
+
+
+def adapted(base, targets):
+    from jobs.training.loop import load_model
+
+    model = load_model(base, lora(targets), None, 1)
+    return {
+        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_modules() if ".lora_A.default" in name
+    }
+
+
+def test_all_linear_layers_but_the_head_are_trained_and_merged(world, tmp_path):
+    from jobs.training.loop import load_model, save_adapter
+    from jobs.weights.lora import updates_of
+
+    base = world / "models/base"
+    model = load_model(base, lora("all-linear"), None, 1)
+    save_adapter(model, base, tmp_path)
+    expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]) == expected
+    assert len(updates_of(base, [tmp_path])) == 2 * len(expected)
+    continued = load_model(base, lora("all-linear"), tmp_path, 1)
+    assert len([n for n, _ in continued.named_modules() if n.endswith("lora_A")]) == 2 * len(expected)
+    with pytest.raises(JobError, match="rank, alpha, targets are"):
+        load_model(base, lora(["q_proj"]), tmp_path, 1)
+
+
+def test_a_target_that_matches_nothing_is_refused_by_name(world):
+    with pytest.raises(
+        JobError, match=r"sft\.lora\.targets: qkv_proj is no module of .*; its linear layers: down_proj, gate"
+    ):
+        adapted(world / "models/base", ["o_proj", "qkv_proj"])
+    assert adapted(world / "models/base", ["o_proj"]) == {"o_proj"}
+
+
+def test_a_target_that_only_some_layers_have_is_told_with_its_count(world, caplog):
+    from transformers import AutoModelForCausalLM
+
+    from jobs.training.loop import targets_in
+
+    model = AutoModelForCausalLM.from_pretrained(world / "models/base")
+    model.model.layers[1].self_attn.extra_proj = model.model.layers[1].mlp.up_proj
+    with caplog.at_level("WARNING"):
+        assert targets_in(model, lora(["extra_proj", "q_proj"]), world) == ["extra_proj", "q_proj"]
+    assert "extra_proj is in 1 of the model's 2 layers" in caplog.text
+    assert "q_proj is in" not in caplog.text
+
+
+def test_a_capped_attention_is_computed_with_its_cap(tmp_path):
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from jobs.inference import Sampling, hf
+    from jobs.training.loop import load_model
+    from jobs.weights.tokenizer import load_tokenizer
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32}
+    config = Gemma2Config(
+        **sizes,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        query_pre_attn_scalar=1,
+        attn_logit_softcapping=0.5,
+        initializer_range=0.3,
+        eos_token_id=0,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    models.make_tokenizer(tmp_path)
+    ids = torch.arange(20, 90)[None]
+    capped = Gemma2ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    uncapped = Gemma2ForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    ours = load_model(tmp_path, lora(["q_proj"]), None, 1)
+    with torch.no_grad():
+        expected = capped(ids).logits
+        assert not torch.allclose(uncapped(ids).logits, expected, atol=1e-3), "the cap is to change something here"
+        assert torch.allclose(ours(ids).logits, expected, atol=1e-4)
+    [[sampled]] = hf.load(tmp_path)(["def add(a, b):"], Sampling(max_tokens=24))
+    tokenizer = load_tokenizer(tmp_path)
+    prompt = tokenizer("def add(a, b):", return_tensors="pt")
+    written = capped.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt.input_ids.shape[1] :]
+    assert sampled.text == tokenizer.decode(written, skip_special_tokens=True)

@@ -33,6 +33,7 @@ def trainer(tmp_path_factory):
     from jobs.grpo.job import configuration
     from jobs.grpo.trainer import Trainer
     from jobs.training import loop
+    from jobs.weights.tokenizer import load_tokenizer
 
     folder = tmp_path_factory.mktemp("batches")
     base = toy.make_model(folder / "base")
@@ -48,7 +49,7 @@ def trainer(tmp_path_factory):
         directory=folder,
         weights=[1.0] * 3,
         model=loop.load_model(base, params.sft.lora, toy.make_adapter(base, folder / "sft", rank=4, lora_alpha=16), 1),
-        processing_class=loop.load_tokenizer(base),
+        processing_class=load_tokenizer(base),
         reward_funcs=[constant],
         train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(3)]),
         args=configuration(params, [1.0], folder),

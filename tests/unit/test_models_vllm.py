@@ -36,15 +36,12 @@ def calls(monkeypatch, tmp_path):
                 raise ValueError("no such\nmodel")
             seen["options"] = options
 
-        def get_tokenizer(self):
-            return SimpleNamespace(encode=lambda text: text.split())
-
         def generate(self, prompts, params, lora_request=None, use_tqdm=True):
             seen["generate"].append((prompts, params, lora_request))
             reason = seen.get("reason", "stop")
-            return [SimpleNamespace(outputs=[SimpleNamespace(text=f"{prompt[-1]} {param.seed}", token_ids=[1, 2],
-                                                             finish_reason=reason)])
-                    for prompt, param in zip(prompts, params, strict=True)]  # fmt: skip
+            texts = [f"{p['prompt_token_ids'][-1]} {param.seed}" for p, param in zip(prompts, params, strict=True)]
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=text, token_ids=[1, 2], finish_reason=reason)])
+                    for text in texts]  # fmt: skip
 
     package, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
     package.LLM, package.SamplingParams = LLM, lambda **fields: SimpleNamespace(**fields)
@@ -53,6 +50,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, "unset")
+    monkeypatch.setattr(engine, "load_tokenizer", lambda path: lambda text: SimpleNamespace(input_ids=text.split()))
     return seen
 
 
@@ -65,7 +63,7 @@ def test_all_samples_are_requests_of_one_call_with_their_own_seeds(calls, tmp_pa
     sampling = Sampling(n=3, temperature=0.8, top_p=0.95, max_tokens=20, stop=("\ndef",), seed=7)
     answers = engine.load(tmp_path)(["a", "b"], sampling)
     [(prompts, params, lora)] = calls["generate"]
-    assert prompts == ["a", "a", "a", "b", "b", "b"]
+    assert prompts == [{"prompt_token_ids": [p]} for p in "aaabbb"], "tokens of the same tokenizer as training's"
     assert [param.seed for param in params] == [sample_seed(7, p, i) for p in "ab" for i in range(3)]
     assert {(p.n, p.temperature, p.top_p, p.max_tokens, *p.stop) for p in params} == {(1, 0.8, 0.95, 20, "\ndef")}
     assert lora is None

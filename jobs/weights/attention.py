@@ -1,0 +1,19 @@
+"""Which of transformers' attentions a model can be computed with."""
+
+import logging
+from pathlib import Path
+
+from jobs.common.files import read_json
+
+log = logging.getLogger("jobs")
+
+
+def attention_for(folder: Path, usual: str) -> str:
+    """`usual`, or "eager" for a model whose attention logits are capped (Gemma 2's attn_logit_softcapping), which SDPA
+    leaves out without a word: it would be another model than vLLM's, llama.cpp's, and the one that was pre-trained."""
+    config = read_json(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any(part.get("attn_logit_softcapping") for part in parts):
+        log.info("%s: caps its attention logits, so eager attention computes it, which takes more memory", folder)
+        return "eager"
+    return usual

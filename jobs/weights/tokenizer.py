@@ -1,0 +1,77 @@
+"""A model folder's tokenizer, loaded alike for training, sampling and answering: text is text, and padding ends nothing.
+
+A string in a text that spells a special token (`<|im_end|>` in an answer about chat templates) is encoded as the characters
+that it is: as the token it would end the text in the middle, in training as in a prompt. What the tokenizer itself puts
+before a text (a BOS) stays, in every job.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.errors import JobError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEVER_TEXT = ("ÿ", "<0xFF>")  # how byte-level BPE and SentencePiece write the byte 0xFF, which no UTF-8 text has
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder, with a padding token that is not its end of text.
+
+    Errors: JobError for one that cannot be loaded, that has no end of text, or that puts one after every text.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
+        probe = tokenizer("a").input_ids
+    except Exception as error:  # a broken file surfaces as one of many types
+        raise JobError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise JobError(f"{folder}: its tokenizer has no end-of-sequence token")
+    if probe[-1:] == [tokenizer.eos_token_id]:
+        raise JobError(
+            f"{folder}: its tokenizer ends every text with {tokenizer.eos_token}, prompts too (add_eos_token)"
+        )
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # A trainer leaves padding out of the loss by its id, and with it would leave out the end of every answer.
+        tokenizer.pad_token = padding(tokenizer, tokenizer.eos_token, len(tokenizer))
+    return tokenizer
+
+
+def special_inside(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
+    """The special tokens that `text` spells."""
+    return sorted({str(token) for token in tokenizer.all_special_tokens if str(token) in text} - {*NEVER_TEXT, ""})
+
+
+def end_tokens(tokenizer: "PreTrainedTokenizerBase", model) -> set[int]:
+    """The tokens that end an answer: the tokenizer's end of text, and the model's own."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return ends - {None}
+
+
+def padding(tokenizer: "PreTrainedTokenizerBase", end: str, rows: int) -> str:
+    """A token that may pad: a special one that is called so, else one that ends texts, else any but `end`, else one that
+    fills up the vocabulary, else a byte that no text has; of the model's `rows`, as transformers adds some beyond them.
+
+    Errors: JobError if there is none.
+    """
+    special = [
+        str(token)
+        for number, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and str(token) != end and number < rows
+    ]
+    for word in ("pad", "endoftext", "unk", ""):
+        found = next((token for token in special if word in token.lower()), None)
+        if found is not None:
+            return found
+    vocabulary = tokenizer.get_vocab()
+    filling = [token for token, number in vocabulary.items() if "[pad" in token.lower() and number < rows]
+    if filling:
+        return min(filling)
+    for token in NEVER_TEXT:
+        if token != end and vocabulary.get(token, rows) < rows:
+            return token
+    raise JobError(f"the tokenizer has no token beside its end of text, {end}, that could pad")
