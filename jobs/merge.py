@@ -5,8 +5,9 @@
       --metrics metrics/merge-grpo.json --plot plots/merge-grpo.csv
 
 Reads a model folder in safetensors and one or more PEFT LoRA adapters (--adapter is repeatable); writes a model folder
-with the same shards, the configuration and the tokenizer copied byte for byte (but for the dtype in config.json), and
-how much of the update survived storing as `merge.dtype`: metrics in all and by layer, and the layers as a CSV to plot.
+with the same shards, the configuration and the tokenizer copied byte for byte (but for the dtype in config.json, and an end
+of text that generation_config.json lacks), and how much of the update survived storing as `merge.dtype`: metrics in all
+and by layer, and the layers as a CSV to plot.
 Stops, keeping nothing, if less than `merge.min_retention` of the update survived or a weight overflowed.
 
 It works tensor by tensor, so its memory does not grow with the model.
@@ -22,7 +23,15 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import hash_of_metrics, read_json, replace_dir, replace_file, set_record, write_metrics
+from jobs.common.files import (
+    hash_of_metrics,
+    read_json,
+    replace_dir,
+    replace_file,
+    set_record,
+    write_json,
+    write_metrics,
+)
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.plumbing.provenance import provenance
@@ -101,6 +110,37 @@ def copy_rest(base: Path, out: Path, dtype: str) -> None:
             (out / file.name).write_text(with_dtype(file.read_text(encoding="utf-8"), dtype), encoding="utf-8")
         elif file.is_file() and file.suffix not in WEIGHTS and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)
+    add_end(out)
+
+
+def add_end(folder: Path) -> None:
+    """Has generation_config.json name the tokenizer's end of text, which training ended every answer with.
+
+    Programs that read the folder stop at what that file names, and some bases lack it, or name another token.
+    """
+    found = end_of(folder)
+    if found is None:
+        return
+    file = folder / "generation_config.json"
+    config = read_json(file) if file.is_file() else {}
+    known = config.get("eos_token_id", read_json(folder / "config.json").get("eos_token_id"))
+    ends = known if isinstance(known, list) else [known] if known is not None else []
+    if found not in ends or "eos_token_id" not in config:
+        ends = ends if found in ends else [*ends, found]
+        write_json(file, config | {"eos_token_id": ends[0] if len(ends) == 1 else ends})
+
+
+def end_of(folder: Path) -> int | None:
+    """The number of the tokenizer's end-of-sequence token, by its files; None where they do not tell."""
+    settings, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not settings.is_file() or not tokenizer.is_file():
+        return None
+    token = read_json(settings).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    held = read_json(tokenizer)
+    numbers = {added["content"]: added["id"] for added in held.get("added_tokens") or []}
+    vocabulary = held.get("model", {}).get("vocab")
+    return numbers.get(text, vocabulary.get(text) if isinstance(vocabulary, dict) else None)
 
 
 @job("merge", "seed")

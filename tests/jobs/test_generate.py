@@ -90,3 +90,61 @@ def test_scripts_get_one_object_and_people_get_text(models):
     assert plain.stdout == answer["text"] + "\n"
     assert "tag format" in plain.stderr
     assert cli("--model", models / "nowhere", PROMPT).returncode == 2
+
+
+def copy_of(models, folder, **generation):
+    import shutil
+
+    shutil.copytree(models / "merged", folder)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def test_the_model_s_own_generation_settings_do_not_bear_on_the_answer(models, tmp_path):
+    settings = {"do_sample": True, "repetition_penalty": 5.0, "temperature": 0.3, "top_k": 3, "no_repeat_ngram_size": 1}
+    changed = copy_of(models, tmp_path / "changed", eos_token_id=0, **settings)
+    assert text(changed, None, PROMPT, False) == text(models / "merged", None, PROMPT, False)
+    assert text(changed, None, PROMPT, True) == text(models / "merged", None, PROMPT, True)
+
+
+def ending(models, folder):
+    """The merged model, the third token of whose answer is its tokenizer's end of text, which nothing else names."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from jobs.common.answer_format import chat_prompt
+
+    changed = copy_of(models, folder)
+    tokenizer = AutoTokenizer.from_pretrained(changed)
+    prompt = tokenizer(chat_prompt(PROMPT), return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(changed)
+    third = int(model.generate(**prompt, max_new_tokens=3, do_sample=False, eos_token_id=None)[0, -1])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
+    tokenizer.save_pretrained(changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    return changed, third
+
+
+def test_an_answer_ends_at_the_tokenizer_s_end_though_no_config_names_it(models, tmp_path):
+    from jobs.common.answer_format import chat_prompt
+    from jobs.inference import Sampling, hf
+
+    changed, _ = ending(models, tmp_path / "ending")
+    *_, (_, tokens, end) = generate.run(params(), changed, None, PROMPT, False)
+    assert (tokens, end) in [(1, "stop"), (2, "stop"), (3, "stop")]
+    [[sampled]] = hf.load(changed)([chat_prompt(PROMPT)], Sampling(max_tokens=16))
+    assert (sampled.tokens, sampled.finish) == (tokens, end)
+
+
+def test_a_merged_model_s_generation_config_names_the_tokenizer_s_end(models, tmp_path):
+    changed, third = ending(models, tmp_path / "ending")
+    for given, expected in (
+        ({}, third),
+        ({"eos_token_id": 7, "top_k": 2}, [7, third]),
+        ({"eos_token_id": third}, third),
+    ):
+        (changed / "generation_config.json").write_text(json.dumps(given))
+        out = tmp_path / f"out{len(given)}{expected}"
+        out.mkdir()
+        merge.copy_rest(changed, out, "float32")
+        assert json.loads((out / "generation_config.json").read_text()) == given | {"eos_token_id": expected}
