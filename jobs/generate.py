@@ -60,14 +60,10 @@ def run(
     return by_transformers(model, adapter, chat_prompt(prompt), sampling)
 
 
-def by_transformers(
-    path: Path, adapter: Path | None, prompt: str, sampling: Sampling
-) -> Iterator[tuple[str, int, str | None]]:
-    """One sequence from a model folder in the dtype it is stored in."""
-    import threading
-
+def loaded(path: Path, adapter: Path | None) -> tuple[Any, Any, set[int]]:
+    """Tokenizer, model and the tokens that end an answer, of a folder and an adapter that is not merged."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, TextIteratorStreamer
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -91,6 +87,19 @@ def by_transformers(
     if adapter is not None:
         model = attach(model, adapter, path)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return tokenizer, model, ends
+
+
+def by_transformers(
+    path: Path, adapter: Path | None, prompt: str, sampling: Sampling
+) -> Iterator[tuple[str, int, str | None]]:
+    """One sequence from a model folder in the dtype it is stored in."""
+    import threading
+
+    import torch
+    from transformers import TextIteratorStreamer
+
+    tokenizer, model, ends = loaded(path, adapter)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(sample_seed(sampling.seed, prompt, 0))
