@@ -9,7 +9,7 @@ SMALL := data/sources/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .DEFAULT_GOAL := help
 DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
-.PHONY: $(DVC_REMOTES) walks help install smoke run small small-check test lint format lock doctor bench precision audit sbom check-containers check-train-image
+.PHONY: $(DVC_REMOTES) walks help install smoke run small small-check test lint format lock doctor bench families precision audit sbom check-containers check-train-image
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
@@ -44,6 +44,9 @@ format: $(INSTALLED)  ## let ruff lay the code out
 bench: $(INSTALLED)  ## the sandbox beside the official evaluators, and the merge beside cp
 	$(VENV)/bin/python tests/bench/sandbox.py --data data/sources
 	$(VENV)/bin/python tests/bench/merge.py
+
+families: $(INSTALLED)  ## docs/models.md: tiny models of many families through every stage
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/families.py
 
 precision: $(INSTALLED)  ## what each way of storing a merge keeps, on the smoke run's models
 	$(VENV)/bin/python tests/bench/precision.py
