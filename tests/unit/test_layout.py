@@ -1,6 +1,7 @@
 """The layout of jobs/: no circle of imports, no job that imports another, functions and files short enough to read."""
 
 import ast
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -75,3 +76,9 @@ def test_functions_are_short():
                 if lines > LONGEST:
                     long.append(f"{file.relative_to(ROOT)}: {node.name} has {lines} lines")
     assert long == []
+
+
+def test_no_link_is_tracked():
+    """A link to an environment, say, would take the place of the environment of whoever pulls."""
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line for line in listed.splitlines() if line.startswith("120000")] == []
