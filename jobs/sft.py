@@ -97,7 +97,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
         loop.save_adapter(trainer.model, base, partial)
         teachers = sorted({str(row.get("teacher")) for row in rows})
         record = loop.run_record(
-            "sft", params, params.sft, base, None, {"examples": examples}, examples=len(rows), teachers=teachers
+            "sft", params, params.sft, base, None, {"examples": examples}, examples=len(train), teachers=teachers
         )
         loop.save_settings(trainer.args, base, partial, record)
     history = curves.write_curve(trainer.state.log_history, CURVE, curve)

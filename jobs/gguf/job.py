@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common.errors import JobError
-from jobs.common.files import hash_of_metrics, read_json, remove, replace_dir, set_record, write_metrics
+from jobs.common.files import hash_of_metrics, remove, replace_dir, set_record, write_metrics
 from jobs.gguf.convert import convert
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS

@@ -36,6 +36,7 @@ def loss_of(base, tmp_path):
     from jobs.grpo.job import configuration
     from jobs.grpo.trainer import Trainer
     from jobs.training import loop
+    from jobs.weights.tokenizer import load_tokenizer
 
     loop.prepare("transformers")
 
@@ -50,7 +51,7 @@ def loss_of(base, tmp_path):
             directory=tmp_path,
             weights=[1.0, 1.0],
             model=loop.load_model(base / "base", params.sft.lora, base / "sft", 1),
-            processing_class=loop.load_tokenizer(base / "base"),
+            processing_class=load_tokenizer(base / "base"),
             reward_funcs=[constant],
             train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(2)]),
             args=configuration(params, [1.0], tmp_path),
