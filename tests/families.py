@@ -134,7 +134,7 @@ def stages(params: Params) -> dict[str, Callable[[], object]]:
         "base": lambda: base.run(params, model),
         "sft": lambda: sft.run(params, model, data / "examples.jsonl", Path("sft"), metrics, curve),
         "grpo": lambda: grpo.run(
-            params, model, Path("sft"), data / "toy.jsonl", Path("grpo"), metrics, curve, Path("k.jsonl")
+            params, model, Path("sft"), data / "toy.jsonl", None, Path("grpo"), metrics, curve, Path("k.jsonl")
         ),
         "merge": lambda: merge.run(params, model, [Path("grpo")], Path("merged"), metrics, curve),
         "sample": lambda: sample.run(params, merged(), None, "cot", ["toy"], data, Path("samples")),

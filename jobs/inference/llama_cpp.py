@@ -46,8 +46,11 @@ class File:
         self.model: Any = None
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, with what the file says to put around a text, such as a token for its begin."""
-        return self.vocabulary.tokenize(text.encode(), True, True)
+        """Token ids, with what the file says to put around a text, such as a token for its begin.
+
+        A special token that the text spells is text, as in training and for the other engines.
+        """
+        return self.vocabulary.tokenize(text.encode(), True, False)
 
     def make_room(self, prompts: list[str], max_tokens: int) -> None:
         """Errors: UsageError for a prompt with which `max_tokens` new ones are more than the model was made for."""

@@ -173,7 +173,10 @@ def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
         raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     for name, tensor in model.named_parameters():
         if not tensor.isfinite().all():
-            raise JobError(f"{base}: {name} holds values that are not finite")
+            stored = name.removeprefix("base_model.model.").replace(
+                ".base_layer.", "."
+            )  # PEFT's names around the file's
+            raise JobError(f"{base}: {stored} holds values that are not finite")
 
 
 def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, seed: int) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def copied(world, tmp_path, name):
     ("name", "says"),
     [
         ("model.safetensors", "model cannot be loaded"),
-        ("config.json", "cannot be loaded"),
+        ("config.json", "config.json: is not valid JSON"),
         ("tokenizer.json", "tokenizer cannot be loaded"),
     ],
 )
@@ -366,8 +366,10 @@ def test_a_base_that_changes_during_grpo(world, monkeypatch):
 
     def drift(self, *arguments, **options):
         if self.state.global_step == 2:
-            weight = dict(self.model.named_parameters())["base_model.model.model.layers.0.mlp.up_proj.weight"]
-            weight.data.view(torch.int32)[3, 5] ^= 1
+            weight = dict(self.model.named_parameters())[
+                "base_model.model.model.layers.0.post_attention_layernorm.weight"
+            ]
+            weight.data.view(torch.int32)[5] ^= 1
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(trainer.Trainer, "_generate_single_turn", drift)

@@ -71,7 +71,7 @@ def test_the_reward_is_the_share_of_runs_that_are_right(tasks, sandbox):
     rows = {task["task_id"]: task for task in tasks[1]}
     codes = [program("n * 2"), program("0"), "print('", program("1 // n")]
     answers = [answer_format.render("Think.", code) for code in codes] + [program("n * 2")]
-    scorer = Scorer(sandbox, load(PARAMS).grpo.rewards, rows)
+    scorer = Scorer(sandbox, load(PARAMS).grpo.rewards, rows, most=512)
     scores = scorer.scores(answers, ["twin/double"] * len(answers))
     assert [one.correctness for one in scores] == [1.0, 0.25, 0.0, 0.0, 0.0]
     assert scores[2].verdict.status == "invalid"

@@ -168,6 +168,7 @@ def test_what_is_installed_here_at_the_same_version_admits_the_rest_of_train_loc
 IMPORTS = {  # top-level module to distribution, where the names differ
     "yaml": "pyyaml", "llama_cpp": "llama-cpp-python", "huggingface_hub": "huggingface-hub",
     "unsloth_zoo": "unsloth-zoo", "ruamel": "ruamel-yaml", "conversion": "llama-cpp-python",
+    "sklearn": "scikit-learn",
 }  # fmt: skip
 
 

@@ -142,7 +142,8 @@ def test_what_a_job_leaves_behind_is_ended_after_a_moment():
     process = job("import subprocess\n"
                   "for _ in range(3):\n"
                   "    p = subprocess.Popen(['sh', '-c', 'sleep 62 & echo $!; trap \"\" TERM; wait; sleep 62'],\n"
-                  "                         start_new_session=True)")  # fmt: skip
+                  "                         start_new_session=True)\n"
+                  "import time; time.sleep(1)  # until all three have begun, on a busy machine too")  # fmt: skip
     process.stdout.readline()
     began = time.monotonic()
     lines = [line for line in process.stdout if line.strip().isdigit()]

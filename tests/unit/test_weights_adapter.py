@@ -11,7 +11,7 @@ from jobs.common.errors import JobError
 from jobs.weights import adapter as adapters
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
-from tests.toy import make_adapter, make_model
+from tests.toy import TARGETS, make_adapter, make_model
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ OLD = {  # PEFT 0.2's configuration, whole
     "modules_to_save": None,
     "peft_type": "LORA",
     "r": 8,
-    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "target_modules": TARGETS,
     "task_type": "CAUSAL_LM",
 }
 
