@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.common.answer_format import chat_prompt, parse
-from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.errors import UsageError
 from jobs.common.files import printable
 from jobs.inference import Sampling, sample_seed
 from jobs.plumbing.cli import job, reads
 from jobs.weights.adapter import attach
-from jobs.weights.attention import attention_for
-from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import end_tokens, load_tokenizer
+from jobs.weights.model import load_model
+from jobs.weights.tokenizer import end_tokens
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -63,24 +62,9 @@ def run(
 def loaded(path: Path, adapter: Path | None) -> tuple[Any, Any, set[int]]:
     """Tokenizer, model and the tokens that end an answer, of a folder and an adapter that is not merged."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
+    from transformers import GenerationConfig
 
-    logging.disable_progress_bar()
-    shards(path)
-    tokenizer = load_tokenizer(path)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=attention_for(path, "sdpa"),
-        )
-    except Exception as error:  # a truncated file surfaces as one of many types
-        raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
-        raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    tokenizer, model = load_model(path, "auto", "sdpa")
     ends = end_tokens(tokenizer, model)
     # Not the model's own settings: a repetition penalty there would give another answer than the likeliest.
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)

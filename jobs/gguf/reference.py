@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.weights.adapter import attach
-from jobs.weights.safetensors import shards
+from jobs.weights.model import load_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,23 +65,22 @@ class Reference:
         return out.logits[0].float().cpu().numpy()
 
 
+def left_padded(base: Path) -> Any:
+    """The tokenizer as its maker has it: what a GGUF file's is held to."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
+    except Exception as error:  # what does not fit surfaces as one of many types
+        raise JobError(f"{base}: cannot be loaded as a model ({one_line(error)})") from error
+
+
 def load_reference(base: Path, adapters: list[Path]) -> Reference:
     """Errors: JobError naming the folder that is no model, or whose tokenizer has no end or more tokens than the model."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
+    from transformers import GenerationConfig
 
-    logging.disable_progress_bar()
-    shards(base)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # what does not fit surfaces as one of many types
-        raise JobError(f"{base}: cannot be loaded as a model ({one_line(error)})") from error
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
-        raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    tokenizer, model = load_model(base, torch.float32, None, left_padded)
     for adapter in adapters:
         model = attach(model, adapter, base).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

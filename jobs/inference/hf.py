@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.weights.adapter import attach
-from jobs.weights.attention import attention_for
-from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import end_tokens, load_tokenizer
+from jobs.weights.model import load_model
+from jobs.weights.tokenizer import end_tokens
 
 T = TypeVar("T")
 
@@ -30,27 +29,11 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     Errors: JobError naming the folder that is not a model, or the prompt that leaves no room for max_tokens.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    shards(path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(path)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=attention_for(path, attention()),
-        )
-    except Exception as error:  # a truncated file surfaces as one of many types
-        raise JobError(f"{path}: cannot be loaded as a model ({one_line(error)})") from error
+    tokenizer, model = load_model(path, getattr(torch, dtype), attention())
     if adapter is not None:
         model = attach(model, adapter, path).get_base_model()
-    if len(tokenizer) > (rows := model.get_input_embeddings().weight.shape[0]):
-        raise JobError(f"{path}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     model = model.to(device).eval()
     ends = end_tokens(tokenizer, model)
     room = model.config.get_text_config().max_position_embeddings

@@ -8,7 +8,7 @@ from jobs.common.files import read_json
 log = logging.getLogger("jobs")
 
 
-def attention_for(folder: Path, usual: str) -> str:
+def attention_for(folder: Path, usual: str | None) -> str | None:
     """`usual`, or "eager" for a model whose attention logits are capped (Gemma 2's attn_logit_softcapping), which SDPA
     leaves out without a word: it would be another model than vLLM's, llama.cpp's, and the one that was pre-trained."""
     config = read_json(folder / "config.json")
