@@ -32,7 +32,7 @@ import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import replace_file, write_jsonl, write_metrics
+from jobs.common.files import write_jsonl, write_metrics
 from jobs.common.task import Task, read_tasks
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import METRICS, ROWS
@@ -72,10 +72,8 @@ def run(params: "Params", base: Path, adapter: Path, tasks: Path, out: Path, val
             row.update({"pass_rate": rates[row["task_id"]], "graded": count})
         result |= summary(list(rates.values()))
         log.info("grade: of %(tasks)d tasks %(never)d are never solved, %(always)d always", result)
-    with replace_file(out) as unfinished:
-        write_jsonl(unfinished, rows)
-    with replace_file(validation) as unfinished:
-        write_jsonl(unfinished, aside)
+    write_jsonl(out, rows)
+    write_jsonl(validation, aside)
     write_metrics(metrics, result)
     provenance("grade")
     if forget is not None:

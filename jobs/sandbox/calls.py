@@ -7,6 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from jobs.common.programs import RESULT_RULES
 from jobs.sandbox import leetcode
 from jobs.sandbox.codec import digest, is_huge, pack
 from jobs.sandbox.inputs import outcome, replies
@@ -17,8 +18,6 @@ from jobs.sandbox.verdict import Counts, Invalid, faults, line
 if TYPE_CHECKING:
     from jobs.sandbox.judge import Judge
 
-RULES = "equal", "livecodebench"
-
 
 class Calls:
     """The tests of a task whose answer is called with plain data: `calls`, each with `arguments` and `expected`."""
@@ -26,7 +25,7 @@ class Calls:
     def __init__(self, record: dict[str, Any]) -> None:
         self.entry_point: str = record["entry_point"]
         self.rule = record.get("comparison") or "equal"
-        if self.rule not in RULES:
+        if self.rule not in RESULT_RULES:
             raise KeyError(f"no rule {self.rule} for comparing results")
         self.atol, self.rtol = float(record.get("atol") or 0), float(record.get("rtol") or 0)
         self.limit = record.get("time_limit")

@@ -8,7 +8,6 @@ Nothing here decides anything: a submission that replaces it changes its own ans
 from typing import Any
 
 ANSWER = "__answer__"
-SHAPES = "ListNode", "TreeNode", "list of ListNode"
 
 NODES = """
 class ListNode:
@@ -104,7 +103,7 @@ def __bind__(names, entry_point, method, arguments, result, shared):
 def adapter(entry_point: str, method: str | None, shapes: dict[str, Any], shared: bool) -> str:
     """The source that binds `__answer__` to a submission's function, or method of its class.
 
-    shapes: "arguments", a list with one of SHAPES or None for each, and "result", one of SHAPES or None. shared: one
+    shapes: "arguments", a list with one of jobs.common.programs.SHAPES for each, and "result", one of them. shared: one
     instance for all tests, and a mere function of the method's name will do: LiveCodeBench's way.
     """
     bound = [entry_point, method, shapes.get("arguments"), shapes.get("result"), shared]

@@ -10,15 +10,16 @@ With a tolerance, words that are numbers on both sides, and finite, need only be
 import math
 from decimal import Decimal, DecimalException
 
-RULES = "lines", "tokens", "livecodebench"
+from jobs.common.programs import OUTPUT_RULES
+
 LONGEST_NUMBER = 4096  # characters of a word that is still read as a number
 
 
 def agrees(written: str, expected: str, rule: str, atol: float = 0.0, rtol: float = 0.0) -> bool:
-    """Whether a test passes. Errors: KeyError for a rule that is none of RULES."""
+    """Whether a test passes. Errors: KeyError for a rule that is none of OUTPUT_RULES."""
     if rule == "livecodebench":
         return decimals_agree(written, expected)
-    if rule not in RULES:
+    if rule not in OUTPUT_RULES:
         raise KeyError(f"no rule {rule} for comparing outputs")
     ours, theirs = parts(written, rule), parts(expected, rule)
     if ours == theirs or not (atol or rtol):

@@ -7,8 +7,9 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from jobs.common.programs import OUTPUT_RULES
 from jobs.sandbox.child import JUDGING_SECONDS, Child, Source
-from jobs.sandbox.outputs import RULES, agrees
+from jobs.sandbox.outputs import agrees
 from jobs.sandbox.protocol import STATUS, WAIT, dumps
 from jobs.sandbox.remote import rebuilt
 from jobs.sandbox.verdict import Counts, Invalid, Lost, faults, line
@@ -146,7 +147,7 @@ class Programs:
         if not self.tests:
             raise KeyError("no tests")
         self.rule = record.get("comparison") or "lines"
-        if self.rule not in RULES:
+        if self.rule not in OUTPUT_RULES:
             raise KeyError(f"no rule {self.rule} for comparing outputs")
         self.tolerance = float(record.get("atol") or 0), float(record.get("rtol") or 0)
         self.limit = record.get("time_limit")

@@ -173,9 +173,8 @@ def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
         raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     for name, tensor in model.named_parameters():
         if not tensor.isfinite().all():
-            stored = name.removeprefix("base_model.model.").replace(
-                ".base_layer.", "."
-            )  # PEFT's names around the file's
+            # PEFT puts its own names around those of the file.
+            stored = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
             raise JobError(f"{base}: {stored} holds values that are not finite")
 
 
