@@ -19,22 +19,15 @@ from jobs.common.errors import JobError
 from jobs.plumbing import params
 from jobs.sandbox import Sandbox
 from jobs.sandbox.settings import Settings
+from tests.submissions import task, verdict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def task(*tests, entry_point="f", **fields):
-    return {"task_id": "t", "prompt": "", "entry_point": entry_point, "setup": "", "tests": list(tests), **fields}
 
 
 @pytest.fixture(scope="module")
 def sandbox():
     with Sandbox(workers=1, timeout=5) as sandbox:
         yield sandbox
-
-
-def verdict(sandbox, task, code):
-    return sandbox.run([(task, code)])[0]
 
 
 CLASS = """

@@ -5,22 +5,15 @@ import json
 import pytest
 
 from jobs.sandbox import Sandbox
+from tests.submissions import task, verdict
 
 FAULTS = {"failed", "timeout", "crashed"}
-
-
-def task(*tests, entry_point="f", **fields):
-    return {"task_id": "t", "prompt": "", "entry_point": entry_point, "setup": "", "tests": list(tests), **fields}
 
 
 @pytest.fixture(scope="module")
 def sandbox():
     with Sandbox(workers=1, timeout=5) as sandbox:
         yield sandbox
-
-
-def verdict(sandbox, record, code):
-    return sandbox.run([(record, code)])[0]
 
 
 # ---- a run has one outcome
