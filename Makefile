@@ -20,7 +20,7 @@ smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=
 run: $(INSTALLED)  ## run the whole pipeline with a recipe: make run RECIPE=robust, in .runs/robust/
 	$(VENV)/bin/python -m jobs run recipes/$(RECIPE).yaml
 
-small: $(SMALL)  ## run the whole pipeline on a real model of 135 million parameters, on one NVIDIA card of 8 GB
+small: $(SMALL)  ## run the whole pipeline on a real model of 135 million parameters, on one NVIDIA card
 	$(VENV)/bin/python -m jobs run recipes/small.yaml
 
 small-check: $(SMALL)  ## two steps of each of its stages on a CPU
