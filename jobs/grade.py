@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Evaluate, Params
 
 DRAWN_AS = tuple(f"grpo.{key}" for key in ("max_completion_length", "temperature", "top_p"))
-DRAWN_BY = tuple(f"evaluate.{key}" for key in ("batch_invariant", "batch_size", "dtype", "engine", "gpu_memory"))
+DRAWN_BY = tuple(
+    f"evaluate.{key}" for key in ("batch_invariant", "batch_size", "dtype", "engine", "gpu_memory", "kv_cache_gib")
+)
 
 
 @job("grade", *DRAWN_AS, *DRAWN_BY, *TRAINING_SANDBOX, "seed", "tasks.seed")

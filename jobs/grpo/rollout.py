@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.files import process_folder
-from jobs.inference.vllm_settings import compilation, prepare
+from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
 
 
@@ -162,6 +162,7 @@ def engine_options(params: Params) -> dict[str, Any]:
         "seed": params.seed,
         "max_num_seqs": sequences,
         "compilation_config": compilation(sequences),
+        "kv_cache_memory_bytes": cache_bytes(params.grpo.kv_cache_gib),
         **named,
     }
 

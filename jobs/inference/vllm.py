@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Sampling, sample_seed
-from jobs.inference.vllm_settings import compilation, prepare
+from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.weights.adapter import check_base, check_modules, config_of
 from jobs.weights.safetensors import shards
 from jobs.weights.tokenizer import load_tokenizer
@@ -46,12 +46,13 @@ def load(
     dtype: str = "bfloat16",
     batch_invariant: bool = False,
     gpu_memory: float = 0.9,
+    kv_cache_gib: float | None = None,
 ) -> Generate:
     """The model in folder `path`, with the PEFT adapter in `adapter` left unmerged, as `generate(prompts, sampling)`.
 
     batch_invariant: kernels whose results do not depend on the batch; slower, and greedy decoding becomes a property of
     the model alone. Without it two runs agree because the scheduling is the same, in this process and deterministic.
-    gpu_memory: the fraction of the GPU's memory that weights and caches may take.
+    gpu_memory: the fraction of the GPU's memory that weights and caches may take; kv_cache_gib: GiB of keys and values.
     Errors: UsageError without vLLM, or for a prompt that leaves no room for max_tokens; JobError if loading fails.
     """
     set_environment(batch_invariant)
@@ -77,6 +78,7 @@ def load(
             seed=0,
             max_num_seqs=SEQUENCES,
             compilation_config=compilation(SEQUENCES),
+            kv_cache_memory_bytes=cache_bytes(kv_cache_gib),
             load_format="safetensors",
             trust_remote_code=False,
             **options,

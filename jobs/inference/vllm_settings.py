@@ -21,3 +21,11 @@ def compilation(sequences: int) -> dict:
         "cudagraph_mode": "FULL_DECODE_ONLY",
         "cudagraph_capture_sizes": [n for n in sizes if n <= sequences],
     }
+
+
+def cache_bytes(gib: float | None) -> int | None:
+    """Bytes of keys and values that an engine sets aside; None lets it measure what the card has left.
+
+    It measures as it starts, and fails where another program takes or frees memory meanwhile.
+    """
+    return None if gib is None else int(gib * (1 << 30))

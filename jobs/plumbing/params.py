@@ -418,6 +418,7 @@ class Grpo(Optimizer):
     mask_truncated: bool
     equal_groups: Literal["keep", "drop", "refill"]
     gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
+    kv_cache_gib: Annotated[float, Field(gt=0, le=1024)] | None
     gradient_checkpointing: bool
     log_completions_every: Count
     patience: Count
@@ -479,6 +480,7 @@ class Evaluate(Section):
     batch_size: Positive
     batch_invariant: bool
     gpu_memory: Annotated[float, Field(gt=0.05, le=0.95)]
+    kv_cache_gib: Annotated[float, Field(gt=0, le=1024)] | None
     sampled: Sampled
 
 

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 STOP_BODY = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 STOP_PROGRAM = ('\n"""', "\nassert", "\nif __name__", "\nprint(", "\n# Test")
 STOP_WHOLE = ("###",)  # LiveCodeBench's: its prompts have headings, and the next one begins another question
-SPEED = {"batch_size", "gpu_memory"}  # settings that change how fast samples come, and not what they mean
+SPEED = {
+    "batch_size",
+    "gpu_memory",
+    "kv_cache_gib",
+}  # settings that change how fast samples come, and not what they mean
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Gen
             dtype=settings.dtype,
             batch_invariant=settings.batch_invariant,
             gpu_memory=settings.gpu_memory,
+            kv_cache_gib=settings.kv_cache_gib,
         )
     from jobs.inference import hf
 

@@ -1,4 +1,4 @@
-"""One real small model through the jobs of the pipeline on one GPU: several settings of GRPO, several seeds.
+"""One real small model through the jobs of the pipeline on one or more GPUs: several settings of GRPO, several seeds.
 
     python tests/bench/small.py --base DIR --tasks DIR --examples FILE --out DIR --work DIR [--runs NAME:SEED ...]
 
@@ -9,8 +9,9 @@ Writes  --out        results.json: metrics by run, as each is ready; NAME-SEED.t
         --work       models, adapters and logs
 
 A run is a setting of SETTINGS and a seed. Every seed has one SFT; every run goes on from it with GRPO, and base, SFT and
-GRPO models are sampled on the held-out tasks. GRPO runs go --together at a time on the one card. What is finished is not
-run again, so the runs may come in several calls.
+GRPO models are sampled on the held-out tasks. Jobs go --together at a time on each of --devices; several processes share a
+card well only with CUDA's MPS. What is finished is not run again, so the runs may come in several calls.
+tests/bench/small_results.py makes tables and intervals of what this writes.
 """
 
 import argparse
@@ -22,32 +23,47 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
 RECIPE = REPO / "recipes/small.yaml"
-START_SECONDS = {"grpo": 12, "evaluate": 8}  # between two starts: an engine measures the card's memory as it begins
-LOW, HIGH = 1 / 16, 14 / 16  # of its samples that the SFT model passes, for a task to be worth training on
 
-# What differs from the recipe, one thing at a time. `tasks`: of the training tasks, MBPP+'s alone. `graded`: those that the
-# SFT model passes at times.
+# What differs from the recipe, one thing at a time. The first is the recipe itself.
 SETTINGS: dict[str, dict] = {
-    "recipe": {"graded": True},
-    "ungraded": {},
-    "few-tasks": {"tasks": "mbpp+"},
-    "partial-credit": {"graded": True, "grpo.rewards.all_tests_only": "false"},
-    "kl": {"graded": True, "grpo.beta": "0.02"},
-    "half-rate": {"graded": True, "grpo.learning_rate": "5.0e-5"},
-    "double-rate": {"graded": True, "grpo.learning_rate": "2.0e-4"},
-    "clip-higher": {"graded": True, "grpo.clip_high": "0.28"},
-    "wide-groups": {"graded": True, "grpo.generations": "32"},
-    "transformers": {"graded": True, "grpo.engine": "transformers"},
+    "recipe": {},
+    "graded": {"grade.samples": 16, "grpo.difficulty": "[0.0625, 0.875]"},
+    "kl": {"grpo.beta": 0.02},
+    "half-rate": {"grpo.learning_rate": "5.0e-5"},
+    "double-rate": {"grpo.learning_rate": "2.0e-4"},
+    "clip-higher": {"grpo.clip_high": 0.28},
+    "half-batch": {"grpo.gradient_accumulation": 8},
+    "wide-groups": {"grpo.generations": 32},
+    "partial-credit": {"grpo.rewards.all_tests_only": "false"},
+    "transformers": {"grpo.engine": "transformers"},
 }
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+class Devices:
+    """Places for jobs on GPUs: a job takes one on the GPU that has the fewest."""
+
+    def __init__(self, names: list[str], each: int) -> None:
+        self.free = dict.fromkeys(names, each)
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[str]:
+        with self.changed:
+            self.changed.wait_for(lambda: any(self.free.values()))
+            name = max(self.free, key=self.free.__getitem__)
+            self.free[name] -= 1
+        try:
+            yield name
+        finally:
+            with self.changed:
+                self.free[name] += 1
+                self.changed.notify()
 
 
 class Bench:
@@ -55,13 +71,15 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.base, self.tasks, self.examples = options.base, options.tasks, options.examples
-        self.out, self.work = options.out, options.work
-        self.params, self.extra = options.work / "params.yaml", options.set
+        self.out, self.work, self.extra = options.out, options.work, options.set
+        self.params = options.work / "params.yaml"
+        self.devices = Devices(options.devices, options.together)
         for folder in (self.out, self.work):
             folder.mkdir(parents=True, exist_ok=True)
         self.file = self.out / "results.json"
         self.results = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.lock, self.starting, self.sft_locks = threading.Lock(), threading.Lock(), {}
+        self.lock = threading.Lock()
+        self.once: dict[Path, threading.Lock] = {}
 
     def keep(self, name: str, value: dict) -> None:
         with self.lock:
@@ -69,108 +87,85 @@ class Bench:
             self.file.write_text(json.dumps(self.results, indent=1))
             print(time.strftime("%H:%M:%S"), name, json.dumps(value)[:300], flush=True)
 
-    def job(self, folder: Path, name: str, job: str, *words: object, **settings: object) -> None:
+    def job(self, folder: Path, made: str, job: str, *words: object, **settings: object) -> None:
+        """Runs a job that writes folder/`made`, in `folder`, unless that is there; others who want it wait.
+
+        Errors: RuntimeError if it fails twice.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        sets = [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
-        sets += [w for each in self.extra for w in ("--set", each)]
-        command = [sys.executable, "-m", "jobs", job, "--params", self.params, *words, *sets]
-        environment = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
-        for attempt in range(2):
+        with self.lock:
+            once = self.once.setdefault(folder / made, threading.Lock())
+        with once:
+            for attempt in range(2):
+                if (folder / made).exists():
+                    return
+                self.attempt(folder, Path(made).name, [job, *words], settings, attempt)
+            if not (folder / made).exists():
+                raise RuntimeError(f"{folder.name}/{made}: `jobs {job}` failed")
+
+    def attempt(self, folder: Path, name: str, words: list, settings: dict, attempt: int) -> None:
+        sets = [f"--set={key}={value}" for key, value in settings.items()] + [f"--set={each}" for each in self.extra]
+        command = [sys.executable, "-m", "jobs", words[0], "--params", self.params, *words[1:], *sets]
+        log = folder / f"{name}.log"
+        with self.devices.one() as device, open(log, "a") as output:
             began = time.time()
-            with (
-                open(folder / f"{name}.log", "w") as log,
-                self.starting,
-            ):  # vLLM measures the card's memory as it starts
-                process = subprocess.Popen(
-                    list(map(str, command)), cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment
-                )
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=START_SECONDS.get(job, 0))
-            code = process.wait()
-            tail = (folder / f"{name}.log").read_text()[-1500:]
-            failed = {"failed": tail, "attempt": attempt} if code else {}
-            self.keep(f"{folder.name}/{name}", {"seconds": round(time.time() - began, 1)} | failed)
-            if not code:
-                return
-        raise RuntimeError(f"{folder.name}/{name}: exit code {code}")
+            around = os.environ | {
+                "PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}",
+                "CUDA_VISIBLE_DEVICES": device,
+            }
+            code = subprocess.run(
+                list(map(str, command)), cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=around
+            ).returncode
+        said = {"failed": log.read_text()[-1500:], "attempt": attempt} if code else {}
+        self.keep(f"{folder.name}/{name}", {"seconds": round(time.time() - began, 1), "device": device} | said)
 
     def evaluate(self, folder: Path, name: str, model: Path) -> None:
-        metrics = folder / f"metrics-{name}.json"
-        if not metrics.exists():
-            self.job(folder, f"evaluate-{name}", "evaluate", "--model", model, "--mode", "cot", "--benchmarks-dir",
-                     self.tasks, "--out", folder / f"evaluations/{name}-cot", "--metrics", metrics)  # fmt: skip
-        self.keep(f"{folder.name}/scores-{name}", json.loads(metrics.read_text()))
+        metrics = f"metrics-{name}.json"
+        self.job(folder, metrics, "evaluate", "--model", model, "--mode", "cot", "--benchmarks-dir", self.tasks,
+                 "--out", folder / f"evaluations/{name}-cot", "--metrics", folder / metrics)  # fmt: skip
+        self.keep(f"{folder.name}/scores-{name}", json.loads((folder / metrics).read_text()))
 
     def model(self, folder: Path, name: str, adapter: Path) -> None:
-        """Merges an adapter and evaluates the sum; the merged weights are not kept."""
-        merged = folder / f"{name}-merged"
-        if not (folder / f"metrics-{name}.json").exists():
-            self.job(folder, f"merge-{name}", "merge", "--base", self.base, "--adapter", adapter, "--out", merged,
-                     "--metrics", folder / f"merge-{name}.json", "--plot", folder / f"merge-{name}.csv")  # fmt: skip
-        self.evaluate(folder, name, merged)
+        """Merges an adapter and evaluates the sum."""
+        self.job(folder, f"{name}-merged", "merge", "--base", self.base, "--adapter", adapter,
+                 "--out", folder / f"{name}-merged", "--metrics", folder / f"merge-{name}.json",
+                 "--plot", folder / f"merge-{name}.csv")  # fmt: skip
+        self.evaluate(folder, name, folder / f"{name}-merged")
 
     def sft(self, seed: int) -> Path:
         folder = self.work / f"sft-{seed}"
-        with self.lock:
-            lock = self.sft_locks.setdefault(seed, threading.Lock())
-        with lock:
-            if not (folder / "sft").exists():
-                self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.examples,
-                         "--out", folder / "sft", "--metrics", folder / "sft.json", "--curve", folder / "sft.csv",
-                         seed=seed)  # fmt: skip
+        self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.examples, "--out", folder / "sft",
+                 "--metrics", folder / "sft.json", "--curve", folder / "sft.csv", seed=seed)  # fmt: skip
         return folder
 
     def of_sft(self, seed: int) -> None:
         folder = self.sft(seed)
         self.model(folder, "sft", folder / "sft")
+        self.pack(folder)
 
-    def graded(self, seed: int) -> Path:
-        """The training tasks that the seed's SFT model passes at times: of 16 samples at least one, and not nearly all."""
-        folder, file = self.sft(seed), self.work / f"sft-{seed}/graded.jsonl"
-        if file.exists():
-            return file
-        rows = lines(self.tasks / "train.jsonl")
-        plain = [{k: v for k, v in row.items() if k not in ("base_input", "plus_input")} for row in rows]
-        (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
-        merged = folder / "grade-merged"
-        self.job(folder, "merge-grade", "merge", "--base", self.base, "--adapter", folder / "sft", "--out", merged,
-                 "--metrics", folder / "merge-grade.json", "--plot", folder / "merge-grade.csv")  # fmt: skip
-        self.job(folder, "grade", "evaluate", "--model", merged, "--mode", "cot", "--benchmarks-dir", folder,
-                 "--benchmark", "all", "--out", folder / "grade", "--metrics", folder / "grade.json", seed=seed,
-                 **{"evaluate.sampled": "{n: 16, temperature: 1.0, top_p: 1.0}", "evaluate.max_tokens": "256"})  # fmt: skip
-        passes: dict[str, list[bool]] = {}
-        for result in lines(folder / "grade/results-all.jsonl"):
-            if result["sample"]:
-                passes.setdefault(result["task_id"], []).append(result["passed"])
-        rates = {task_id: sum(found) / len(found) for task_id, found in passes.items()}
-        chosen = [row for row in rows if LOW <= rates[row["task_id"]] <= HIGH]
-        file.write_text("".join(json.dumps(row) + "\n" for row in chosen))
-        self.keep(
-            f"{folder.name}/graded",
-            {"tasks": len(rows), "chosen": len(chosen), "never": sum(not r for r in rates.values())},
-        )
-        return file
+    def of_base(self) -> None:
+        self.evaluate(self.work / "base", "base", self.base)
+        self.pack(self.work / "base")
 
-    def only_mbpp_plus(self) -> Path:
-        asked = {row["task_id"] for row in lines(self.tasks / "distill.jsonl")}
-        file = self.work / "mbpp-plus.jsonl"
-        rows = [row for row in lines(self.tasks / "train.jsonl") if row["task_id"] not in asked]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return file
+    def grade(self, seed: int, settings: dict) -> Path:
+        """Tasks to train on and to validate by, as stage `grade` makes them, by the SFT model if asked."""
+        samples = settings.get("grade.samples", 0)
+        folder = self.work / f"grade-{seed if samples else 0}-{samples}"
+        self.job(folder, "grade.json", "grade", "--base", self.base, "--adapter", self.sft(seed) / "sft",
+                 "--tasks", self.tasks / "train.jsonl", "--out", folder / "graded.jsonl",
+                 "--validation", folder / "validation.jsonl", "--metrics", folder / "grade.json",
+                 seed=seed, **{"grade.samples": samples})  # fmt: skip
+        return folder
 
     def run(self, run: str) -> None:
         setting, _, seed = run.partition(":")
-        number, settings = int(seed or 3407), dict(SETTINGS[setting])
-        folder, trained = self.work / f"{setting}-{number}", self.sft(number)
-        tasks = self.tasks / "train.jsonl"
-        if settings.pop("graded", False):
-            tasks = self.graded(number)
-        if settings.pop("tasks", "") == "mbpp+":
-            tasks = self.only_mbpp_plus()
-        if not (folder / "grpo").exists():
-            self.job(folder, "grpo", "grpo", "--base", self.base, "--adapter", trained / "sft", "--tasks", tasks,
-                     "--out", folder / "grpo", "--metrics", folder / "grpo.json", "--curve", folder / "grpo.csv",
-                     "--completions", folder / "completions.jsonl", seed=number, **settings)  # fmt: skip
+        number, settings = int(seed), SETTINGS[setting]
+        folder, adapter, graded = self.work / f"{setting}-{number}", self.sft(number), self.grade(number, settings)
+        self.job(folder, "grpo", "grpo", "--base", self.base, "--adapter", adapter / "sft",
+                 "--tasks", graded / "graded.jsonl", "--validation", graded / "validation.jsonl",
+                 "--out", folder / "grpo", "--metrics", folder / "grpo.json", "--curve", folder / "grpo.csv",
+                 "--completions", folder / "completions.jsonl", seed=number, **settings)  # fmt: skip
+        self.pack(folder)
         self.model(folder, "grpo", folder / "grpo")
         self.pack(folder)
 
@@ -188,26 +183,29 @@ def main() -> None:
     for name in ("base", "tasks", "examples", "out", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--runs", nargs="*", default=["recipe:3407", "recipe:1", "recipe:2"], metavar="SETTING:SEED")
-    parser.add_argument("--together", type=int, default=3, help="jobs at a time on the card")
+    parser.add_argument("--devices", nargs="+", default=["0"], help="GPUs, by CUDA_VISIBLE_DEVICES")
+    parser.add_argument("--together", type=int, default=3, help="jobs at a time on a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args()
+    for run in options.runs:
+        setting, _, seed = run.partition(":")
+        if setting not in SETTINGS or not seed.isdigit():
+            parser.error(f"--runs {run}: not SETTING:SEED with one of {', '.join(SETTINGS)}")
     for name in ("base", "tasks", "examples", "out", "work"):
         setattr(options, name, getattr(options, name).resolve())
     bench = Bench(options)
     write_params(bench.params)
-    seeds = sorted({int(run.partition(":")[2] or 3407) for run in options.runs}, reverse=True)
-    with ThreadPoolExecutor(options.together) as pool:
-        for future in [pool.submit(bench.sft, seed) for seed in seeds]:
-            future.exception()
+    seeds = list(dict.fromkeys(int(run.partition(":")[2]) for run in options.runs))
+    with ThreadPoolExecutor(len(options.runs) + len(seeds) + 1) as pool:
+        trained = [pool.submit(bench.sft, seed) for seed in seeds]
         waiting = [pool.submit(bench.run, run) for run in options.runs]
+        for future in trained:  # training goes before the evaluations, which nothing waits for
+            future.exception()
         waiting += [pool.submit(bench.of_sft, seed) for seed in seeds]
-        waiting.append(pool.submit(bench.evaluate, bench.work / "base", "base", bench.base))
+        waiting.append(pool.submit(bench.of_base))
         for future in waiting:
             if future.exception():
                 print("failed:", future.exception(), flush=True)
-    for folder in [bench.work / "base", *(bench.work / f"sft-{seed}" for seed in seeds)]:
-        if folder.exists():
-            bench.pack(folder)
 
 
 def write_params(path: Path) -> None:

@@ -67,7 +67,16 @@ def test_the_closure_follows_imports_inside_functions_and_not_those_for_types():
 
 
 # What decides how fast a stage is or from where it resumes, and no result.
-SPEED = ("tracking", "sandbox.workers", "evaluate.batch_size", "evaluate.gpu_memory", "grpo.gpu_memory", "checkpoints.")
+SPEED = (
+    "tracking",
+    "sandbox.workers",
+    "evaluate.batch_size",
+    "evaluate.gpu_memory",
+    "evaluate.kv_cache_gib",
+    "grpo.gpu_memory",
+    "grpo.kv_cache_gib",
+    "checkpoints.",
+)
 # The stage scores what `sample` drew; only the command with --model reads how to sample.
 SINGLE_JOB = {"evaluate": "evaluate."}
 

@@ -1,0 +1,184 @@
+"""Tables, intervals and the report of a small model's runs, from the files that tests/bench/small.py has kept.
+
+    python tests/bench/small_results.py --runs FOLDER --tasks DIR --out docs/results
+
+Reads   --runs   base.tar.gz, sft-SEED.tar.gz and SETTING-SEED.tar.gz
+        --tasks  data/tasks of the recipe, as the runs had them
+Writes  --out    small.json   {"runs": [...], "settings": [...]}: pass rates by seed, what GRPO gains over SFT and SFT
+                              over the base, with the intervals of `jobs compare`; fractions, not per cent
+                 small.md     the same as tables
+                 small.html   `jobs compare`'s report over the recipe's seeds; small-curves/: the learning curves
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+sys.path.insert(0, str(REPO))
+from jobs.common.files import read_json, write_json  # noqa: E402
+from tests.bench.small import RECIPE, SETTINGS, write_params  # noqa: E402
+
+VIEWS = ("mbpp", "mbpp+")
+PAIRS = (("sft", "base"), ("grpo", "sft"))
+
+
+def rates(metrics: dict) -> dict:
+    """{view: {pass@1, pass@10, greedy}} of what `evaluate` measured."""
+    return {
+        view: {
+            "pass@1": metrics[view]["sampled"]["pass@1"],
+            "pass@10": metrics[view]["sampled"]["pass@10"],
+            "greedy": metrics[view]["greedy"]["pass@1"],
+        }
+        for view in VIEWS
+    }
+
+
+def compare(work: Path, tasks: Path, name: str, folders: list[Path], curves: list[Path]) -> dict:
+    """`jobs compare` over runs' folders of evaluations; its metrics. The report is work/NAME.html."""
+    words: list[object] = ["--params", work / "params.yaml", "--benchmarks-dir", tasks, "--out", work / f"{name}.html"]
+    words += ["--metrics", work / f"{name}.json", "--plot", work / f"{name}.csv"]
+    words += [word for folder in folders for word in ("--evaluations", folder)]
+    words += [word for curve in curves for word in ("--curve", curve)]
+    command = [sys.executable, "-m", "jobs", "compare", *map(str, words)]
+    subprocess.run(command, cwd=work, check=True, env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"})
+    return read_json(work / f"{name}.json")
+
+
+def gathered(runs: Path, work: Path) -> tuple[list[int], list[tuple[str, int]]]:
+    """Unpacks all archives below `work`. Returns the recipe's seeds, and all (setting, seed) that were evaluated."""
+    for archive in sorted(runs.glob("*.tar.gz")):
+        with tarfile.open(archive) as packed:
+            packed.extractall(work, filter="data")
+    found = sorted(
+        (setting, int(path.parent.name.removeprefix(f"{setting}-")))
+        for setting in SETTINGS
+        for path in work.glob(f"{setting}-*/metrics-grpo.json")
+        if path.parent.name.removeprefix(f"{setting}-").isdigit()
+    )
+    return [seed for setting, seed in found if setting == next(iter(SETTINGS))], found
+
+
+def laid_out(work: Path, setting: str, seed: int) -> Path:
+    """A folder of evaluations base-cot, sft-cot and grpo-cot, as a run of the pipeline has it."""
+    folder = work / "evaluations" / f"{setting}-{seed}"
+    folder.mkdir(parents=True)
+    for name, of in (("base", "base"), ("sft", f"sft-{seed}"), ("grpo", f"{setting}-{seed}")):
+        (folder / f"{name}-cot").symlink_to(work / of / f"evaluations/{name}-cot")
+    return folder
+
+
+def difference(compared: dict, pair: tuple[str, str], view: str, samples: int, tasks: int) -> dict:
+    entry = compared[view]["cot"]["-".join(pair)]
+    return {key: entry[key] for key in ("mean", "low", "high", "p")} | {"tasks": tasks, "samples": samples}
+
+
+def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, int]]) -> dict:
+    out: dict = {"runs": [], "settings": []}
+    for setting, seed in found:
+        evaluations = laid_out(work, setting, seed)
+        compared = compare(work, tasks, f"{setting}-{seed}", [evaluations], [])
+        asked = read_json(evaluations / "grpo-cot/settings.json")["sampled"]["n"]
+        measured = {
+            name: read_json(work / of / f"metrics-{name}.json")
+            for name, of in (("base", "base"), ("sft", f"sft-{seed}"), ("grpo", f"{setting}-{seed}"))
+        }
+        count = measured["grpo"]["mbpp"]["tasks"]
+        training = read_json(work / f"{setting}-{seed}/grpo.json")
+        gains = {
+            "-".join(pair): {view: difference(compared, pair, view, asked, count) for view in VIEWS} for pair in PAIRS
+        }
+        if setting == next(iter(SETTINGS)):
+            models = {name: rates(metrics) for name, metrics in measured.items()}
+            out["runs"].append({"seed": seed, "models": models, **gains})
+        out["settings"].append(
+            {
+                "setting": setting,
+                "changes": SETTINGS[setting],
+                "seed": seed,
+                "steps": training["steps"],
+                "sft": rates(measured["sft"]),
+                "grpo": rates(measured["grpo"]),
+                "grpo-sft": gains["grpo-sft"],
+            }
+        )
+    whole = compare(
+        work,
+        tasks,
+        "small",
+        [work / f"evaluations/{next(iter(SETTINGS))}-{seed}" for seed in seeds],
+        [work / f"{next(iter(SETTINGS))}-{seed}/grpo.csv" for seed in seeds],
+    )
+    names = ["-".join(pair) for pair in PAIRS]
+    keys = ("mean", "low", "high", "p")
+    out["over seeds"] = {n: {v: {k: whole[v]["cot"][n][k] for k in keys} for v in VIEWS} for n in names}
+    return out
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def interval(gain: dict) -> str:
+    return f"{100 * gain['mean']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+
+
+def page(out: dict) -> str:
+    """The tables as Markdown."""
+    lines = ["| seed | model | MBPP pass@1 | pass@10 | greedy | MBPP+ pass@1 | pass@10 | greedy | gain on MBPP+, pass@1 |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for run in out["runs"]:
+        for name, views in run["models"].items():
+            gain = {"sft": "sft-base", "grpo": "grpo-sft"}.get(name)
+            cells = [percent(views[view][key]) for view in VIEWS for key in ("pass@1", "pass@10", "greedy")]
+            last = interval(run[gain]["mbpp+"]) if gain else ""
+            lines.append(f"| {run['seed']} | {name} | {' | '.join(cells)} | {last} |")
+    over = out["over seeds"]
+    seeds = len(out["runs"])
+    lines += ["", f"Over {seeds} seeds and the tasks, on MBPP+: SFT - base {interval(over['sft-base']['mbpp+'])}, "
+              f"GRPO - SFT {interval(over['grpo-sft']['mbpp+'])}.", "",
+              "| setting | seed | steps | MBPP+ pass@1 | pass@10 | greedy | SFT's pass@10 | greedy | GRPO - SFT, pass@1 |",
+              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in sorted(out["settings"], key=lambda row: list(SETTINGS).index(row["setting"])):
+        changes = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in row["changes"].items())
+        cells = [percent(row["grpo"]["mbpp+"][key]) for key in ("pass@1", "pass@10", "greedy")]
+        cells += [percent(row["sft"]["mbpp+"][key]) for key in ("pass@10", "greedy")]
+        title = row["setting"] + (f": {changes}" if changes else "")
+        lines.append(
+            f"| {title} | {row['seed']} | {row['steps']} | {' | '.join(cells)} | {interval(row['grpo-sft']['mbpp+'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("runs", "tasks", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_params(work / "params.yaml")
+        seeds, found = gathered(options.runs.resolve(), work)
+        if not seeds:
+            sys.exit(
+                f"{options.runs}: holds no evaluated run of {RECIPE.name} itself, {next(iter(SETTINGS))}-SEED.tar.gz"
+            )
+        out = results(work, options.tasks.resolve(), seeds, found)
+        curves = options.out / "small-curves"
+        curves.mkdir(parents=True, exist_ok=True)
+        for path in sorted(work.glob("*-*/*.csv")):
+            if path.stem in ("sft", "grpo"):
+                (curves / f"{path.parent.name}.csv").write_bytes(path.read_bytes())
+        write_json(options.out / "small.json", out)
+        (options.out / "small.md").write_text(page(out))
+        (options.out / "small.html").write_bytes((work / "small.html").read_bytes())
+        print(json.dumps(out["over seeds"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
