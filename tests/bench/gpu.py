@@ -6,27 +6,28 @@ Reads   --tokenizer  a folder with the Qwen3 tokenizer      --tasks  data/tasks 
 Writes  --out        table.md, results.json and each job's log; the model and the jobs' outputs go to --work
 
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
-steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline with the GPU engines, and
-`resume` kills its GRPO and lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
+steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline by Unsloth and vLLM, and
+`toy-transformers` by plain TRL and vLLM; `toy-losses` takes a few steps by every loss; `resume` kills the toy's GRPO and
+lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
 with its notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
 Results in --out are kept and added to, so the cases may run in several calls.
 """
 
 import argparse
-import csv
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
+sys.path.insert(0, str(REPO))
+from tests.bench import gpu_toy  # noqa: E402
+from tests.bench.gpu_jobs import Hog, job, rows, run_logged  # noqa: E402
+
 TFLOPS, BANDWIDTH = 790e12, 4.3e12  # an H200's, measured: bf16 matrix products, device-to-device copy
 PARAMETERS, WEIGHTS, KV = 4.02e9, 8.04e9, 147e3  # of the model; bytes; bytes of keys and values a token
 PROFILED = 4  # the step of GRPO
@@ -115,20 +116,6 @@ def main() -> None:
     print(table(results))
 
 
-def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
-    """Runs a Python command in `folder`, with this repository's code, and its output in `log`."""
-    with open(log, "w") as file:
-        subprocess.run(
-            [sys.executable, *words],
-            cwd=folder,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-            timeout=400,
-            env=ENVIRONMENT,
-        )
-
-
 def make_model(tokenizer: Path, out: Path) -> None:
     """Qwen3-4B's shape, random bfloat16 weights, 8.0 GB."""
     import torch
@@ -156,7 +143,6 @@ def make_model(tokenizer: Path, out: Path) -> None:
         model = Qwen3ForCausalLM(config)
     model.save_pretrained(out, max_shard_size="5GB")
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
-    sys.path.insert(0, str(REPO))
     from jobs.base import set_chat_template
 
     set_chat_template(out)
@@ -164,7 +150,6 @@ def make_model(tokenizer: Path, out: Path) -> None:
 
 def make_examples(tasks: Path, out: Path) -> None:
     """100 examples of the length that distilled ones have, about 270 tokens of answer."""
-    sys.path.insert(0, str(REPO))
     from jobs.common import answer_format
 
     rows = [json.loads(line) for line in tasks.read_text().splitlines()][:100]
@@ -175,30 +160,6 @@ def make_examples(tasks: Path, out: Path) -> None:
             for r in rows
         )
     )
-
-
-class Memory(threading.Thread):
-    """The card's memory in use, at its highest, in MiB."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self.stopped = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.stopped.wait(0.5):
-            query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
-            self.peak = max(self.peak, int(subprocess.run(query, capture_output=True, text=True).stdout.split()[0]))
-
-
-def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:
-    """Runs one job in `folder`; returns its wall seconds and the card's peak memory."""
-    folder.mkdir(parents=True, exist_ok=True)
-    memory = Memory()
-    memory.start()
-    began = time.perf_counter()
-    run_logged([*program, *words], log, folder)
-    memory.stopped.set()
-    return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
 
 
 def run(case: str, options: argparse.Namespace, model: Path) -> dict:
@@ -237,36 +198,8 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     return result
 
 
-class Hog:
-    """Takes the card's memory but for `free` GiB, from a process of its own."""
-
-    PROGRAM = """
-import sys, torch
-free, _ = torch.cuda.mem_get_info()
-held = torch.empty(int(free - float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
-free, total = torch.cuda.mem_get_info()
-print((total - free) / 2**30, flush=True)
-sys.stdin.read()
-"""
-
-    def __init__(self, free: float) -> None:
-        command = [sys.executable, "-c", self.PROGRAM, str(free)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.gib = float(self.process.stdout.readline())
-
-    def release(self) -> float:
-        """Gives the memory back; returns how much of the card was held, in GiB."""
-        self.process.communicate()
-        return self.gib
-
-
 def provenance_of(folder: Path) -> str:
     return next((folder / "reports/provenance").glob("*.json")).stem
-
-
-def rows(path: Path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def sum_of_tokens(examples: Path, model: Path) -> int:
@@ -277,88 +210,6 @@ def sum_of_tokens(examples: Path, model: Path) -> int:
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [json.loads(line) for line in examples.read_text().splitlines()]
     return sum(len(tokenizer(answer_format.chat_prompt(r["prompt"]) + r["answer"]).input_ids) + 1 for r in texts)
-
-
-def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
-    """The smoke run's base, SFT, GRPO, merge and evaluation with Unsloth and vLLM; learning curves prove the sync."""
-    import yaml
-
-    sys.path.insert(0, str(REPO))
-    from jobs.plumbing.params import merged, read_yaml
-
-    folder = options.work / "toy"
-    folder.mkdir(parents=True, exist_ok=True)
-    params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
-    params = merged(
-        params,
-        {
-            "sft": {"engine": "unsloth", "optimizer": "adamw_8bit"},
-            "grpo": {"engine": "unsloth", "rollout": "vllm", "optimizer": "adamw_8bit", "gpu_memory": 0.3, "steps": 40},
-            "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.1},
-            "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
-        },
-    )
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    models = ("base", "sft", "grpo")
-    base = [] if (folder / "models/base").exists() else [["base"]]
-    merges = [
-        f"merge --adapter models/adapters/{m} --out models/{m} --metrics metrics/merge-{m}.json "
-        f"--plot plots/merge-{m}.csv".split()
-        for m in ("sft", "grpo")
-    ]
-    evaluations = [
-        words.split()
-        for m in models
-        for words in (
-            f"sample --model models/{m} --mode cot --out data/samples/{m}-cot",
-            f"evaluate --samples data/samples/{m}-cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json",
-        )
-    ]
-
-    def of_toy(words: list[str]) -> dict:
-        return job(words, folder, options.out / f"toy-{'-'.join(re.sub('.*/', '', w) for w in words[:3])}.log")
-
-    for words in (*base, ["tasks"], ["distill"], ["sft"], ["grpo"], *merges, *evaluations):
-        of_toy(words)
-    curve = rows(folder / "plots/grpo.csv")
-    differences = [float(row["logp_difference"]) for row in curve if row["logp_difference"]]
-    return {
-        "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/{m}.json") for m in models},
-        "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},
-        "reward": [curve[0]["reward"], curve[-1]["reward"]],
-    }
-
-
-def mean_pass_at_1(metrics: Path) -> float:
-    return json.loads(metrics.read_text())["toy"]["sampled"]["pass@1"]
-
-
-def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
-    """The toy's GRPO with a checkpoint every 5 steps, killed at about step 7, against its unbroken run in `toy`."""
-    folder = options.work / "resume"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(
-        options.work / "toy", folder, ignore=shutil.ignore_patterns(".*", "grpo*", "samples", "evaluations")
-    )
-    words = ["grpo", "--set", "checkpoints.every=5"]
-    command = [sys.executable, "-m", "jobs", *words]
-    with open(options.out / "resume-killed.log", "w") as log:
-        killed = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
-        while killed.poll() is None and not list(folder.glob(".checkpoints/grpo/*/checkpoint-5")):
-            time.sleep(0.05)
-        time.sleep(2)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-    result = job(words, folder, options.out / "resume.log")
-    unbroken, resumed = (rows(options.work / name / "plots/grpo.csv") for name in ("toy", "resume"))
-    lines = (options.out / "resume.log").read_text().splitlines()
-    return result | {
-        "went_on": [re.sub(".*/", "", line) for line in lines if "resuming from" in line],
-        "same_learning_rates": [r["learning_rate"] for r in unbroken] == [r["learning_rate"] for r in resumed],
-        "reward_last_10": [
-            round(sum(float(r["reward"]) for r in curve[-10:]) / 10, 4) for curve in (unbroken, resumed)
-        ],
-    }
 
 
 def notebook(case: str, options: argparse.Namespace, model: Path) -> dict:
@@ -379,7 +230,15 @@ def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
     return {k: v for part in found for k, v in part.items()}
 
 
-SPECIAL = {"toy": toy, "resume": resume, "decode": decode, "decode-evaluation": decode, "sft-notebook": notebook}
+SPECIAL = {
+    "toy": gpu_toy.toy,
+    "toy-transformers": gpu_toy.toy,
+    "toy-losses": gpu_toy.losses,
+    "resume": gpu_toy.resume,
+    "decode": decode,
+    "decode-evaluation": decode,
+    "sft-notebook": notebook,
+}
 
 
 def roofline(case: str) -> str:

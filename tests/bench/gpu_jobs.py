@@ -1,0 +1,78 @@
+"""Running a job for a bench on a GPU: its log, its wall seconds, and the card's peak memory."""
+
+import csv
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
+
+
+def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
+    """Runs a Python command in `folder`, with this repository's code, and its output in `log`."""
+    with open(log, "w") as file:
+        subprocess.run(
+            [sys.executable, *words],
+            cwd=folder,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=400,
+            env=ENVIRONMENT,
+        )
+
+
+class Memory(threading.Thread):
+    """The card's memory in use, at its highest, in MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.5):
+            query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+            self.peak = max(self.peak, int(subprocess.run(query, capture_output=True, text=True).stdout.split()[0]))
+
+
+def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:
+    """Runs one job in `folder`; returns its wall seconds and the card's peak memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = Memory()
+    memory.start()
+    began = time.perf_counter()
+    run_logged([*program, *words], log, folder)
+    memory.stopped.set()
+    return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
+
+
+class Hog:
+    """Takes the card's memory but for `free` GiB, from a process of its own."""
+
+    PROGRAM = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(int(free - float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
+free, total = torch.cuda.mem_get_info()
+print((total - free) / 2**30, flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self, free: float) -> None:
+        command = [sys.executable, "-c", self.PROGRAM, str(free)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.gib = float(self.process.stdout.readline())
+
+    def release(self) -> float:
+        """Gives the memory back; returns how much of the card was held, in GiB."""
+        self.process.communicate()
+        return self.gib
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

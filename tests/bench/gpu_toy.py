@@ -1,0 +1,143 @@
+"""The toy on a GPU: whether it learns by Unsloth and by plain TRL, every loss, and a run that is killed and goes on.
+
+Each case is called by tests/bench/gpu.py with its name and options; what it returns is a row of the table.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.gpu_jobs import ENVIRONMENT, REPO, job, rows
+
+MODELS = ("base", "sft", "grpo")
+GRADED = ("--tasks", "data/graded.jsonl", "--validation", "data/validation.jsonl")
+# What each case of `toy-losses` sets; the names are those of docs/grpo.md.
+LOSSES: dict[str, dict[str, object]] = {
+    "dapo": {"loss": "dapo", "clip_high": 0.28, "mask_truncated": "true"},
+    "gspo": {"loss": "grpo", "ratio": "sequence", "clip_low": 0.0003, "clip_high": 0.0004, "iterations": 2},
+    "cispo": {"loss": "cispo", "clip_high": 5, "iterations": 2},
+    "kl-entropy": {"loss": "dr_grpo", "beta": 0.01, "entropy": 0.001},
+}
+
+
+def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """The smoke run's base, SFT, GRPO, merge and evaluation with vLLM; learning curves prove the sync.
+
+    Validation, grading and the event log are on, so that a run shows them working by this engine.
+    """
+    folder = laid_out(options.work / case, "unsloth" if case == "toy" else "transformers")
+    merges = [
+        f"merge --adapter models/adapters/{m} --out models/{m} --metrics metrics/merge-{m}.json "
+        f"--plot plots/merge-{m}.csv".split()
+        for m in MODELS[1:]
+    ]
+    evaluations = [
+        words.split()
+        for m in MODELS
+        for words in (
+            f"sample --model models/{m} --mode cot --out data/samples/{m}-cot",
+            f"evaluate --samples data/samples/{m}-cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json",
+        )
+    ]
+    for words in (["base"], ["tasks"], ["distill"], ["sft"], ["grade"], ["grpo", *GRADED], *merges, *evaluations):
+        name = "-".join(re.sub(".*/", "", word) for word in words[:3])
+        job(words, folder, options.out / f"{case}-{name}.log")
+    curve = rows(folder / "plots/grpo.csv")
+    differences = [float(row["logp_difference"]) for row in curve if row["logp_difference"]]
+    trained = json.loads((folder / "metrics/grpo.json").read_text())
+    return {
+        "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/{m}.json") for m in MODELS},
+        "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},
+        "reward": [curve[0]["reward"], curve[-1]["reward"]],
+        "validation": {key: trained["validation"][key] for key in ("before", "best", "last")},
+        "graded": json.loads((folder / "metrics/grade.json").read_text()),
+        "event_logs": len(list(folder.rglob("events.out.tfevents.*"))),
+    }
+
+
+def laid_out(folder: Path, engine: str) -> Path:
+    """A folder with the smoke run's params, by GPU engines."""
+    import yaml
+
+    from jobs.plumbing.params import merged
+    from jobs.plumbing.yaml12 import read_yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
+    changes = {
+        "tracking": ["tensorboard"],
+        "sft": {"engine": engine, "optimizer": "adamw_8bit"},
+        "grade": {"samples": 8, "validation": 40},
+        "grpo": {
+            "engine": engine,
+            "rollout": "vllm",
+            "optimizer": "adamw_8bit",
+            "gpu_memory": 0.1,
+            "kv_cache_gib": 2,
+            "steps": 40,
+            "validate_every": 10,
+            "keep": "best",
+        },
+        "evaluate": {"engine": "vllm", "dtype": "float16", "gpu_memory": 0.1, "kv_cache_gib": 2},
+        "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(merged(params, changes)))
+    return folder
+
+
+def mean_pass_at_1(metrics: Path) -> float:
+    return json.loads(metrics.read_text())["toy"]["sampled"]["pass@1"]
+
+
+def losses(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """Six steps by each of LOSSES, by both engines, from what `toy` has trained: first and last reward, and the losses."""
+    found = {}
+    for engine, of in (("unsloth", "toy"), ("transformers", "toy-transformers")):
+        for name, settings in LOSSES.items():
+            out = options.work / "losses" / f"{name}-{engine}"
+            sets = [f"--set=grpo.{key}={value}" for key, value in {"steps": 6, "keep": "last", **settings}.items()]
+            outs = {"out": out, "metrics": f"{out}.json", "curve": f"{out}.csv", "completions": f"{out}.jsonl"}
+            words = ["grpo", *GRADED, *(f"--{key}={path}" for key, path in outs.items()), *sets]
+            try:
+                took = job(words, options.work / of, options.out / f"{case}-{name}-{engine}.log")
+            except subprocess.CalledProcessError as error:
+                found[f"{name}-{engine}"] = {"failed": error.returncode}
+                continue
+            curve = rows(out.with_suffix(".csv"))
+            said = {key: [row[key] for row in curve] for key in ("reward", "loss", "grad_norm")}
+            found[f"{name}-{engine}"] = {"seconds": took["seconds"], **said}
+    return found
+
+
+def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """The toy's GRPO with a checkpoint every 5 steps, killed at about step 7, against its unbroken run in `toy`."""
+    folder = options.work / "resume"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        options.work / "toy", folder, ignore=shutil.ignore_patterns(".*", "grpo*", "samples", "evaluations")
+    )
+    words = ["grpo", *GRADED, "--set", "checkpoints.every=5"]
+    command = [sys.executable, "-m", "jobs", *words]
+    with open(options.out / "resume-killed.log", "w") as log:
+        killed = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+        while killed.poll() is None and not list(folder.glob(".checkpoints/grpo/*/checkpoint-5")):
+            time.sleep(0.05)
+        time.sleep(2)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    result = job(words, folder, options.out / "resume.log")
+    unbroken, resumed = (rows(options.work / name / "plots/grpo.csv") for name in ("toy", "resume"))
+    lines = (options.out / "resume.log").read_text().splitlines()
+    return result | {
+        "went_on": [re.sub(".*/", "", line) for line in lines if "resuming from" in line],
+        "same_learning_rates": [r["learning_rate"] for r in unbroken] == [r["learning_rate"] for r in resumed],
+        "reward_last_10": [
+            round(sum(float(r["reward"]) for r in curve[-10:]) / 10, 4) for curve in (unbroken, resumed)
+        ],
+    }
