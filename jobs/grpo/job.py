@@ -328,6 +328,8 @@ def configuration(params: "Params", weights: list[float], directory: Path):
         log_completions=False,
         use_vllm=vllm,
         vllm_mode="colocate",
+        # Text is made of the tokens once, when an answer has ended, and not token by token in the engine's own loop.
+        generation_kwargs={"detokenize": False, "flat_logprobs": True} if vllm else None,
         vllm_importance_sampling_correction=settings.importance_correction,
         vllm_importance_sampling_mode=settings.importance_mode,
         vllm_importance_sampling_clip_min=None,

@@ -71,13 +71,14 @@ class Rollout:
             repetition_penalty=1.0,
             max_tokens=settings.max_completion_length,
             logprobs=0,
+            flat_logprobs=True,
             detokenize=False,
         )
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
         with profiler:
             outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
-        logprobs = [[[next(iter(token.values())).logprob] for token in c.logprobs] for c in completions]
+        logprobs = [[[value] for value in c.logprobs.logprobs] for c in completions]  # one a token: the sampled one's
         return prompts, [list(c.token_ids) for c in completions], logprobs, None
 
     def lora(self):
