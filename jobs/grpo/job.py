@@ -232,6 +232,7 @@ def make_trainer(
     directory = resume_folder(
         params, base, adapter, tasks, *filter(None, more)
     )  # nothing is wrong with the inputs: others' may go
+    from jobs.grpo.reference import ReferenceCheck
     from jobs.grpo.trainer import Trainer  # imports TRL, which Unsloth wants to patch first
 
     prompts = [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
@@ -246,6 +247,8 @@ def make_trainer(
         train_dataset=Dataset.from_list(prompts),
         args=configuration(params, weights, directory),
     )
+    if settings.beta:
+        trainer.add_callback(ReferenceCheck())
     if settings.engine == "transformers" and settings.rollout == "vllm":
         from jobs.grpo.rollout import Rollout
 

@@ -3,7 +3,10 @@
 vLLM reads the adapter natively at every step (Unsloth's load_lora), so the base weights never change.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.plumbing.params import Params
 from jobs.training.loop import check_adapter, load_adapter, targets_in
@@ -54,4 +57,29 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         check_adapter(adapter, lora, targets)
         check_base(adapter, base)
         load_adapter(model, adapter)
+        if rollout and params.grpo.beta:
+            keep_reference(model)
     return model
+
+
+def keep_reference(model: Any) -> None:
+    """From now on a PEFT model "with its adapter disabled" is the one with the adapter that it has now.
+
+    GRPO's KL term is to hold the policy to the SFT model. TRL copies a given adapter for that. Unsloth takes the copy
+    out, and what is left is TRL's other way, the adapter disabled: the base, which SFT has moved far away from.
+    """
+    given = {name: weights.detach().clone() for name, weights in model.named_parameters() if ".default." in name}
+
+    @contextlib.contextmanager
+    def disable_adapter() -> Iterator[None]:
+        parameters = {name: weights for name, weights in model.named_parameters() if name in given}
+        trained = {name: weights.data for name, weights in parameters.items()}
+        try:
+            for name, weights in parameters.items():
+                weights.data = given[name]
+            yield
+        finally:
+            for name, weights in parameters.items():
+                weights.data = trained[name]
+
+    model.disable_adapter = disable_adapter

@@ -42,7 +42,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
         for m in MODELS
         for words in (
             f"sample --model models/{m} --mode cot --out data/samples/{m}-cot",
-            f"evaluate --samples data/samples/{m}-cot --out data/evaluations/{m}-cot --metrics metrics/{m}.json",
+            f"evaluate --samples data/samples/{m}-cot --out data/evaluations/{m}-cot --metrics metrics/evaluate-{m}.json",
         )
     ]
     for words in (["base"], ["tasks"], ["distill"], ["sft"], ["grade"], ["grpo", *GRADED], *merges, *evaluations):
@@ -52,7 +52,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     differences = [float(row["logp_difference"]) for row in curve if row["logp_difference"]]
     trained = json.loads((folder / "metrics/grpo.json").read_text())
     return {
-        "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/{m}.json") for m in MODELS},
+        "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/evaluate-{m}.json") for m in MODELS},
         "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},
         "reward": [curve[0]["reward"], curve[-1]["reward"]],
         "validation": {key: trained["validation"][key] for key in ("before", "best", "last")},

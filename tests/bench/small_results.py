@@ -12,6 +12,7 @@ Writes  --out    small.json   {"runs": [...], "settings": [...]}: pass rates by 
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -69,7 +70,9 @@ def laid_out(work: Path, setting: str, seed: int) -> Path:
     folder = work / "evaluations" / f"{setting}-{seed}"
     folder.mkdir(parents=True)
     for name, of in (("base", "base"), ("sft", f"sft-{seed}"), ("grpo", f"{setting}-{seed}")):
-        (folder / f"{name}-cot").symlink_to(work / of / f"evaluations/{name}-cot")
+        shutil.copytree(
+            work / of / f"evaluations/{name}-cot", folder / f"{name}-cot"
+        )  # each run has its own, as a pipeline's
     return folder
 
 
