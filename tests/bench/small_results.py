@@ -2,12 +2,12 @@
 
     python tests/bench/small_results.py --runs FOLDER --tasks DIR --out docs/results
 
-Reads   --runs   base.tar.gz, sft-SEED.tar.gz and SETTING-SEED.tar.gz
+Reads   --runs   results.json, base.tar.gz, sft-SEED.tar.gz and SETTING-SEED.tar.gz
         --tasks  data/tasks of the recipe, as the runs had them
 Writes  --out    small.json   {"runs": [...], "settings": [...]}: pass rates by seed, what GRPO gains over SFT and SFT
                               over the base, with the intervals of `jobs compare`; fractions, not per cent
                  small.md     the same as tables
-                 small.html   `jobs compare`'s report over the recipe's seeds; small-curves/: the learning curves
+                 small.html   `jobs compare`'s report of one of the recipe's seeds; small-curves/: the learning curves
 """
 
 import argparse
@@ -44,8 +44,8 @@ def compare(work: Path, tasks: Path, name: str, folders: list[Path], curves: lis
     """`jobs compare` over runs' folders of evaluations; its metrics. The report is work/NAME.html."""
     words: list[object] = ["--params", work / "params.yaml", "--benchmarks-dir", tasks, "--out", work / f"{name}.html"]
     words += ["--metrics", work / f"{name}.json", "--plot", work / f"{name}.csv"]
-    words += [word for folder in folders for word in ("--evaluations", folder)]
-    words += [word for curve in curves for word in ("--curve", curve)]
+    words += [word for folder in folders for word in ("--evaluations", folder.relative_to(work))]
+    words += [word for curve in curves for word in ("--curve", curve.relative_to(work))]
     command = [sys.executable, "-m", "jobs", "compare", *map(str, words)]
     subprocess.run(command, cwd=work, check=True, env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"})
     return read_json(work / f"{name}.json")
@@ -81,11 +81,31 @@ def difference(compared: dict, pair: tuple[str, str], view: str, samples: int, t
     return {key: entry[key] for key in ("mean", "low", "high", "p")} | {"tasks": tasks, "samples": samples}
 
 
-def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, int]]) -> dict:
+def ended_early(kept: dict) -> list[dict]:
+    """Of what small.py has kept: the runs whose GRPO ended with an error, and its last line."""
+    rows = []
+    for name, value in kept.items():
+        run, _, job = name.partition("/")
+        setting, _, seed = run.rpartition("-")
+        if job == "grpo" and "failed" in value and setting in SETTINGS:
+            said = [line for line in value["failed"].splitlines() if line.startswith("error: ")]
+            rows.append(
+                {
+                    "setting": setting,
+                    "changes": SETTINGS[setting],
+                    "seed": int(seed),
+                    "ended": said[-1][7:] if said else "?",
+                }
+            )
+    return rows
+
+
+def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, int]], kept: dict) -> dict:
     out: dict = {"runs": [], "settings": []}
     for setting, seed in found:
         evaluations = laid_out(work, setting, seed)
-        compared = compare(work, tasks, f"{setting}-{seed}", [evaluations], [])
+        curves = [work / f"sft-{seed}/sft.csv", work / f"{setting}-{seed}/grpo.csv"]
+        compared = compare(work, tasks, f"{setting}-{seed}", [evaluations], curves)
         asked = read_json(evaluations / "grpo-cot/settings.json")["sampled"]["n"]
         measured = {
             name: read_json(work / of / f"metrics-{name}.json")
@@ -110,6 +130,7 @@ def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, in
                 "grpo-sft": gains["grpo-sft"],
             }
         )
+    out["settings"] += ended_early(kept)
     whole = compare(
         work,
         tasks,
@@ -149,12 +170,18 @@ def page(out: dict) -> str:
               "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in sorted(out["settings"], key=lambda row: list(SETTINGS).index(row["setting"])):
         changes = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in row["changes"].items())
+        if "ended" in row:
+            continue
         cells = [percent(row["grpo"]["mbpp+"][key]) for key in ("pass@1", "pass@10", "greedy")]
         cells += [percent(row["sft"]["mbpp+"][key]) for key in ("pass@10", "greedy")]
         title = row["setting"] + (f": {changes}" if changes else "")
         lines.append(
             f"| {title} | {row['seed']} | {row['steps']} | {' | '.join(cells)} | {interval(row['grpo-sft']['mbpp+'])} |"
         )
+    for row in out["settings"]:
+        if "ended" in row:
+            changed, why = (", ".join(f"{k.partition('.')[2]} {v}" for k, v in row["changes"].items())), row["ended"]
+            lines += ["", f"{row['setting']}: {changed}, seed {row['seed']}, ended early: {why.partition('. ')[0]}."]
     return "\n".join(lines) + "\n"
 
 
@@ -171,7 +198,7 @@ def main() -> None:
             sys.exit(
                 f"{options.runs}: holds no evaluated run of {RECIPE.name} itself, {next(iter(SETTINGS))}-SEED.tar.gz"
             )
-        out = results(work, options.tasks.resolve(), seeds, found)
+        out = results(work, options.tasks.resolve(), seeds, found, read_json(options.runs / "results.json"))
         curves = options.out / "small-curves"
         curves.mkdir(parents=True, exist_ok=True)
         for path in sorted(work.glob("*-*/*.csv")):
@@ -179,7 +206,8 @@ def main() -> None:
                 (curves / f"{path.parent.name}.csv").write_bytes(path.read_bytes())
         write_json(options.out / "small.json", out)
         (options.out / "small.md").write_text(page(out))
-        (options.out / "small.html").write_bytes((work / "small.html").read_bytes())
+        report = work / f"{next(iter(SETTINGS))}-{seeds[-1]}.html"
+        (options.out / "small.html").write_bytes(report.read_bytes())
         print(json.dumps(out["over seeds"], indent=1))
 
 
