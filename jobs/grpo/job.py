@@ -12,7 +12,8 @@ Reads   --base, --adapter   the model folder and the SFT adapter, whose shape sf
 Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.json: the settings really used;
                             with validation also the last or the best one, whichever grpo.keep does not name
         --metrics           rewards at the start and at the end       --curve   every curve by step, as CSV
-        --completions       completions with rewards and verdicts, every grpo.log_completions_every steps
+        --completions       completions with rewards and verdicts, of every grpo.log_completions_every-th step, or
+                            of the last one of a run that has fewer
 
 A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phase go to reports/provenance/grpo.json.
 """

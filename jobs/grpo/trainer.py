@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
 COMPARED_EVERY = 10  # steps; the first is compared too
+LAST = "completions-last.jsonl"  # the last step's, until one of the steps to log has come
 REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
 
 
@@ -301,9 +302,17 @@ class Trainer(GRPOTrainer):
         return output
 
     def log_completions_table(self) -> None:
-        """Keeps this step's completions in the checkpoint folder, so that a resumed run has the earlier ones."""
-        every, step = self.grpo.log_completions_every, self.state.global_step + 1
-        if not every or (step != 1 and step % every):
+        """Keeps a step's completions in the checkpoint folder, so that a resumed run has the earlier ones.
+
+        Those of every `grpo.log_completions_every`-th step are kept. Until there is one, the last step's are, so that a
+        shorter run is not without any. With `grpo.iterations` above 1 a batch is logged if one of its steps is due, as the
+        step that drew it.
+        """
+        every, before = self.grpo.log_completions_every, self.state.global_step
+        if not every:
+            return
+        due = (before + self.num_iterations) // every > before // every
+        if not due and self.files_of_due_steps():
             return
         logs, count = self._logs, self.args.generation_batch_size
         columns = {
@@ -314,13 +323,20 @@ class Trainer(GRPOTrainer):
             "advantage": logs["advantages"],
         }
         recent = {name: list(values)[-count:] for name, values in columns.items()}
+        last = self.directory / LAST
         write_jsonl(
-            self.directory / f"completions-{step:06d}.jsonl",
-            ({"step": step, **{n: rounded(v[i]) for n, v in recent.items()}} for i in range(count)),
+            self.directory / f"completions-{before + 1:06d}.jsonl" if due else last,
+            ({"step": before + 1, **{n: rounded(v[i]) for n, v in recent.items()}} for i in range(count)),
         )
+        if due:
+            last.unlink(missing_ok=True)
+
+    def files_of_due_steps(self) -> list[Path]:
+        return sorted(self.directory.glob("completions-[0-9]*.jsonl"))
 
     def logged_completions(self) -> list[dict]:
-        return [row for path in sorted(self.directory.glob("completions-*.jsonl")) for row in read_jsonl(path)]
+        files = self.files_of_due_steps() or [*self.directory.glob(LAST)]
+        return [row for path in files for row in read_jsonl(path)]
 
 
 def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tuple[int, ...], set[str]]:

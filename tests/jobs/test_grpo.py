@@ -82,7 +82,7 @@ def test_the_files_are_written_and_the_settings_used_are_the_params(done):
     }
     assert {k: used[k] for k in expected} == expected
     rows = read_jsonl(done / "data/grpo/completions.jsonl")
-    assert [row["step"] for row in rows] == [1] * 8 + [2] * 8 + [4] * 8
+    assert [row["step"] for row in rows] == [2] * 8 + [4] * 8
     assert {"task_id", "completion", "status", "format", "reasoning", "correctness", "advantage"} <= set(rows[0])
     with open(done / "plots/grpo.csv") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
@@ -103,6 +103,30 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(world, done, tmp_p
     assert "resuming from" in again.stderr and "checkpoint-2" in again.stderr
     for name in OUTS:
         assert sha256(tmp_path / name) == sha256(done / name), name
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "iterations", "logged"),
+    [(3, 10, 1, [3]), (3, 2, 1, [2]), (4, 3, 2, [3]), (3, 10, 3, [1]), (2, 1, 1, [1, 2]), (2, 0, 1, [])],
+)
+def test_every_nth_step_is_logged_and_of_a_shorter_run_the_last(world, tmp_path, steps, every, iterations, logged):
+    """With several iterations a batch is logged if one of its steps is due, under the step that drew it."""
+    of_the_run = f"grpo.steps={steps}", f"grpo.log_completions_every={every}", f"grpo.iterations={iterations}"
+    grpo(world, tmp_path, *of_the_run)
+    rows = read_jsonl(tmp_path / "data/grpo/completions.jsonl")
+    assert [row["step"] for row in rows] == [step for step in logged for _ in range(8)]
+
+
+def test_a_short_run_that_is_resumed_logs_its_last_step_too(world, tmp_path):
+    short = "grpo.log_completions_every=10"
+    grpo(world, tmp_path, short)
+    (checkpoints,) = (p for p in (tmp_path / ".checkpoints/grpo").iterdir() if p.is_dir())
+    before = (tmp_path / "data/grpo/completions.jsonl").read_bytes()
+    assert {row["step"] for row in read_jsonl(tmp_path / "data/grpo/completions.jsonl")} == {4}
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    (tmp_path / "data/grpo/completions.jsonl").unlink()
+    assert "checkpoint-2" in grpo(world, tmp_path, short).stderr
+    assert (tmp_path / "data/grpo/completions.jsonl").read_bytes() == before
 
 
 def test_the_adapter_was_trained(world, done):
