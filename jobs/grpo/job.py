@@ -115,7 +115,6 @@ def run(
     given = read_tasks(tasks)
     rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
     check_batches(params.grpo, len(rows), tasks)
-    loop.require_learning("grpo", params.grpo, params.grpo.steps)
     tracking = curves.trackers(params.tracking, "grpo")
     heldout = held_out(params.grpo, validation, given)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
@@ -228,6 +227,7 @@ def make_trainer(
     functions, weights = scorer.functions()
     tokenizer = load_tokenizer(base)
     require_short(tokenizer, rows, settings.max_prompt_length, str(tasks))
+    loop.require_learning("grpo", settings, settings.steps)
     model = load_model(params, base, adapter)
     loop.check_fits(model, tokenizer, base)
     directory = resume_folder(

@@ -94,7 +94,7 @@ def test_a_hostile_job_is_contained(repo, listener):
     done = launch(repo, "score", "report", *addresses(listener))
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    assert got["wrote"] == []
+    assert got["wrote"] == (["/dev"] if rootless() else [])  # a tmpfs of the container's own, which is its root's
     assert got["reached"] == []
     # Podman's filter of system calls allows these two, which gain nothing outside the container; Docker's does not.
     assert set(got["became"]) - ({"user namespace", "keyring"} if RUNTIME == "podman" else set()) == set()

@@ -152,9 +152,14 @@ def refused(world, folder, tasks, *settings):
 def test_a_prompt_that_is_too_long_ends_the_run_before_the_model_is_loaded(world, tmp_path):
     tasks = toy.tasks(1, {"train": 6})["train"]
     tasks[3]["prompt"] += "word " * 2000
-    said = refused(world, tmp_path, tasks)
+    said = refused(world, tmp_path, tasks, "grpo.steps=1")  # which, with its warm-up, would be refused as well
     assert f"tasks.jsonl: {tasks[3]['task_id']} has " in said
     assert "grpo.max_prompt_length is 512" in said
+
+
+def test_a_run_that_cannot_learn_ends_before_the_model_is_loaded(world, tmp_path):
+    said = refused(world, tmp_path, toy.tasks(1, {"train": 6})["train"], "grpo.steps=1")
+    assert "grpo.warmup_ratio: the only step of this run would have learning rate 0" in said
 
 
 def test_tasks_that_cannot_be_told_apart_or_judged_are_refused(world, tmp_path):
