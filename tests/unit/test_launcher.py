@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ case $1 in
     image) [ -z "$NO_IMAGE" ] || [ -e "$LOG.built" ] || exit 1; echo 1000000 ;;
     build) touch "$LOG.built" ;;
     pull) [ -n "$REGISTRY_HAS" ] ;;
+    import) cat > "$LOG.tar" ;;
     info) echo "$ENGINE_INFO" ;;
     run)
         printf '%s\n' "$@" > "$LOG.run"
@@ -620,6 +622,23 @@ def test_install_refuses_a_python_that_the_lock_is_not_for(repo, version):
     assert done.returncode == 2
     assert "3.11 or 3.12 is needed" in done.stderr
     assert not (repo / ".venv").exists()
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_a_stand_in_base_is_made_of_debians_packages_and_the_wheels_that_are_here(repo, runtime):
+    """A program in debootstrap's place puts one file into the folder that it is given."""
+    fake = repo.parent / "bin/debootstrap"
+    fake.write_text('#!/bin/bash\nroot=${!#}\nmkdir -p "$root/etc/ssl/certs" && touch "$root/etc/debian_version"\n')
+    fake.chmod(0o755)
+    wheels = repo.parent / "wheels"
+    wheels.mkdir()
+    (wheels / "torch-1-py3-none-any.whl").write_bytes(b"a wheel")
+    done = launch(repo, "standin:test", script="docker/standin", RUNTIME=runtime, PIP_FIND_LINKS=str(wheels))
+    assert done.returncode == 0, done.stderr
+    asked = (repo.parent / "log").read_text().splitlines()
+    assert any(line.startswith(f"{runtime} import ") and line.endswith(" - standin:test") for line in asked), asked
+    with tarfile.open(repo.parent / "log.tar") as image:
+        assert {"./etc/debian_version", "./wheels/torch-1-py3-none-any.whl"} <= set(image.getnames())
 
 
 PRINTS = """#!/bin/sh
