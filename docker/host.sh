@@ -35,6 +35,29 @@ confined() {  # RUNTIME
     esac
 }
 
+# Where a container finds this machine: what the runtime makes of `host-gateway`, or an address of this machine where it
+# would make nothing of it (Podman before 4.7), or another machine of it (a rootless Docker's own network).
+gateway() {  # RUNTIME CONFINED
+    local version=
+    [ "$1" = docker ] || version=$("$1" version --format '{{.Client.Version}}' 2> /dev/null || true)
+    if [ "$2" = rootless ] || { [ -n "$version" ] && ! printf '4.7\n%s\n' "$version" | sort --version-sort --check=quiet; }; then
+        hostname -I | tr ' ' '\n' | grep --max-count 1 '[.]' || true
+    else
+        echo host-gateway
+    fi
+}
+
+# Whether the runtime holds a container to a number of processes; without root it needs cgroups that it was given.
+limits_processes() {  # RUNTIME
+    local told
+    if [ "$1" = podman ]; then
+        told=$(podman info --format '{{.Host.CgroupControllers}}' 2> /dev/null || true)
+        [ -z "$told" ] || [[ $told = *pids* ]]
+    else
+        [ "$("$1" info --format '{{.PidsLimit}}' 2> /dev/null || true)" != false ]
+    fi
+}
+
 # The Hugging Face cache's absolute path, found as huggingface_hub does: ~ is the home folder, and a relative path counts
 # from where the caller stands.
 hf_home() {  # FOLDER

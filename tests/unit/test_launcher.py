@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 ENGINE = r"""#!/bin/bash
 printf '%s\n' "$(basename "$0") $*" >> "$LOG"
 case $1 in
-    version) [ -z "$NO_DAEMON" ] ;;
+    version) [ -z "$NO_DAEMON" ] || exit 1; echo "$ENGINE_VERSION" ;;
     image) [ -z "$NO_IMAGE" ] || [ -e "$LOG.built" ] || exit 1; echo 1000000 ;;
     build) touch "$LOG.built" ;;
     pull) [ -n "$REGISTRY_HAS" ] ;;
@@ -223,6 +223,22 @@ def test_a_teacher_on_this_machine_is_reached(repo, url, network):
     assert values(words, "--network") == [network]
     assert ("HTTPS_PROXY" in values(words, "--env")) == (network == "bridge")
     assert values(words, "--add-host") == (["host.docker.internal:host-gateway"] if network == "bridge" else [])
+
+
+@pytest.mark.parametrize(("runtime", "version", "info", "own"), [
+    ("docker", "20.10.24", "", False), ("docker", "27.1.0", "name=rootless", True), ("podman", "3.4.4", "", True),
+    ("podman", "4.3.1", "", True), ("podman", "4.10.0", "", False), ("podman", "5.4.2", "", False),
+    ("podman", "", "", False),
+])  # fmt: skip
+def test_this_machine_has_a_name_in_containers_whatever_the_runtime_knows_of_it(repo, runtime, version, info, own):
+    """Podman before 4.7 knows no host-gateway, and a rootless Docker's is not this machine: they get its address."""
+    hostname = repo.parent / "bin/hostname"
+    hostname.write_text('#!/bin/sh\n[ "$1" = -I ] && echo "fd00::2 192.0.2.7 172.17.0.1 " || echo box\n')
+    hostname.chmod(0o755)
+    params(repo, base_url="http://host.docker.internal:8000/v1")
+    assert launch(repo, "cpu", "distill", RUNTIME=runtime, ENGINE_VERSION=version, ENGINE_INFO=info).returncode == 0
+    machine = "192.0.2.7" if own else "host-gateway"
+    assert values(flags(repo), "--add-host") == [f"host.docker.internal:{machine}"]
 
 
 def test_without_a_teacher_there_is_no_network_and_no_key(repo):
@@ -602,6 +618,15 @@ def test_doctor_knows_what_a_remote_needs(repo, url, package, verdict):
     if verdict == "MISSING":
         target = line.split("make ")[1]
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("runtime", "info", "noted"), [
+    ("docker", "true", False), ("docker", "false", True), ("podman", "[cpu memory pids]", False), ("podman", "[]", True),
+])  # fmt: skip
+def test_doctor_says_where_a_jobs_processes_are_not_limited(repo, runtime, info, noted):
+    """A rootless runtime ignores --pids-limit where the user was given no such controller."""
+    said = launch(repo, script="docker/doctor", RUNTIME=runtime, ENGINE_INFO=info).stdout
+    assert ("note     limits" in said) == noted
 
 
 def test_every_remedy_of_doctor_is_a_target():
