@@ -44,12 +44,14 @@ class Behaviour:
 
 
 class TeacherServer:
-    """`with TeacherServer({prompt: Behaviour}) as server:` listens on server.url.
+    """`with TeacherServer({prompt: Behaviour}) as server:` listens on server.url; host "0.0.0.0": on all addresses.
 
     server.asked counts requests by prompt, server.headers keeps every request's headers.
     """
 
-    def __init__(self, behaviours: dict[str, Behaviour], latency: float = 0.02, port: int = 0) -> None:
+    def __init__(
+        self, behaviours: dict[str, Behaviour], latency: float = 0.02, port: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.behaviours = {prompt.strip(): behaviour for prompt, behaviour in behaviours.items()}
         self.asked: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
@@ -83,7 +85,7 @@ class TeacherServer:
             def handle_error(self, *args: object) -> None:
                 pass  # a client that is killed resets its connections
 
-        self.server = Server(("127.0.0.1", port), Handler)
+        self.server = Server((host, port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> "TeacherServer":

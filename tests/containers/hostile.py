@@ -27,8 +27,8 @@ def system_call(number: int, *arguments) -> bool:
 
 
 def wrote() -> list[str]:
-    """The places outside the outputs that could be written."""
-    places = ["/etc", "/usr/bin", "/opt/venv", "/opt/venv/bin", "/hf", "/", "/sys/fs/cgroup",
+    """The places outside the outputs that could be written, /tmp and /hf apart: these two are gone with the container."""
+    places = ["/etc", "/usr/bin", "/opt/venv", "/opt/venv/bin", "/hf/hub", "/hf/datasets", "/", "/sys/fs/cgroup",
               "/proc/sys/kernel", "/dev", "/repo", "/repo/jobs", "/repo/docker", "/repo/data/smoke", "/repo/.git",
               "/repo/.dvc"]  # fmt: skip
     found = [place for place in places if succeeds(Path(place, "hostile").write_text, "x")]

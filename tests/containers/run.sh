@@ -2,10 +2,10 @@
 # tests/containers/run.sh: proves the containers on a machine without any: `make check-containers` and .ci/run call it.
 #
 # Starts a docker daemon of its own, builds the `cpu` and `gguf` images on a stand-in base, attacks the launcher with
-# them and the sandbox in one of them, runs the whole smoke pipeline in them as a user who is not root, and compares
-# every hash in its dvc.lock with those of a local run (.smoke/, made first if it is missing). Where the machine cannot
-# run containers it says so and exits 0. `run.sh train` builds `train` on the stand-in instead, importing every package,
-# and stops. Needs root; leaves nothing behind but packages installed by apt (docker.io, debootstrap).
+# them, again by a rootless podman and a rootless docker, and the sandbox in one of them, runs the whole smoke pipeline in
+# them as a user who is not root, and compares every hash in its dvc.lock with those of a local run (.smoke/, made first if
+# it is missing). Where the machine cannot run containers it says so and exits 0. `run.sh train` builds `train` on the
+# stand-in instead, importing every package, and stops. Needs root; leaves nothing behind but packages installed by apt.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH=/usr/bin:$PATH  # the distribution's docker client, which matches its daemon
@@ -81,25 +81,34 @@ fi
 step "attacking the launcher"
 JOBS_CONTAINERS=1 .venv/bin/python -m pytest -q tests/containers
 
-step "attacking the sandbox in a container without rights"
-docker run --rm --user 1000:1000 --network none --cap-drop ALL --security-opt no-new-privileges --volume "$PWD:/repo:ro" \
-    --entrypoint python "$(docker/build cpu)" -m pytest -q -p no:cacheprovider tests/attacks
-
-# A user's clone: the tree of this one, owned by somebody who is not root, with a python which that user can read.
-step "running the smoke pipeline in containers"
-user=1000
-git clone --quiet . "$work/repo"
-mkdir "$work/home"
+# Jobs of a user who is not root need a python that such a user can read.
+version=$(.venv/bin/python -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 python=$PWD/.venv/bin/python
-as_user() {
-    setpriv --reuid $user --regid $user --clear-groups env HOME="$work/home" "$@"
-}
-if ! as_user "$python" -c "" 2> /dev/null; then
-    version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+if ! setpriv --reuid 1000 --regid 1000 --clear-groups "$python" -c "" 2> /dev/null; then
     "/usr/bin/$version" -m venv --without-pip "$work/venv"
     echo "$PWD/.venv/lib/$version/site-packages" > "$work/venv/lib/$version/site-packages/repository.pth"
     python=$work/venv/bin/python
 fi
+
+docker save --output "$work/images.tar" "$(docker/build cpu)"
+chmod 644 "$work/images.tar"
+for runtime in podman docker; do
+    step "attacking the launcher of a user who has a $runtime of his own"
+    PYTHON=$python tests/containers/rootless.sh $runtime "$work/images.tar" "$work/$runtime"
+done
+rm "$work/images.tar"
+
+step "attacking the sandbox in a container without rights"
+docker run --rm --user 1000:1000 --network none --cap-drop ALL --security-opt no-new-privileges --volume "$PWD:/repo:ro" \
+    --entrypoint python "$(docker/build cpu)" -m pytest -q -p no:cacheprovider tests/attacks
+
+step "running the smoke pipeline in containers"
+user=1000
+git clone --quiet . "$work/repo"
+mkdir "$work/home"
+as_user() {
+    setpriv --reuid $user --regid $user --clear-groups env HOME="$work/home" "$@"
+}
 chown -R $user:$user "$work/repo" "$work/home" "$work/docker.sock"
 (cd "$work/repo" && as_user env RUNTIME=docker "$python" -m jobs smoke)
 
