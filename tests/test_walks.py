@@ -12,9 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
+from jobs.common.files import read_json, read_jsonl, record_of, sha256, write_jsonl
+from jobs.plumbing.params import merged, validate
+from jobs.plumbing.yaml12 import dump, parse, read_yaml
+from jobs.tasks import sources
 from tests.pages import blocks
+from tests.toy import make_model
 
 ROOT = Path(__file__).parents[1]
 WALKS = ROOT / "docs/walks.md"
@@ -61,33 +65,81 @@ def own_environment(folder: Path) -> None:
     (folder / installed.strip()).touch()  # what `make` leaves once it has installed the lock
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory):
-    """A repository with tiny params and an environment of its own."""
-    folder = tmp_path_factory.mktemp("walks") / "box"
+def prepared(folder: Path, *changes: dict) -> Path:
+    """A repository with the smoke run's params and these changes, and an environment of its own."""
     subprocess.run([sys.executable, "-m", "jobs", "smoke", "--prepare", "--out", folder], cwd=ROOT, check=True)
-    from jobs.plumbing.params import merged, read_yaml, validate
-
-    params = merged(read_yaml(folder / "params.yaml"), TINY)
-    validate(params, "the walks' params")
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder.parent / "gitconfig").write_text("[user]\n\tname = walker\n\temail = walker@localhost\n")
+    change(folder, *changes)
     own_environment(folder)
     sh("git add --all && git commit --quiet --message start", folder)
     return folder
 
 
-def test_a_base_model_and_tasks_of_ones_own(box):
+def change(folder: Path, *changes: dict) -> None:
+    params = read_yaml(folder / "params.yaml")
+    for more in changes:
+        params = merged(params, more)
+    validate(params, "the walks' params")
+    (folder / "params.yaml").write_text(dump(params))
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("walks") / "box", TINY)
+
+
+def write_sources(folder: Path) -> dict:
+    """Stand-ins of a few tasks for HumanEval+, MBPP+ and MBPP, and the params that pin them."""
+    folder.mkdir(parents=True)
+    plus = {"plus_input": [[5]], "atol": 0, "contract": "", "base_input": [[3], [4]]}
+    rows = {
+        "HumanEvalPlus": [
+            plus | {"task_id": f"HumanEval/{n}", "prompt": f'def h{n}(x):\n    """Multiply by {n}."""\n', "test": "",
+                    "entry_point": f"h{n}", "canonical_solution": f"    return x * {n}\n"} for n in (7, 9)],
+        "MbppPlus": [
+            plus | {"task_id": f"Mbpp/{n}", "prompt": f'"""\nTake {n} away.\nassert m{n}({n}) == 0\n"""\n',
+                    "entry_point": f"m{n}", "canonical_solution": f"def m{n}(x):\n    return x - {n}\n",
+                    "assertion": f"assert m{n}({n}) == 0"} for n in (2, 3, 4, 5)],
+        "mbpp": [
+            {"text": f"Write a function to cube a number and add {n} to it.", "task_id": n,
+             "code": f"def c{n}(x):\n    y = x**3\n    return y + {n}", "test_setup_code": "",
+             "test_list": [f"assert c{n}(0) == {n}"], "challenge_test_list": []} for n in range(2, 12)],
+    }  # fmt: skip
+    for row in rows["mbpp"]:
+        row |= {name: row.pop(name) for name in sources.MBPP_FIELDS}  # in the order that its hash is of
+    for name, found in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", found)
+    digests = {name: {"sha256": sha256(folder / f"{name}.jsonl")} for name in rows}
+    pinned = {"humaneval_plus": digests["HumanEvalPlus"], "mbpp_plus": digests["MbppPlus"], "mbpp": digests["mbpp"]}
+    return {"tasks": {"toy": None, "exclude": [], "heldout": 1, **pinned}}
+
+
+def test_a_base_model_and_tasks_of_ones_own(tmp_path):
+    box = prepared(tmp_path / "own", TINY)
     task = {"task_id": "own/1", "prompt": "Write `half(x)` that returns x // 2.", "entry_point": "half",
             "tests": ["assert half(8) == 4", "assert half(-3) == -2"],
             "reference": "def half(x):\n    return x // 2\n"}  # fmt: skip
     (box / "my_tasks.jsonl").write_text(json.dumps(task) + "\n")
-    checked, planned = (sh(block, box) for block in blocks(WALKS, "One GPU, a base model and tasks of your own"))
-    assert "tasks.files" in checked
+    check, walk = blocks(WALKS, "One GPU, a base model and tasks of your own")
+    checked = sh(check, box)
     assert "gpu" in checked, "doctor spoke"
-    assert '"job": "tasks"' in planned
-    assert all(f"\n{stage}:" in planned for stage in ("base", "tasks", "sft", "gguf")), "nothing was run yet"
-    (box / "my_tasks.jsonl").unlink()
+    printed, _ = json.JSONDecoder().raw_decode(checked[checked.index("{") :])
+    make_model(box / "my_base", layers=1)
+    change(
+        box,
+        write_sources(box / "data/sources"),
+        {"tasks": {"files": [parse(printed["for tasks.files"])]}, "evaluate": {"benchmarks": ["humaneval", "mbpp"]}},
+        {"base": {"toy": None, "folder": {"path": "my_base", "sha256": sha256(box / "my_base")}}},
+        {"distill": {"recorded": None, "references": True, "examples": 4}, "gguf": {"benchmark": "humaneval"}},
+    )
+    walked = sh(walk, box)
+    assert '"job": "tasks"' in walked
+    assert all(f"\n{stage}:" in walked for stage in ("base", "tasks", "sft", "gguf")), "nothing had been run"
+    assert "own/1" in {row["task_id"] for row in read_jsonl(box / "data/tasks/train.jsonl")}
+    assert record_of(box / "models/base")["source"]["folder"] == "my_base"
+    measured = read_json(box / "metrics/evaluate-grpo-cot.json")
+    assert {"humaneval", "mbpp"} <= measured.keys()
+    assert "evaluate-grpo-cot.json" in walked
 
 
 def test_three_seeds_by_two_losses(box):
