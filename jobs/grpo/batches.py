@@ -58,6 +58,17 @@ def scales(output: dict, theirs: Rows, ours: Rows, loss: str, tokens_of_step: bo
     return result
 
 
+def filled(parts: list[dict], output: dict) -> list[dict]:
+    """`parts` where each has a row, which teaches nothing where it had none.
+
+    The ranks of a run go through each pass together, and wait in it for each other.
+    """
+    lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
+    silent = {name: torch.zeros_like(output[name]) for name in ("advantages", "completion_mask")}
+    filler = taken(output | silent, [int(lengths.argmin())])
+    return [part if len(part["advantages"]) else filler for part in parts]
+
+
 def taken(output: dict, rows: list[int]) -> dict:
     """The rows of every tensor, without the columns that are padding in all of them."""
     part = {

@@ -6,7 +6,8 @@ interpreter no thread of the job's can help either. So the command forks at its 
 parent does nothing but pass signals on, wait, and end what has not ended by itself.
 
 The exit code is 128 + the signal's number (130, 143) however the job came to its end. Nothing that the job has started
-stays behind: orphans become the parent's children, and are killed.
+stays behind: orphans become the parent's children, and are killed. That holds for the ranks of a run too (launch.py): each
+is supervised by itself, below the command that started it.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+from jobs.plumbing.launch import is_rank
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0  # seconds that a job has to end by itself once it is told to
@@ -40,6 +43,8 @@ def supervise() -> None:
     heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if is_rank():  # which nobody waits for once the command that started it has been killed
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     parent, job = os.getpid(), os.fork()
     if job:
         for number in (*heard, signal.SIGCHLD):
