@@ -67,12 +67,33 @@ def command(params: "Params", base: Path, examples: Path, **outputs: Path) -> No
 
 def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict | None:
     """The metrics; None on a rank that is not the first one, which writes nothing."""
-    from jobs.training import ranks
+    from jobs.training import curves, loop, ranks
 
     rows, aside = rows_of(params, base, examples)
+    loop.prepare(params.sft.engine)
     with ranks.joined("sft.processes", params.sft.processes):
         trainer, train = trained(params, base, examples, rows, aside, curve)
-    return written(params, base, examples, rows, aside, trainer, train, out, metrics, curve) if ranks.main() else None
+    if not ranks.main():
+        return None
+    with replace_dir(out) as partial:
+        loop.save_adapter(trainer.model, base, partial)
+        teachers = sorted({str(row.get("teacher")) for row in rows})
+        record = loop.run_record(
+            "sft", params, params.sft, base, None, {"examples": examples}, examples=len(train), teachers=teachers
+        )
+        loop.save_settings(trainer.args, base, partial, record)
+    history = curves.write_curve(trainer.state.log_history, CURVE, curve)
+    result = summary(train, len(aside), history)
+    write_metrics(metrics, result)
+    provenance(
+        "sft",
+        packages=loop.packages(params.sft),
+        processes=params.sft.processes,
+        tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
+        train_seconds=trainer.state.log_history[-1].get("train_runtime"),
+    )
+    log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
+    return result
 
 
 def rows_of(params: "Params", base: Path, examples: Path) -> tuple[list[dict], set[int]]:
@@ -99,7 +120,6 @@ def trained(
     from jobs.training import curves, loop, ranks
 
     tracking = curves.trackers(params.tracking, "sft")
-    loop.prepare(params.sft.engine)
     settings = params.sft
     tokenizer = load_tokenizer(base)
     tell_of_special(rows, tokenizer, examples)
@@ -119,42 +139,6 @@ def trained(
     log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
     loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
     return trainer, train
-
-
-def written(
-    params: "Params",
-    base: Path,
-    examples: Path,
-    rows: list[dict],
-    aside: set[int],
-    trainer: "Trainer",
-    train: list[dict],
-    out: Path,
-    metrics: Path,
-    curve: Path,
-) -> dict:
-    """Writes the outputs; returns the metrics."""
-    from jobs.training import curves, loop
-
-    with replace_dir(out) as partial:
-        loop.save_adapter(trainer.model, base, partial)
-        teachers = sorted({str(row.get("teacher")) for row in rows})
-        record = loop.run_record(
-            "sft", params, params.sft, base, None, {"examples": examples}, examples=len(train), teachers=teachers
-        )
-        loop.save_settings(trainer.args, base, partial, record)
-    history = curves.write_curve(trainer.state.log_history, CURVE, curve)
-    result = summary(train, len(aside), history)
-    write_metrics(metrics, result)
-    provenance(
-        "sft",
-        packages=loop.packages(params.sft),
-        processes=params.sft.processes,
-        tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
-        train_seconds=trainer.state.log_history[-1].get("train_runtime"),
-    )
-    log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
-    return result
 
 
 def make_trainer(

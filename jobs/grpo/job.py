@@ -121,15 +121,13 @@ def run(
     given, rows, heldout = rows_of(params, tasks, validation)
     tracking = curves.trackers(params.tracking, "grpo")
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
-    with (
-        Sandbox.from_params(judging) as sandbox,  # its servers start before torch does
-        ranks.joined("grpo.processes", params.grpo.processes),
-    ):
+    with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
-        trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
-        validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
-        loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
+        with ranks.joined("grpo.processes", params.grpo.processes):
+            trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+            validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
+            loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
         times, step_times = trainer.times(), trainer.step_times()
     if not ranks.main():
         return None

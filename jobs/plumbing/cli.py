@@ -75,8 +75,8 @@ TRAINING_SANDBOX = tuple(f"sandbox.{key}" for key in ("memory_mib", "packages", 
 
 
 def log_to_stderr() -> None:
-    """Of several ranks (plumbing/launch.py) the first one tells how the work goes; the others only warn."""
-    level = logging.WARNING if launch.rank() else logging.INFO
+    """Of several ranks (plumbing/launch.py) the first one tells how the work goes, and the others only what stops them."""
+    level = logging.ERROR if launch.rank() else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
