@@ -173,3 +173,19 @@ def test_tensors_of_another_layout_keep_every_width():
 def test_a_loss_that_is_not_known_to_sum_is_refused():
     with pytest.raises(ValueError, match="vespo"):
         batches.passes(step(), 3, "vespo", tokens_of_step=False)
+
+
+def test_a_pass_without_rows_is_filled_by_one_that_teaches_nothing(trainer):
+    """For the ranks of a run, which go through each pass together."""
+    output = step()
+    output["advantages"][1:] = 0.0
+    parts = batches.passes(output, 3, "dapo", tokens_of_step=False)
+    assert [len(part["advantages"]) for part in parts] == [1, 0, 0]
+    filled = batches.filled(parts, output)
+    assert [len(part["advantages"]) for part in filled] == [1, 1, 1]
+    assert filled[0] is parts[0]
+    loss = trainer.compute_loss(trainer.model, filled[1])
+    loss.backward()
+    assert float(loss) == 0.0
+    assert all(float(w.grad.abs().max()) == 0.0 for w in trainer.model.parameters() if w.requires_grad)
+    trainer.model.zero_grad()
