@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import read_json, record_of, sha256, write_json
-from jobs.plumbing import checkpoint
+from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
 from jobs.training import ranks
@@ -43,6 +43,8 @@ def prepare(engine: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are read from folders; nothing is looked up
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the sandbox's workers
+    if not launch.is_rank():  # of several cards, transformers would spread each batch over all (DataParallel)
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     if engine == "unsloth":
         # Its first GRPO step never returns from torch.compile (sympy) with this set of versions.
         os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")

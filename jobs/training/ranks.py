@@ -71,13 +71,12 @@ def join() -> None:
     """NCCL between GPUs, gloo without them."""
     import torch
 
-    device = None
+    limit = datetime.timedelta(seconds=timeout())
     if torch.cuda.is_available():
-        device = torch.device("cuda", launch.rank_here())
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group(
-        "nccl" if device else "gloo", timeout=datetime.timedelta(seconds=timeout()), device_id=device
-    )
+        torch.cuda.set_device(launch.rank_here())
+        torch.distributed.init_process_group("nccl", timeout=limit)
+    else:
+        torch.distributed.init_process_group("gloo", timeout=limit)
 
 
 def timeout() -> float:

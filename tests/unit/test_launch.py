@@ -1,5 +1,6 @@
 """Which process does a job's work, what the environment must say for several, and what the params refuse."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from jobs.common.errors import JobError, UsageError
 from jobs.plumbing import launch
 from jobs.plumbing.params import load
-from jobs.training import ranks
+from jobs.training import loop, ranks
 from jobs.training.order import Order
 from tests import program
 from tests.program import ROOT
@@ -36,6 +37,18 @@ def test_one_process_works_itself_and_several_are_started_once(environment):
         UsageError, match=r"grpo.processes is 2, and this process was started as one of 4 \(WORLD_SIZE\)"
     ):
         launch.works("grpo.processes", 2)
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "0"), ("3,1", "3"), ("2", "2"), ("", "")])
+def test_one_process_takes_one_card_of_those_it_may_have(environment, monkeypatch, given, taken):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        environment(CUDA_VISIBLE_DEVICES=given)
+    loop.prepare("transformers")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
+    environment(RANK=0, WORLD_SIZE=2, CUDA_VISIBLE_DEVICES="0,1")
+    loop.prepare("transformers")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_a_rank_judges_with_its_part_of_the_machine(environment, monkeypatch):
@@ -93,7 +106,7 @@ def test_a_function_that_is_called_without_its_ranks_says_how_they_are_started(e
         (["grpo.processes=3"], r"grpo: processes is 3, which cannot share batch_size x gradient_accumulation (16 x 4)"),
         (["sft.processes=4"], r"sft: processes is 4, which cannot share batch_size x gradient_accumulation (2 x 1)"),
         (["grpo.processes=8"], "is 8 completions for each, not a multiple of generations (16)"),
-        (["grpo.processes=0"], "grpo.processes is 0"),
+        (["grpo.processes=0"], "grpo.processes: is 0; it must be at least 1"),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused_by_the_params(settings, said):
