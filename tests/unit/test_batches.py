@@ -186,6 +186,6 @@ def test_a_pass_without_rows_is_filled_by_one_that_teaches_nothing(trainer):
     assert filled[0] is parts[0]
     loss = trainer.compute_loss(trainer.model, filled[1])
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert all(float(w.grad.abs().max()) == 0.0 for w in trainer.model.parameters() if w.requires_grad)
     trainer.model.zero_grad()

@@ -41,7 +41,8 @@ def test_one_process_works_itself_and_several_are_started_once(environment):
 
 @pytest.mark.parametrize(("given", "taken"), [(None, "0"), ("3,1", "3"), ("2", "2"), ("", "")])
 def test_one_process_takes_one_card_of_those_it_may_have(environment, monkeypatch, given, taken):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "restored after the test")
+    del os.environ["CUDA_VISIBLE_DEVICES"]
     if given is not None:
         environment(CUDA_VISIBLE_DEVICES=given)
     loop.prepare("transformers")
