@@ -245,7 +245,8 @@ class Trainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self.grpo.engine == "unsloth" and self.compares_logps():
             self.measure_logp_difference(output)
-        self.log_completions_table()
+        if ranks.main():  # TRL has gathered those of all ranks
+            self.log_completions_table()
         if self.grpo.equal_groups == "refill":
             output = self.refilled(output)
         if self.grpo.equal_groups != "keep":
@@ -326,12 +327,9 @@ class Trainer(GRPOTrainer):
         return output
 
     def log_completions_table(self) -> None:
-        """Keeps this step's completions in the checkpoint folder, so that a resumed run has the earlier ones.
-
-        TRL has gathered those of all ranks.
-        """
+        """Keeps this step's completions in the checkpoint folder, so that a resumed run has the earlier ones."""
         every, step = self.grpo.log_completions_every, self.state.global_step + 1
-        if not ranks.main() or not every or (step != 1 and step % every):
+        if not every or (step != 1 and step % every):
             return
         logs, count = self._logs, self.args.generation_batch_size
         columns = {
