@@ -11,12 +11,16 @@ MASTER_PORT in its environment (docs/scaling.md).
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from jobs.common.errors import JobError, UsageError
+from jobs.common.files import process_folder
 
 LOOPBACK = "127.0.0.1"
 STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}  # exit codes of a job that was told to
@@ -103,7 +107,7 @@ def start(key: str, processes: int) -> None:
     found = machines(key, processes)
     here = processes // found.count
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -113,6 +117,7 @@ def start(key: str, processes: int) -> None:
     if alone:  # no name is looked up and nothing else is asked: a container has no network but this
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    notes = process_folder(Path(tempfile.gettempdir()), "ranks")
     config = LaunchConfig(
         min_nodes=found.count,
         max_nodes=found.count,
@@ -124,6 +129,7 @@ def start(key: str, processes: int) -> None:
         local_addr=LOOPBACK if alone else None,
         max_restarts=0,
         start_method="spawn",
+        logs_specs=DefaultLogsSpecs(log_dir=str(notes)),  # what ranks print goes where this command's own goes
     )
     logging.disable(logging.CRITICAL)  # torchrun's own log tells of each process what one line says below
     try:
@@ -135,6 +141,7 @@ def start(key: str, processes: int) -> None:
         end_as(number, failure.exitcode)
     finally:
         logging.disable(logging.NOTSET)
+        shutil.rmtree(notes, ignore_errors=True)
 
 
 def end_as(number: int, code: int) -> NoReturn:

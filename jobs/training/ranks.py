@@ -47,8 +47,8 @@ def joined(key: str, processes: int) -> Iterator[None]:
     if not launch.is_rank():
         yield
         return
-    join()
     try:
+        join()
         yield
         barrier()
     except RuntimeError as error:

@@ -291,9 +291,9 @@ def hang() -> None:
 
 def test_a_rank_that_hangs_is_not_waited_for_for_ever(world, tmp_path):
     began = time.monotonic()
-    ended = grpo(world, tmp_path, patch=hang, RANKS_TIMEOUT="4")
+    ended = grpo(world, tmp_path, patch=hang, RANKS_TIMEOUT="8")
     assert ended[0].code == 1
-    assert "another rank is gone, or did not answer within 4 s" in ended[0].stderr
+    assert "another rank is gone, or did not answer within 8 s" in ended[0].stderr
     assert "Traceback" not in ended[0].stderr
     assert time.monotonic() - began < 40
 
