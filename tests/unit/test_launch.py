@@ -4,16 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
 from jobs.common.errors import JobError, UsageError
+from jobs.common.files import write_jsonl
 from jobs.plumbing import launch
 from jobs.plumbing.params import load
+from jobs.toy import world
 from jobs.training import loop, ranks
 from jobs.training.order import Order
 from tests import program
 from tests.program import ROOT
+from tests.unit.test_supervisor import alive, gone
 
 PLAIN = ["sft.engine=transformers", "grpo.engine=transformers"]
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -160,6 +166,83 @@ def test_a_usage_error_is_said_once_before_any_rank_is_started(tmp_path):
     assert ended.stderr.strip() == "error: tasks.jsonl: has no tasks"
 
 
+STALLED = """
+import os, time
+if os.environ.get("RANK"):
+    import jobs.plumbing.params
+    from jobs.common.errors import UsageError
+
+    def load(*_):
+        if os.environ["ENDS"] == os.environ["RANK"]:
+            raise UsageError("what was asked is wrong")
+        open(f"rank-{os.environ['RANK']}", "w").write(str(os.getpid()))
+        time.sleep(60)
+
+    jobs.plumbing.params.load = load
+"""
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A function that starts GRPO with two ranks, which do nothing but wait once they are there."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(STALLED)
+    for name in ("base", "sft"):
+        (tmp_path / name).mkdir()
+    write_jsonl(tmp_path / "tasks.jsonl", world.tasks(1, {"train": 8})["train"])
+    settings = [*PLAIN, "grpo.processes=2", "grpo.rollout=transformers", "grpo.optimizer=adamw_torch"]
+    words = ("--base", "base", "--adapter", "sft", "--tasks", "tasks.jsonl")
+
+    def start(ends: str = "none") -> subprocess.Popen:
+        path = f"{tmp_path / 'site'}:{ROOT}"
+        return program.start(tmp_path, "grpo", *words, settings=settings, PYTHONPATH=path, ENDS=ends)
+
+    return start
+
+
+def pid_of(rank: int, folder: Path) -> int:
+    file, deadline = folder / f"rank-{rank}", time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_and_its_ranks_end_within_three_seconds_of_a_signal(started, tmp_path, number, code):
+    process = started()
+    pids = [pid_of(rank, tmp_path) for rank in range(2)]
+    process.send_signal(number)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - began < 3
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_the_command_says_which(started, tmp_path):
+    process = started()
+    pids = [pid_of(rank, tmp_path) for rank in range(2)]
+    os.kill(pids[1], signal.SIGKILL)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - began < 4
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1] == "error: rank 1 was ended by SIGKILL, so the others were stopped"
+    assert "Traceback" not in stderr
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_rank_that_fails_ends_the_others_and_the_command_as_itself(started, tmp_path):
+    process = started(ends="1")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [line for line in stderr.splitlines() if "error" in line] == ["error: rank 1: what was asked is wrong"]
+    assert "Traceback" not in stderr
+    assert not list(Path(tempfile.gettempdir()).glob(f"ranks-{process.pid}-*"))
+
+
 RANK = """
 import os, sys
 from jobs.plumbing import supervisor
@@ -183,6 +266,4 @@ def test_a_rank_does_not_outlive_the_command_that_started_it():
     job = int(command.stdout.readline())
     command.kill()
     command.wait()
-    from tests.unit.test_supervisor import gone
-
     assert gone(job, 3.0)
