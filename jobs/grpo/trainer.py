@@ -139,6 +139,8 @@ class Trainer(GRPOTrainer):
         except JobError:
             raise
         except Exception as error:
+            if ranks.is_lost(error):
+                raise
             raise JobError(f"step {self.state.global_step + 1}: a reward failed ({one_line(error)})") from error
 
     def training_step(self, *arguments, **options):

@@ -267,6 +267,8 @@ def hook_checkpoints(trainer: "Trainer", directory: Path) -> None:
         try:
             save(*arguments, **options)
         except Exception as error:  # a full disk surfaces as one of many types
+            if ranks.is_lost(error):
+                raise
             raise JobError(
                 f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written ({one_line(error)})"
             ) from error

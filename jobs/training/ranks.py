@@ -60,11 +60,12 @@ def joined(key: str, processes: int) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def is_lost(error: RuntimeError) -> bool:
+def is_lost(error: Exception) -> bool:
     """Whether an operation failed for want of another rank: PyTorch has a type for some of these, gloo has none."""
     import torch
 
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    known = isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return launch.is_rank() and known
 
 
 def join() -> None:
@@ -76,6 +77,8 @@ def join() -> None:
         torch.cuda.set_device(launch.rank_here())
         torch.distributed.init_process_group("nccl", timeout=limit)
     else:
+        # accelerate would name each rank's CPU by a number, and torch loads no optimizer's state onto "cpu:1".
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         torch.distributed.init_process_group("gloo", timeout=limit)
 
 
