@@ -135,8 +135,8 @@ def start(key: str, processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "jobs", *sys.argv[1:])
     except SignalException as error:
-        for number in STOPPED.values():  # the ranks have been told; a further one would only break this off
-            signal.signal(number, signal.SIG_IGN)
+        for stop in STOPPED.values():  # the ranks have been told; a further one would only break this off
+            signal.signal(stop, signal.SIG_IGN)
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         number, failure = error.get_first_failure()

@@ -9,13 +9,10 @@ import datetime
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.plumbing import launch
-
-if TYPE_CHECKING:
-    import torch
 
 TIMEOUT = 600  # seconds that a rank waits for the others, unless RANKS_TIMEOUT says otherwise
 T = TypeVar("T")
@@ -119,7 +116,7 @@ def total(*values: float) -> list[float]:
     return [sum(of_all) for of_all in zip(*gathered(values), strict=True)]
 
 
-def weights_hash(model: "torch.nn.Module") -> str:
+def weights_hash(model: Any) -> str:
     """The hash of names and bytes of all weights that are trained."""
     import torch
 
