@@ -24,7 +24,7 @@ import click
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_jsonl, replace_dir, write_metrics
-from jobs.plumbing import checkpoint
+from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, TABLE
 from jobs.plumbing.provenance import provenance
@@ -32,7 +32,7 @@ from jobs.weights import families
 from jobs.weights.tokenizer import load_tokenizer, special_inside
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
 
     from jobs.plumbing.params import Params
 
@@ -55,44 +55,26 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 @writes("--out", "models/adapters/sft", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/sft.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/sft.csv", "Loss and accuracy by step.", TABLE("step", "loss"))
-def command(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> None:
-    click.echo(json.dumps(run(params, base, examples, out, metrics, curve)))
+def command(params: "Params", base: Path, examples: Path, **outputs: Path) -> None:
+    if not launch.works("sft.processes", params.sft.processes):
+        rows_of(params, base, examples)  # what is wrong is said once, and not by every rank
+        launch.start("sft.processes", params.sft.processes)
+        return
+    result = run(params, base, examples, **outputs)
+    if result is not None:
+        click.echo(json.dumps(result))
 
 
-def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict:
-    from jobs.training import curves, loop
+def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict | None:
+    """The metrics; None on a rank that is not the first one, which writes nothing."""
+    from jobs.training import curves, loop, ranks
 
-    rows = read_jsonl(examples)
-    if not rows:
-        raise JobError(f"{examples}: has no examples")
-    families.require_taken("sft", base, params.sft.lora.targets)
-    aside = set_aside(len(rows), params.sft.validation, examples)
-    passes = math.ceil((len(rows) - len(aside)) / (params.sft.batch_size * params.sft.gradient_accumulation))
-    loop.require_learning("sft", params.sft, passes * params.sft.epochs)
-    tracking = curves.trackers(params.tracking, "sft")
+    rows, aside = rows_of(params, base, examples)
     loop.prepare(params.sft.engine)
-    settings = params.sft
-    tokenizer = load_tokenizer(base)
-    tell_of_special(rows, tokenizer, examples)
-    encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
-    if settings.engine == "unsloth":
-        from jobs.training import unsloth
-
-        model = unsloth.load(params, base, None, rollout=False)
-    else:
-        model = loop.load_model(base, settings.lora, None, params.seed)
-    loop.check_fits(model, tokenizer, base)
-    directory = checkpoint.folder(
-        "sft",
-        {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()},
-        base,
-        examples,
-        packages=loop.packages(settings),
-    )
-    train = [row for i, row in enumerate(encoded) if i not in aside]
-    trainer = make_trainer(params, model, tokenizer, train, [encoded[i] for i in sorted(aside)], directory)
-    log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
-    loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
+    with ranks.joined("sft.processes", params.sft.processes):
+        trainer, train = trained(params, base, examples, rows, aside, curve)
+    if not ranks.main():
+        return None
     with replace_dir(out) as partial:
         loop.save_adapter(trainer.model, base, partial)
         teachers = sorted({str(row.get("teacher")) for row in rows})
@@ -105,12 +87,58 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     write_metrics(metrics, result)
     provenance(
         "sft",
-        packages=loop.packages(settings),
+        packages=loop.packages(params.sft),
+        processes=params.sft.processes,
         tokens_per_second=trainer.state.log_history[-1].get("train_tokens_per_second"),
         train_seconds=trainer.state.log_history[-1].get("train_runtime"),
     )
     log.info("sft: loss %.3f -> %.3f in %d steps", result["first_loss"], result["last_loss"], result["steps"])
     return result
+
+
+def rows_of(params: "Params", base: Path, examples: Path) -> tuple[list[dict], set[int]]:
+    """The examples, and the numbers of those to measure by.
+
+    Errors: JobError and UsageError for what a run with these params and files would stop at.
+    """
+    from jobs.training import loop
+
+    rows = read_jsonl(examples)
+    if not rows:
+        raise JobError(f"{examples}: has no examples")
+    families.require_taken("sft", base, params.sft.lora.targets)
+    aside = set_aside(len(rows), params.sft.validation, examples)
+    passes = math.ceil((len(rows) - len(aside)) / (params.sft.batch_size * params.sft.gradient_accumulation))
+    loop.require_learning("sft", params.sft, passes * params.sft.epochs)
+    return rows, aside
+
+
+def trained(
+    params: "Params", base: Path, examples: Path, rows: list[dict], aside: set[int], curve: Path
+) -> tuple["Trainer", list[dict]]:
+    """The trainer after its last step, and the encoded examples that it has learned."""
+    from jobs.training import curves, loop, ranks
+
+    tracking = curves.trackers(params.tracking, "sft")
+    settings = params.sft
+    tokenizer = load_tokenizer(base)
+    tell_of_special(rows, tokenizer, examples)
+    encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
+    if settings.engine == "unsloth":
+        from jobs.training import unsloth
+
+        model = unsloth.load(params, base, None, rollout=False)
+    else:
+        model = loop.load_model(base, settings.lora, None, params.seed)
+    loop.check_fits(model, tokenizer, base)
+    key = {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()}
+    packages = loop.packages(settings)
+    directory = ranks.from_main(lambda: checkpoint.folder("sft", key, base, examples, packages=packages))
+    train = [row for i, row in enumerate(encoded) if i not in aside]
+    trainer = make_trainer(params, model, tokenizer, train, [encoded[i] for i in sorted(aside)], directory)
+    log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
+    loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
+    return trainer, train
 
 
 def make_trainer(
@@ -122,27 +150,30 @@ def make_trainer(
     directory: Path,
 ):
     """TRL's trainer on encoded examples, with every setting that matters written out."""
-    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from jobs.training import loop
+    from jobs.training import loop, ranks
+    from jobs.training.order import Order
 
     settings = params.sft
+    several = ranks.count() > 1
+    silent = {"input_ids": [tokenizer.eos_token_id] * 2, "labels": [IGNORED] * 2}
 
     class Trainer(SFTTrainer):
         def _get_train_sampler(self, dataset=None):
-            """transformers', in an order that seed and epoch decide: its own would be another after a resume."""
-            sampler: Any = super()._get_train_sampler(dataset)
-            if settings.group_by_length:
-                sampler.generator = torch.Generator()
-                sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(params.seed + epoch)
-            return sampler
+            """In an order that seed and epoch decide, of which accelerate then gives each rank its part."""
+            lengths = [len(row["input_ids"]) for row in train]
+            batch = settings.batch_size * settings.gradient_accumulation
+            return Order(lengths, batch, params.seed, by_length=settings.group_by_length, filled=several)
+
+        def get_train_dataloader(self):
+            return loop.seen_through(super().get_train_dataloader())
 
     return Trainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(train),
+        train_dataset=Dataset.from_list([*train, silent] if several else train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         args=SFTConfig(
             **loop.arguments(settings, params.checkpoints, directory, params.seed),

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.common import answer_format
-from jobs.common.errors import JobError, UsageError
+from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
 from jobs.common.task import Task, read_tasks
 from jobs.grpo import difficulty
-from jobs.plumbing import checkpoint
+from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 from jobs.plumbing.provenance import provenance
@@ -94,8 +94,14 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
     "Logged completions.",
     ROWS("step", "task_id", "completion", "advantage"),
 )
-def command(params: "Params", **paths: Path) -> None:
-    click.echo(json.dumps(run(params, **paths)))
+def command(params: "Params", tasks: Path, validation: Path | None, **paths: Path) -> None:
+    if not launch.works("grpo.processes", params.grpo.processes):
+        rows_of(params, tasks, validation)  # what is wrong is said once, and not by every rank
+        launch.start("grpo.processes", params.grpo.processes)
+        return
+    result = run(params, tasks=tasks, validation=validation, **paths)
+    if result is not None:
+        click.echo(json.dumps(result))
 
 
 def run(
@@ -108,25 +114,24 @@ def run(
     metrics: Path,
     curve: Path,
     completions: Path,
-) -> dict:
+) -> dict | None:
+    """The metrics; None on a rank that is not the first one, which writes nothing."""
     from jobs.sandbox import Sandbox
-    from jobs.training import curves, loop
+    from jobs.training import curves, loop, ranks
 
-    given = read_tasks(tasks)
-    rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
-    check_batches(params.grpo, len(rows), tasks)
+    given, rows, heldout = rows_of(params, tasks, validation)
     tracking = curves.trackers(params.tracking, "grpo")
-    heldout = held_out(params.grpo, validation, given)
-    with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
+    judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
+    with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
-        trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
-        validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
-        before = trainer.base_fingerprints()
-        loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
-        if trainer.base_fingerprints() != before:
-            raise JobError("grpo: the base weights changed during training; the adapter would not fit the base")
+        with ranks.joined("grpo.processes", params.grpo.processes):
+            trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+            validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
+            loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
         times, step_times = trainer.times(), trainer.step_times()
+    if not ranks.main():
+        return None
     history = trainer.state.log_history
     with replace_dir(out) as partial:
         if validated:
@@ -144,7 +149,13 @@ def run(
         result["validation"] = validated.summary(history)
     write_metrics(metrics, result)
     packages = loop.packages(params.grpo)
-    provenance("grpo", packages=packages, seconds_by_phase=times, seconds_of_a_step=step_times)
+    provenance(
+        "grpo",
+        packages=packages,
+        processes=params.grpo.processes,
+        seconds_by_phase=times,
+        seconds_of_a_step=step_times,
+    )
     log.info(
         "grpo: reward %.3f -> %.3f; seconds of a step: %s",
         result["first"]["reward"],
@@ -152,6 +163,17 @@ def run(
         step_times,
     )
     return result
+
+
+def rows_of(params: "Params", tasks: Path, validation: Path | None) -> tuple[list[Task], list[Task], list[Task]]:
+    """The tasks that were given, those of them to train on, and those to measure by.
+
+    Errors: UsageError for what a run with these params and files would stop at.
+    """
+    given = read_tasks(tasks)
+    rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
+    check_batches(params.grpo, len(rows), tasks)
+    return given, rows, held_out(params.grpo, validation, given)
 
 
 def held_out(settings: "Grpo", path: Path | None, training: list[Task]) -> list[Task]:
@@ -220,7 +242,7 @@ def make_trainer(
     from datasets import Dataset
 
     from jobs.grpo.rewards import Scorer
-    from jobs.training import loop
+    from jobs.training import loop, ranks
 
     settings = params.grpo
     scorer = Scorer(sandbox, settings.rewards, {row["task_id"]: row for row in rows}, settings.max_completion_length)
@@ -230,9 +252,8 @@ def make_trainer(
     loop.require_learning("grpo", settings, settings.steps)
     model = load_model(params, base, adapter)
     loop.check_fits(model, tokenizer, base)
-    directory = resume_folder(
-        params, base, adapter, tasks, *filter(None, more)
-    )  # nothing is wrong with the inputs: others' may go
+    # Nothing is wrong with the inputs: others' folders may go.
+    directory = ranks.from_main(lambda: resume_folder(params, base, adapter, tasks, *filter(None, more)))
     from jobs.grpo.reference import ReferenceCheck
     from jobs.grpo.trainer import Trainer  # imports TRL, which Unsloth wants to patch first
 

@@ -15,6 +15,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError
 from jobs.common.task import Task
 from jobs.grpo.special_cases import special_cased
+from jobs.plumbing import launch
 from jobs.plumbing.cli import log
 from jobs.plumbing.params import Rewards
 from jobs.sandbox import Sandbox, Verdict
@@ -107,17 +108,17 @@ class Scorer:
     def log_suspects(self, answers: list[tuple[str, str, Score]], log_metric: Callable[[str, float], None]) -> None:
         """How many answers look as if they earned without solving: shares of those that pass any test, or the base tests.
 
+        One value an answer, of which TRL takes the mean over all ranks.
         special_cased: see special_cases.py. base_only: the base tests passed and evalplus's further inputs did not, which
         is what base tests alone would have paid for wrongly.
         """
         earned = [
             (text, self.tasks[name], s.verdict) for text, name, s in answers if s.verdict and s.verdict.tests_passed
         ]
-        if earned:
-            log_metric("special_cased", sum(self.is_suspect(text, task) for text, task, _ in earned) / len(earned))
-        base = [verdict for _, _, verdict in earned if verdict.base_passed and verdict.plus_passed is not None]
-        if base:
-            log_metric("base_only", sum(not verdict.plus_passed for verdict in base) / len(base))
+        for text, task, verdict in earned:
+            log_metric("special_cased", float(self.is_suspect(text, task)))
+            if verdict.base_passed and verdict.plus_passed is not None:
+                log_metric("base_only", float(not verdict.plus_passed))
 
     def is_suspect(self, text: str, task: Task) -> bool:
         answer = answer_format.parse(text)
@@ -140,10 +141,10 @@ class Scorer:
                 if name == "correctness":
                     judged = [s for s in scores if s.correctness is not None]
                     if log_metric is not None and judged:
-                        log_metric(
-                            "all_tests_passed", sum(bool(s.verdict and s.verdict.passed) for s in judged) / len(judged)
-                        )
-                        log_metric("infrastructure_errors", float(len(scores) - len(judged)))
+                        for s in judged:
+                            log_metric("all_tests_passed", float(bool(s.verdict and s.verdict.passed)))
+                        # TRL takes the mean over the ranks, and this is their sum.
+                        log_metric("infrastructure_errors", float(len(scores) - len(judged)) * launch.ranks())
                         self.log_suspects(list(zip(completions, task_id, scores, strict=True)), log_metric)
                     if log_extra is not None:
                         log_extra("task_id", list(task_id))

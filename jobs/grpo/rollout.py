@@ -6,6 +6,7 @@ Here vLLM holds the untouched base, and every step's adapter is written to share
 
 import atexit
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from jobs.common.files import process_folder
 from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
+from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
 
 
@@ -38,6 +40,8 @@ class Rollout:
             enable_lora=True,
             max_loras=1,
             max_lora_rank=params.sft.lora.rank,
+            # Within a process group, each rank has an engine of its own, on the card that is the rank's.
+            distributed_executor_backend="external_launcher" if launch.is_rank() else None,
             max_model_len=settings.max_prompt_length + settings.max_completion_length,
             gpu_memory_utilization=settings.gpu_memory,
             enable_prefix_caching=True,
@@ -155,12 +159,12 @@ def answers(
 
 def engine_options(params: Params) -> dict[str, Any]:
     """Settings of vLLM's engine that are the same here and in Unsloth."""
-    sequences = params.grpo.batch_size * params.grpo.gradient_accumulation
+    sequences = math.prod(params.grpo.share)
     targets = params.sft.lora.targets
     # Without the targets: LoRA kernels in every layer, on zeros. That is right where all layers are trained.
     named = {} if targets == [ALL_LINEAR] else {"lora_target_modules": list(targets)}
     return {
-        "seed": params.seed,
+        "seed": params.seed + launch.rank(),
         "max_num_seqs": sequences,
         "compilation_config": compilation(sequences),
         "kv_cache_memory_bytes": cache_bytes(params.grpo.kv_cache_gib),

@@ -19,7 +19,8 @@ from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import answers, watch
 from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
-from jobs.training.loop import fingerprint
+from jobs.training import ranks
+from jobs.training.loop import fingerprint, seen_through
 
 if TYPE_CHECKING:
     from jobs.grpo.rollout import Rollout
@@ -87,10 +88,11 @@ class Trainer(GRPOTrainer):
         """Completions of prompts of token ids, by the engine that evaluates: several times as fast as TRL's own loop.
 
         Their seed comes from torch's generator, whose state checkpoints keep: a resumed run draws what an unbroken one
-        draws.
+        draws. It is one for all ranks, so that however many they are the step's completions have the same seeds.
         """
-        seed = int(torch.randint(2**62, (1,)))
-        seeds = [sample_seed(seed, "", i) for i in range(len(prompt_ids))]
+        seed = ranks.from_main(lambda: int(torch.randint(2**62, (1,))))
+        first = ranks.number() * len(prompt_ids)
+        seeds = [sample_seed(seed, "", first + i) for i in range(len(prompt_ids))]
         return self.decoded(prompt_ids, seeds, self.grpo.temperature, lambda i, ids: self.judge(prompt_ids[i], ids))
 
     def decoded(self, prompt_ids: list[list[int]], seeds: list[int], temperature: float, told=None) -> list[list[int]]:
@@ -138,6 +140,8 @@ class Trainer(GRPOTrainer):
         except JobError:
             raise
         except Exception as error:
+            if ranks.is_lost(error):
+                raise
             raise JobError(f"step {self.state.global_step + 1}: a reward failed ({one_line(error)})") from error
 
     def training_step(self, *arguments, **options):
@@ -165,6 +169,9 @@ class Trainer(GRPOTrainer):
         sampler: Any = super()._get_train_sampler(dataset)
         sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
+
+    def get_train_dataloader(self):
+        return seen_through(super().get_train_dataloader())
 
     def use_rollout(self, rollout: "Rollout") -> None:
         """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
@@ -197,13 +204,20 @@ class Trainer(GRPOTrainer):
         if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
             output = self._generate_and_score_completions(generation_batch)
             unsloth = self.grpo.engine == "unsloth"
-            self._buffered_inputs = batches.passes(output, count, self.grpo.loss, tokens_of_step=unsloth)
+            loss, by_rank = self.grpo.loss, ranks.gathered
+            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
         return self._buffered_inputs[self._step % count]
 
     def compute_loss(self, model, inputs: dict, *arguments, **options):
         if not len(inputs["advantages"]):
             return batches.nothing(self.model)
-        return super().compute_loss(model, inputs, *arguments, **options)
+        measured = self._metrics["train"]
+        before = {name: len(values) for name, values in measured.items()}
+        loss = super().compute_loss(model, inputs, *arguments, **options)
+        if not inputs.get("taught", True):  # nothing was measured
+            for name, values in measured.items():
+                del values[before.get(name, 0) :]
+        return loss
 
     def compares_logps(self) -> bool:
         """Whether the log-probabilities of trainer and rollout are compared in this step: while they have one policy."""
@@ -219,7 +233,8 @@ class Trainer(GRPOTrainer):
         ):  # the policy is still the one that sampled them
             mask = inputs["completion_mask"].bool()
             difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
-            self._metrics["train"]["logp_difference"].append(difference.mean().item() if mask.any() else 0.0)
+            added, tokens = ranks.total(difference.sum().item(), difference.numel())
+            self._metrics["train"]["logp_difference"].append(added / tokens if tokens else 0.0)
         return loss
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
@@ -227,12 +242,15 @@ class Trainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self.grpo.engine == "unsloth" and self.compares_logps():
             self.measure_logp_difference(output)
-        self.log_completions_table()
+        if ranks.main():  # TRL has gathered those of all ranks
+            self.log_completions_table()
         if self.grpo.equal_groups == "refill":
             output = self.refilled(output)
         if self.grpo.equal_groups != "keep":
             output = self.without_equal_groups(output)
-        self.watch_signal(live_groups(output, self.num_generations).float().mean().item())
+        live = live_groups(output, self.num_generations)
+        found, groups = ranks.total(live.sum().item(), len(live))
+        self.watch_signal(found / groups)
         return output
 
     def watch_signal(self, share: float) -> None:
@@ -275,15 +293,18 @@ class Trainer(GRPOTrainer):
     def refilled(self, output: dict) -> dict:
         """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds.
 
-        Tasks that are likely to give a signal, by the pass rates of `grade`, are drawn more often.
+        Tasks that are likely to give a signal, by the pass rates of `grade`, are drawn more often. All ranks sample as many
+        as the one that lacks most, each other ones: what they sample is compared in common.
         """
         size = self.num_generations
         for attempt in range(REFILLS):
             dead = [i for i, live in enumerate(live_groups(output, size)) if not live]
-            if not dead:
+            wanted = min(max(ranks.gathered(len(dead))), len(self.weights) // ranks.count())
+            if not wanted:
                 break
             rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
-            rows = [self.train_dataset[i] for i in difficulty.draw(rng, self.weights, len(dead))]
+            drawn = difficulty.draw(rng, self.weights, wanted * ranks.count())
+            rows = [self.train_dataset[i] for i in drawn[ranks.number() * wanted :][:wanted]]
             fresh = [row for row in rows for _ in range(size)]
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)
@@ -298,7 +319,8 @@ class Trainer(GRPOTrainer):
         size = self.num_generations
         live = live_groups(output, size).repeat_interleave(size)
         output["completion_mask"] = output["completion_mask"] * live.unsqueeze(1).to(output["completion_mask"].dtype)
-        output["num_items_in_batch"] = output["completion_mask"].sum().clamp(min=1).to(output["num_items_in_batch"])
+        (tokens,) = ranks.total(output["completion_mask"].sum().item())
+        output["num_items_in_batch"] = torch.full_like(output["num_items_in_batch"], max(tokens, 1))
         return output
 
     def log_completions_table(self) -> None:

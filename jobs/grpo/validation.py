@@ -3,12 +3,13 @@
 Every grpo.validate_every steps, and before the first and after the last, each held-out task is answered once greedily
 and grpo.validate_samples times as in training, by the engine of the rollouts. The pass rates are curves like any other,
 `validation_greedy` and `validation_sampled`. The adapter with the best of them lies in the folder of the checkpoints.
+
+Of several ranks each answers a part of the tasks, and all know the whole result, so they decide alike.
 """
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -19,6 +20,7 @@ from jobs.common.files import read_json, replace_dir, write_json
 from jobs.common.task import Task
 from jobs.grpo.rewards import MOST_INFRASTRUCTURE_ERRORS, correctness_of
 from jobs.plumbing.cli import log
+from jobs.training import ranks
 from jobs.training.loop import save_adapter
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Validation(TrainerCallback):
     def __init__(self, trainer: "Trainer", tasks: list[Task], base: Path) -> None:
         self.trainer, self.tasks, self.settings, self.base = trainer, tasks, trainer.grpo, base
         self.folder: Path = trainer.directory
+        self.start: dict[str, float] = {}  # of the SFT adapter
 
     @property
     def by(self) -> str:
@@ -44,10 +47,14 @@ class Validation(TrainerCallback):
         return SAMPLED if self.settings.validate_samples else GREEDY
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        if not (self.folder / BEFORE).exists():
+        file = self.folder / BEFORE
+        if not ranks.from_main(file.exists):
             if state.global_step:  # a resumed run, whose model is no longer the one it began with
-                raise JobError(f"{self.folder / BEFORE}: is gone; remove the folder to start anew")
-            write_json(self.folder / BEFORE, self.measure())
+                raise JobError(f"{file}: is gone; remove the folder to start anew")
+            measured = self.measure()
+            if ranks.main():
+                write_json(file, measured)
+        self.start = ranks.from_main(lambda: read_json(file))
 
     def on_step_end(self, args, state, control, **_) -> None:
         if state.global_step % self.settings.validate_every and state.global_step != state.max_steps:
@@ -58,8 +65,9 @@ class Validation(TrainerCallback):
             self.trainer._metrics["train"][name].append(value)
         log.info("step %d: of the held-out tasks %s are solved", state.global_step, shown(measured))
         if measured[self.by] > best:
-            with replace_dir(self.place(state.global_step)) as partial:
-                save_adapter(self.trainer.model, self.base, partial)
+            if ranks.main():
+                with replace_dir(self.place(state.global_step)) as partial:
+                    save_adapter(self.trainer.model, self.base, partial)
             return
         since = [row["step"] for row in state.log_history if row.get(self.by) is not None and row["step"] > best_step]
         if self.settings.validate_patience and len(since) + 1 >= self.settings.validate_patience:
@@ -68,7 +76,7 @@ class Validation(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **_) -> None:
         """Removes earlier best adapters once a checkpoint is whole: no resumed run goes back behind it."""
-        if not (self.folder / f"checkpoint-{state.global_step}" / "MANIFEST.json").exists():
+        if not ranks.main() or not (self.folder / f"checkpoint-{state.global_step}" / "MANIFEST.json").exists():
             return
         step = self.best(state.log_history)[0]
         for path in self.folder.glob("best-*"):
@@ -79,7 +87,7 @@ class Validation(TrainerCallback):
         return self.folder / f"best-{step:06d}"
 
     def before(self) -> dict[str, float]:
-        return read_json(self.folder / BEFORE)
+        return self.start or read_json(self.folder / BEFORE)  # a run killed after its last step does not begin anew
 
     def best(self, history: list[dict]) -> tuple[int, float]:
         """The first step with the best rate, and the rate; step 0 is the SFT adapter, which is what was given."""
@@ -102,15 +110,14 @@ class Validation(TrainerCallback):
         Errors: JobError if the sandbox failed on more than a quarter of them.
         """
         drawn = {GREEDY: (1, 0.0), SAMPLED: (self.settings.validate_samples, self.settings.temperature)}
-        prompts = [answer_format.chat_prompt(task["prompt"]) for task in self.tasks]
+        tasks = self.tasks[ranks.number() :: ranks.count()]
+        prompts = [answer_format.chat_prompt(task["prompt"]) for task in tasks]
         waiting = {}
         for name, (count, temperature) in drawn.items():
             if count:
-                texts = self.trainer.answers(prompts, count, temperature)
+                texts = self.trainer.answers(prompts, count, temperature) if tasks else []
                 waiting[name] = [
-                    self.submitted(task, text)
-                    for task, of_task in zip(self.tasks, texts, strict=True)
-                    for text in of_task
+                    self.submitted(task, text) for task, of_task in zip(tasks, texts, strict=True) for text in of_task
                 ]
         return {name: rate([result() for result in results]) for name, results in waiting.items()}
 
@@ -123,10 +130,12 @@ class Validation(TrainerCallback):
 
 
 def rate(passed: list[float | None]) -> float:
+    """The share of answers that passed, of those of all ranks that were judged. passed: this rank's."""
     judged = [value for value in passed if value is not None]
-    if len(passed) - len(judged) > MOST_INFRASTRUCTURE_ERRORS * len(passed):
-        raise JobError(f"validation: the sandbox failed for {len(passed) - len(judged)} of {len(passed)} answers")
-    return mean(judged)
+    solved, known, answers = ranks.total(sum(judged), len(judged), len(passed))
+    if answers - known > MOST_INFRASTRUCTURE_ERRORS * answers:
+        raise JobError(f"validation: the sandbox failed for {answers - known:g} of {answers:g} answers")
+    return solved / known
 
 
 def rates(row: dict) -> dict[str, float]:

@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 from jobs.common.errors import JobError, UsageError
+from jobs.plumbing import launch
 from jobs.plumbing.outputs import Kind, require_outputs
 
 log = logging.getLogger("jobs")
@@ -66,12 +68,16 @@ COMMON = (
 )
 
 
+AFTER_THE_FIRST = 1.0  # seconds
+
 # The keys that a sandbox goes by which judges training tasks: what bears on benchmarks alone is not among them.
 TRAINING_SANDBOX = tuple(f"sandbox.{key}" for key in ("memory_mib", "packages", "require", "timeout", "workers"))
 
 
 def log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    """Of several ranks (plumbing/launch.py) the first one tells how the work goes, and the others only what stops them."""
+    level = logging.ERROR if launch.rank() else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -82,14 +88,23 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        click.echo(f"error: {error}", err=True)
+        tell(error)
         sys.exit(2)
     except JobError as error:
-        click.echo(f"error: {error}", err=True)
+        tell(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        if not launch.rank():
+            click.echo("interrupted", err=True)
         sys.exit(130)
+
+
+def tell(error: Exception) -> None:
+    """Says why the job ends. Another rank than the first waits a moment: where all fail alike, the first one says it, and
+    they are ended meanwhile."""
+    if launch.rank():
+        time.sleep(AFTER_THE_FIRST)
+    click.echo(f"error: {f'rank {launch.rank()}: ' if launch.rank() else ''}{error}", err=True)
 
 
 def job(*sections: str) -> Callable:
@@ -178,6 +193,7 @@ def progress(items=None, *, total: int | None = None, label: str = ""):
     terminal = sys.stderr.isatty()
     return tqdm(
         items,
+        disable=launch.rank() > 0,
         total=total,
         desc=label,
         file=sys.stderr,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -359,6 +359,33 @@ class Optimizer(Section):
     max_grad_norm: NonNegative
     batch_size: Positive
     gradient_accumulation: Positive
+    processes: Annotated[int, Field(ge=1, le=1024)]
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """batch_size and gradient_accumulation of one of the processes. Passes are shared out first, then their rows."""
+        passes = math.gcd(self.gradient_accumulation, self.processes)
+        return self.batch_size * passes // self.processes, self.gradient_accumulation // passes
+
+    @model_validator(mode="after")
+    def processes_share_the_batch(self) -> "Optimizer":
+        if math.prod(self.share) * self.processes != self.batch_size * self.gradient_accumulation:
+            raise ValueError(
+                f"processes is {self.processes}, which cannot share batch_size x gradient_accumulation "
+                f"({self.batch_size} x {self.gradient_accumulation}) evenly"
+            )
+        return self
+
+
+Trained = TypeVar("Trained", "Sft", "Grpo")
+
+
+def require_transformers(settings: Trained) -> Trained:
+    if settings.processes > 1 and settings.engine == "unsloth":
+        raise ValueError(
+            f"processes is {settings.processes}, and engine unsloth trains in one; transformers does in more"
+        )
+    return settings
 
 
 class Sft(Optimizer):
@@ -371,6 +398,10 @@ class Sft(Optimizer):
     group_by_length: bool
     max_length: Positive
     gradient_checkpointing: bool
+
+    @model_validator(mode="after")
+    def engine_has_ranks(self) -> "Sft":
+        return require_transformers(self)
 
 
 class Grade(Section):
@@ -427,6 +458,21 @@ class Grpo(Optimizer):
     validate_patience: Count
     keep: Literal["best", "last"]
     rewards: Rewards
+
+    @model_validator(mode="after")
+    def engine_has_ranks(self) -> "Grpo":
+        return require_transformers(self)
+
+    @model_validator(mode="after")
+    def groups_stay_whole(self) -> "Grpo":
+        """A group's answers are sampled, judged and compared by one process."""
+        completions = math.prod(self.share)
+        if self.processes > 1 and completions % self.generations:
+            raise ValueError(
+                f"batch_size x gradient_accumulation, shared by processes ({self.processes}), is {completions} completions "
+                f"for each, not a multiple of generations ({self.generations})"
+            )
+        return self
 
     @model_validator(mode="after")
     def clip_high_fits_the_loss(self) -> "Grpo":

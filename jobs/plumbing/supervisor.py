@@ -6,7 +6,8 @@ interpreter no thread of the job's can help either. So the command forks at its 
 parent does nothing but pass signals on, wait, and end what has not ended by itself.
 
 The exit code is 128 + the signal's number (130, 143) however the job came to its end. Nothing that the job has started
-stays behind: orphans become the parent's children, and are killed.
+stays behind: orphans become the parent's children, and are killed. That holds for the ranks of a run too (launch.py): each
+is supervised by itself, below the command that started it.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+from jobs.plumbing.launch import is_rank
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0  # seconds that a job has to end by itself once it is told to
@@ -34,12 +37,14 @@ def supervise() -> None:
     job that a shell started in the background) stays so.
     """
     prctl = ctypes.CDLL(None).prctl
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
+    ours, theirs = os.pipe(), os.pipe()
+    for end in (*ours, *theirs):
+        os.set_blocking(end, False)
     heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if is_rank():  # which nobody waits for once the command that started it has been killed
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     parent, job = os.getpid(), os.fork()
     if job:
         for number in (*heard, signal.SIGCHLD):
@@ -53,13 +58,12 @@ def supervise() -> None:
             signal.signal(number, stop)
         # A worker that the job forks may be told to stop by the job, which is no reason to stop the job itself.
         os.register_at_fork(after_in_child=silence)
-        os.close(reader)
     # C code writes the number of each signal to the pipe at once, also while a call holds the interpreter: so the parent
-    # hears of a signal that was sent to the child as well.
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # hears of a signal that was sent to the child as well, and does not send it again.
+    signal.set_wakeup_fd((ours if job else theirs)[1], warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if job:
-        wait_for(job, reader, heard)
+        wait_for(job, ours[0], theirs[0], heard)
 
 
 class Stop:
@@ -82,8 +86,11 @@ def silence() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def wait_for(job: int, reader: int, heard: list[signal.Signals]) -> NoReturn:
-    """Passes signals on to the job until it has ended, by itself or not, and ends in its way."""
+def wait_for(job: int, ours: int, theirs: int, heard: list[signal.Signals]) -> NoReturn:
+    """Passes signals on to the job until it has ended, by itself or not, and ends in its way.
+
+    ours, theirs: where the numbers of the signals come that this process and the job have got.
+    """
     first, deadline, status = 0, float("inf"), None
     while status is None:
         if time.monotonic() >= deadline:
@@ -91,13 +98,15 @@ def wait_for(job: int, reader: int, heard: list[signal.Signals]) -> NoReturn:
             name = signal.Signals(first).name
             print(f"killed: it had not ended {GRACE:.0f} s after {name}", file=sys.stderr, flush=True)
             os.kill(job, signal.SIGKILL)
-        for number in signals(reader, deadline):
+        wait(deadline, ours, theirs)
+        for number in (told := numbers(ours)) + numbers(theirs):
+            if number in heard and not first:
+                first, deadline = number, time.monotonic() + GRACE
+        for number in told:
             if number in heard:
-                if not first:
-                    first, deadline = number, time.monotonic() + GRACE
                 os.kill(job, number)
         status = reaped().get(job)
-    end_orphans(reader)
+    end_orphans(ours)
     if first and status:
         os._exit(128 + first)
     if os.WIFSIGNALED(status):
@@ -105,10 +114,14 @@ def wait_for(job: int, reader: int, heard: list[signal.Signals]) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def signals(reader: int, deadline: float) -> bytes:
-    """The numbers of the signals that have come, after a wait for one that ends at the deadline."""
+def wait(deadline: float, *readers: int) -> None:
+    """Until a signal has come, or the deadline."""
     left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-    select.select([reader], [], [], left)
+    select.select(readers, [], [], left)
+
+
+def numbers(reader: int) -> bytes:
+    """Of the signals that have come."""
     with contextlib.suppress(BlockingIOError):
         return os.read(reader, 1 << 10)
     return b""
@@ -134,7 +147,8 @@ def end_orphans(reader: int) -> None:
             for pid in left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-        signals(reader, max(now + 0.05, began + ORPHANS))
+        wait(max(now + 0.05, began + ORPHANS), reader)
+        numbers(reader)
         reaped()
 
 

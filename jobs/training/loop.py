@@ -8,14 +8,16 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import read_json, record_of, sha256, write_json
-from jobs.plumbing import checkpoint
+from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
+from jobs.training import ranks
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
 from jobs.weights.attention import attention_for
 from jobs.weights.identity import adapter_identity, model_identity
@@ -41,6 +43,8 @@ def prepare(engine: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are read from folders; nothing is looked up
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve the sandbox's workers
+    if not launch.is_rank():  # of several cards, transformers would spread each batch over all (DataParallel)
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     if engine == "unsloth":
         # Its first GRPO step never returns from torch.compile (sympy) with this set of versions.
         os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
@@ -79,7 +83,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     from transformers import AutoModelForCausalLM
 
     shards(base)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # of this rank
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
@@ -183,6 +187,7 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
     import torch
 
     gpu = torch.cuda.is_available()
+    batch_size, accumulation = settings.share
     return {
         "output_dir": str(directory),
         "seed": seed,
@@ -199,8 +204,10 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
-        "per_device_train_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "ddp_find_unused_parameters": False,  # every factor of the adapter has a part in every loss
+        "ddp_broadcast_buffers": False,  # they are tables of positions, the same on every rank
         "logging_steps": 1,
         "logging_first_step": True,
         "report_to": "none",  # see `train`
@@ -218,8 +225,8 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
     """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
 
     curve: what writes the curve as it grows. trackers: transformers' names of them.
-    Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, and for a
-    checkpoint that cannot be written; the ones before it stay.
+    Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, for a
+    checkpoint that cannot be written, and for weights that are not what they must be; the checkpoints before it stay.
     """
     import torch
     from transformers import TrainerState
@@ -228,9 +235,11 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    for callback in (watcher(keep), curve, *map(INTEGRATION_TO_CALLBACK.get, trackers)):
+    check = checked_weights(trainer)
+    writing = (curve, *map(INTEGRATION_TO_CALLBACK.get, trackers)) if ranks.main() else ()
+    for callback in (watcher(keep, check), *writing):
         trainer.add_callback(callback)
-    found = checkpoint.last(directory)
+    found = ranks.from_main(lambda: checkpoint.last(directory))
     if found is not None:
         log.info("resuming from %s", found)
         state = TrainerState.load_from_json(str(found / "trainer_state.json"))
@@ -238,6 +247,18 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
             load_adapter(trainer.model, found)
             trainer.state = state
             return
+    hook_checkpoints(trainer, directory)
+    try:
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise JobError(
+            f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
+        ) from error
+    check(trainer.state.global_step)
+
+
+def hook_checkpoints(trainer: "Trainer", directory: Path) -> None:
+    """Makes the trainer load a checkpoint's adapter by `load_adapter`, and say of one that cannot be written where."""
     hooks: Any = trainer
     hooks._load_from_checkpoint = lambda path, model=None: load_adapter(trainer.model, Path(path))
     save = trainer._save_checkpoint
@@ -246,17 +267,46 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
         try:
             save(*arguments, **options)
         except Exception as error:  # a full disk surfaces as one of many types
+            if ranks.is_lost(error):
+                raise
             raise JobError(
                 f"{directory}: the checkpoint of step {trainer.state.global_step} cannot be written ({one_line(error)})"
             ) from error
 
     hooks._save_checkpoint = save_checkpoint
-    try:
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise JobError(
-            f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
-        ) from error
+
+
+def checked_weights(trainer: "Trainer") -> Callable[[int], None]:
+    """A function of the step, for all ranks at once, that looks whether their adapters are one and the bases as they were.
+
+    What the base is, wherever the trainer has a copy of it, its method `base_fingerprints` tells, if it has one.
+    """
+    base = getattr(trainer, "base_fingerprints", lambda: fingerprint(trainer.model))
+    before = base()
+
+    def check(step: int) -> None:
+        changed = ranks.gathered(base() != before)
+        if any(changed):
+            raise JobError(
+                f"step {step}: the base weights changed during training (rank {changed.index(True)}); the adapter would "
+                "not fit the base"
+            )
+        if len(changed) > 1:
+            ranks.require_equal(f"step {step}: the adapter", ranks.weights_hash(trainer.model))
+
+    return check
+
+
+def seen_through(loader):
+    """`loader`, as accelerate prepared it, with the data's sampler where accelerate looks for it in a resumed run.
+
+    For several ranks it lays a wrapper around the batches, and for a resumed epoch a second one. It then no longer finds
+    the sampler, to tell it the epoch whose order is wanted.
+    """
+    shard = loader.batch_sampler
+    if hasattr(shard, "batch_sampler"):
+        shard.sampler = shard.batch_sampler.sampler
+    return loader
 
 
 def require_learning(section: str, settings: Optimizer, steps: int) -> None:
@@ -301,8 +351,10 @@ def fingerprint(model) -> dict[str, int]:
     }
 
 
-def watcher(keep: int):
+def watcher(keep: int, check: Callable[[int], None]):
     """A callback that shows progress, stops on a loss that is not finite, seals each checkpoint and prunes the others.
+
+    check: what must hold before a checkpoint is sealed, as a function of the step (`checked_weights`).
 
     In the place of transformers' own pruning, which comes before the new checkpoint is sealed: with `keep` 1, a kill in
     between would leave none.
@@ -328,8 +380,11 @@ def watcher(keep: int):
 
         def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
             directory = Path(str(args.output_dir))
-            checkpoint.seal(directory / f"checkpoint-{state.global_step}")
-            checkpoint.prune(directory, keep)
+            check(state.global_step)
+            ranks.barrier()  # each rank has written the state of its random numbers
+            if ranks.main():
+                checkpoint.seal(directory / f"checkpoint-{state.global_step}")
+                checkpoint.prune(directory, keep)
 
         def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_):
             if self.bar is not None:

@@ -1,5 +1,7 @@
 """What earns without solving is told from what solves."""
 
+from collections import defaultdict
+
 import pytest
 
 from jobs.common import answer_format
@@ -60,7 +62,7 @@ def test_the_shares_are_logged_of_what_earned():
     texts = [right, constant, constant, right, "nothing"]
     scores = [scorer.score(text, verdicts[text]) for text in texts]
     scorer.scores = lambda completions, tasks: scores
-    logged = {}
+    logged = defaultdict(list)
     functions, _ = scorer.functions()
-    functions[2](completions=texts, task_id=["t"] * 5, log_metric=logged.__setitem__)
-    assert (logged["special_cased"], logged["base_only"]) == (0.5, 0.5)
+    functions[2](completions=texts, task_id=["t"] * 5, log_metric=lambda name, value: logged[name].append(value))
+    assert (logged["special_cased"], logged["base_only"]) == ([0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0])
