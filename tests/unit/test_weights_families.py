@@ -8,6 +8,7 @@ import pytest
 
 from jobs.common.errors import JobError
 from jobs.weights import converted, families
+from jobs.weights.attention import attention_for
 
 LLAMA = {"model_type": "llama", "tie_word_embeddings": False, "max_position_embeddings": 8192}
 MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 8, "norm_topk_prob": True}
@@ -99,3 +100,17 @@ def test_targets_of_an_untied_model_and_of_dense_layers_are_free(tmp_path):
     base = folder(tmp_path, **LLAMA)
     assert families.refusals(base, ["embed_tokens", "lm_head", "up_proj"]) == {}
     assert families.refusals(folder(tmp_path, **MOE)) == {}, "targets alone do not refuse a model"
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        (LLAMA, "sdpa"),
+        (LLAMA | {"attn_logit_softcapping": None}, "sdpa"),
+        (LLAMA | {"attn_logit_softcapping": 50.0}, "eager"),
+        ({"text_config": {"attn_logit_softcapping": 50.0}}, "eager"),
+        (LLAMA | {"model_type": "gpt_oss"}, "eager"),
+    ],
+)
+def test_what_sdpa_does_not_compute_is_computed_eagerly(tmp_path, config, attention):
+    assert attention_for(folder(tmp_path, **config), "sdpa") == attention
