@@ -1,5 +1,6 @@
 """Tiny random Qwen3 models and LoRA adapters for tests: real files in the real formats, made in about a second."""
 
+import json
 from pathlib import Path
 
 # Qwen2's splitting of text before byte-level BPE, which the GGUF pre-tokenizer "qwen2" repeats.
@@ -15,8 +16,11 @@ CORPUS = [
 ]
 
 
-def make_tokenizer(dir: Path, vocab: int = 512) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a byte-level BPE of at most `vocab` tokens."""
+def make_tokenizer(dir: Path, vocab: int = 512, bos: bool = False) -> None:
+    """Writes tokenizer.json and tokenizer_config.json of a byte-level BPE of at most `vocab` tokens.
+
+    bos: it puts <|begin_of_text|> before every text, as Llama 3's does.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,12 +37,63 @@ def make_tokenizer(dir: Path, vocab: int = 512) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *(["<|begin_of_text|>"] if bos else [])],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    special = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    if bos:
+        begin_with(tokenizer, "<|begin_of_text|>")
+        special["bos_token"] = "<|begin_of_text|>"
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(dir)
+
+
+def begin_with(tokenizer, token: str) -> None:
+    """Has the tokenizer put `token` before every text."""
+    from tokenizers import processors
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, tokenizer.token_to_id(token))]
+    )
+
+
+def make_pieces_tokenizer(dir: Path, prepend: bool, vocab: int = 512) -> None:
+    """Writes the same files of a SentencePiece's BPE, with bytes as a fallback, that puts <bos> before every text.
+
+    prepend: a space comes before every text, as in Llama 2, Mistral and Phi 3; without, as in Gemma.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from jobs.common.answer_format import CHAT_TEMPLATE
+
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    learner = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=vocab - len(names), show_progress=False)
+    learner.train_from_iterator([text.replace(" ", "▁") for text in CORPUS], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    pieces = sorted(learned["vocab"], key=learned["vocab"].get)
+    tokenizer = Tokenizer(
+        models.BPE(
+            {name: i for i, name in enumerate([*names, *pieces])},
+            [tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces = [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if prepend else spaces)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prepend else steps)
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[:4]])
+    begin_with(tokenizer, "<bos>")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(dir)
 

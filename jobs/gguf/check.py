@@ -1,5 +1,6 @@
 """Whether a GGUF file is the model it was made from: llama.cpp beside transformers in float32 on the same prompts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ FAR = 64  # positions compared at the end of a long text
 BATCH = 64  # positions whose logits llama.cpp holds at once
 
 
-def check(params: "Params", base: Path, adapters: list[Path], tasks: Path, files: dict[str, Path]) -> dict[str, dict]:
+def hold_to_reference(
+    params: "Params", base: Path, adapters: list[Path], tasks: Path, files: dict[str, Path]
+) -> dict[str, dict]:
     """For each file: token-level KL from the reference, top-1 agreement and pass@1, on `gguf.tasks` tasks.
 
     The tokens compared are the reference's own greedy answers, and the end of one long text (see Reference.far).
@@ -93,15 +96,20 @@ def within(kind: str, figures: dict, reference: float, limits) -> None:
         raise JobError(f"gguf.limits.{kind}: {'; '.join(found)}")
 
 
-def check_tokens(file: Path, tokenizer: Any, texts: list[str]) -> None:
-    """Errors: JobError where llama.cpp cuts a text into other tokens than the tokenizer, or ends a text by another."""
+def check_tokens(file: Path, tokenizer: Any, texts: Iterable[str]) -> None:
+    """Holds the file's vocabulary to `tokenizer`, as `load_tokenizer` loads it, on `texts` and on its special tokens.
+
+    Errors: JobError where llama.cpp cuts a text into other tokens than the tokenizer, or ends a text by another.
+    """
     from jobs.inference.llama_cpp import vocabulary
 
     ours = vocabulary(file)
     try:
-        for text in texts:
+        for text in [*texts, *spelled(tokenizer)]:
             expected = tokenizer(text)["input_ids"]
-            ids = ours.tokenize(text.encode(), True, True)
+            ids = ours.tokenize(
+                text.encode(), True, False
+            )  # as the engine does: a special token that is spelled is text
             if ids != expected:
                 at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), 0)
                 raise JobError(
@@ -117,6 +125,11 @@ def check_tokens(file: Path, tokenizer: Any, texts: list[str]) -> None:
         check_template(file, ours.metadata().get("tokenizer.chat_template", ""))
     finally:
         ours.close()
+
+
+def spelled(tokenizer: Any) -> list[str]:
+    """A line of code for each token beside the vocabulary, in which it is spelled."""
+    return [f'x = "{token}"  # {token}\n' for token in map(str, tokenizer.added_tokens_decoder.values())]
 
 
 def compare(

@@ -28,6 +28,7 @@ from jobs.weights.adapter import is_head
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import Tensor, blocks, is_tied, tensors_of
 from jobs.weights.sum import summed
+from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,13 +83,18 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
         meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, tensor.shape)
         return LazyTorchTensor(meta=meta, args=(tensor,), func=load)
 
+    def index_tensors(model: Any, remote_hf_model_id: str | None = None) -> dict:
+        named = ((name, lambda t=tensor: lazy(t)) for name, tensor in sorted(tensors.items()))
+        return dict(kept for item in named if (kept := model.filter_tensors(item)))
+
+    ModelBase.index_tensors = index_tensors  # below the families' own, which count and set what their filters read
+
     class Summed(family):  # type: ignore[misc]
         model_arch = family.model_arch
+        no_mtp = (
+            True  # the layers that predict further tokens, which transformers loads none of and nothing has trained
+        )
         pre: str | None = None
-
-        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict:
-            named = ((name, lambda t=tensor: lazy(t)) for name, tensor in sorted(tensors.items()))
-            return dict(kept for item in named if (kept := self.filter_tensors(item)))
 
         def get_vocab_base_pre(self, tokenizer) -> str:
             return self.pre or super().get_vocab_base_pre(tokenizer)
@@ -213,12 +219,11 @@ def pre_tokenizer(model: Any, configuration: Path) -> str:
 
     import llama_cpp
     from conversion.base import TextModel
-    from transformers import AutoTokenizer
 
     from jobs.gguf.texts import TEXTS
 
     known = re.findall(r'res = "([^"]+)"', inspect.getsource(TextModel.get_vocab_base_pre))
-    tokenizer: Any = AutoTokenizer.from_pretrained(configuration, trust_remote_code=False)
+    tokenizer = load_tokenizer(configuration)
     expected = [tokenizer(text)["input_ids"] for text in TEXTS]
     with tempfile.TemporaryDirectory(dir=configuration) as folder:
         file = Path(folder) / "vocabulary.gguf"
@@ -231,7 +236,7 @@ def pre_tokenizer(model: Any, configuration: Path) -> str:
             except ValueError:  # the converter's name is none of llama.cpp's
                 continue
             same = all(
-                vocabulary.tokenize(text.encode(), special=True) == ids
+                vocabulary.tokenize(text.encode(), special=False) == ids
                 for text, ids in zip(TEXTS, expected, strict=True)
             )
             vocabulary.close()

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 DIRECT = ("F32", "F16", "BF16")  # what the converter writes itself
 FLOAT16_MAX = 65504
+ERROR = 3  # llama.cpp's level of a message
 QUANTIZE_BUFFER = 1 << 30  # bytes of rows llama.cpp holds at once
 
 
 def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Path, metrics: Path) -> dict:
-    from jobs.gguf.check import check
+    from jobs.gguf.check import hold_to_reference
 
     settings = params.gguf
     for kind in settings.types:
@@ -49,7 +50,7 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
     with replace_dir(out) as partial:
         files = {kind: partial / f"{name}-{kind}.gguf" for kind in settings.types}
         write(base, adapters, files, name)
-        figures = check(params, base, adapters, tasks, files)
+        figures = hold_to_reference(params, base, adapters, tasks, files)
         for kind, file in files.items():
             figures[kind] |= sizes(file, kind)
         set_record(partial, **made_of(base, adapters), metrics=hash_of_metrics(figures))
@@ -109,6 +110,7 @@ def quantize(source: Path, path: Path, kind: str) -> None:
     Errors: JobError for a type that it cannot make, and for weights too large for it.
     """
     import llama_cpp
+    from llama_cpp._logger import llama_log_callback
 
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = file_type(kind)
@@ -116,10 +118,22 @@ def quantize(source: Path, path: Path, kind: str) -> None:
     settings.max_buf_size = QUANTIZE_BUFFER
     log.info("quantize %s", path.name)
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
+    said: list[str] = []
+
+    @llama_cpp.llama_log_callback
+    def hear(level: int, text: bytes, _data: object) -> None:
+        if level == ERROR:
+            said.append(text.decode(errors="replace").strip())
+
+    llama_cpp.llama_log_set(hear, None)
+    try:
+        code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
+    finally:
+        llama_cpp.llama_log_set(llama_log_callback, None)
     if code != 0:
         check_fits(source, kind)
-        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} (below 3 bits it wants an imatrix)")
+        why = said[-1] if said else f"it returned {code}"
+        raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} ({why}; below 3 bits it wants an imatrix)")
 
 
 def sizes(path: Path, kind: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.errors import JobError, one_line
 from jobs.weights.adapter import attach
 from jobs.weights.model import load_model
 
@@ -46,7 +45,8 @@ class Reference:
 
     def answer(self, prompts: list[list[int]], max_tokens: int) -> list[tuple[list[int], str]]:
         """Each prompt's greedy answer: its tokens, the end token among them, and its text."""
-        batch = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.model.device)
+        padded = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        batch = padded.to(self.model.device)
         written = self.model.generate(**batch, max_new_tokens=max_tokens)[:, batch["input_ids"].shape[1] :]
         answers = []
         for row in written.tolist():
@@ -65,29 +65,15 @@ class Reference:
         return out.logits[0].float().cpu().numpy()
 
 
-def left_padded(base: Path) -> Any:
-    """The tokenizer as its maker has it: what a GGUF file's is held to."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(base, padding_side="left", trust_remote_code=False)
-    except Exception as error:  # what does not fit surfaces as one of many types
-        raise JobError(f"{base}: cannot be loaded as a model ({one_line(error)})") from error
-
-
 def load_reference(base: Path, adapters: list[Path]) -> Reference:
     """Errors: JobError naming the folder that is no model, or whose tokenizer has no end or more tokens than the model."""
     import torch
     from transformers import GenerationConfig
 
-    tokenizer, model = load_model(base, torch.float32, None, left_padded)
+    tokenizer, model = load_model(base, torch.float32, None)
     for adapter in adapters:
         model = attach(model, adapter, base).merge_and_unload()
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    if tokenizer.eos_token_id is None:
-        raise JobError(f"{base}: its tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     # Not the model's own settings: a repetition penalty there would choose other tokens than the likeliest.
     model.generation_config = GenerationConfig(
         do_sample=False,

@@ -14,7 +14,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Sampling, sample_seed
 from jobs.weights.adapter import attach
 from jobs.weights.model import load_model
-from jobs.weights.tokenizer import end_tokens
+from jobs.weights.tokenizer import continuation, end_tokens
 
 T = TypeVar("T")
 
@@ -194,7 +194,7 @@ def finished(tokenizer, ids: list[int], ends: set[int], sampling: Sampling) -> C
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     if end is None and not sampling.stop and len(ids) < sampling.max_tokens:
         return None
-    text = decoded(tokenizer, ids[:end])
+    text = continuation(tokenizer, ids[:end])
     found = [(text.find(stop) + len(stop), text.find(stop)) for stop in sampling.stop if stop in text]
     if found:
         whole, cut = min(found)
@@ -209,12 +209,8 @@ def tokens_until(tokenizer, ids: list[int], text: str) -> int:
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(decoded(tokenizer, ids[:middle])) >= len(text) else (middle + 1, high)
+        low, high = (low, middle) if len(continuation(tokenizer, ids[:middle])) >= len(text) else (middle + 1, high)
     return low
-
-
-def decoded(tokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def growing_cache(config, length: int):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
+from jobs.weights.converted import ARCHITECTURES
 from jobs.weights.safetensors import is_tied
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -29,7 +30,7 @@ def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     if reason := untrainable(config, text) or bad_targets(base, text, set(targets)):
         found |= dict.fromkeys(TRAINING, reason)
-    if reason := unlike_llama_cpp(text):
+    if reason := unknown_to_llama_cpp(config, text) or unlike_llama_cpp(text):
         found["gguf"] = reason
     if config.get("quantization_config"):
         found |= dict.fromkeys((*TRAINING, "gguf"), "is quantized; adapters are only added to the original weights")
@@ -60,6 +61,13 @@ def bad_targets(base: Path, text: dict, targets: set[str]) -> str | None:
             f"shares its embedding with its head (tie_word_embeddings): an adapter on {', '.join(ends)} would change one "
             "of the two; leave it out of sft.lora.targets"
         )
+    return None
+
+
+def unknown_to_llama_cpp(config: dict, text: dict) -> str | None:
+    named = {name for part in (config, text) for name in part.get("architectures") or []}
+    if named and not named & ARCHITECTURES:
+        return f"is a {', '.join(sorted(named))}, which llama.cpp's converter does not know"
     return None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
-from jobs.weights.adapter import check_base, config_of, is_embedding, is_head, module_of, tensors_by_module
+from jobs.common.files import read_json
+from jobs.weights.adapter import check_base, config_of, is_embedding, is_head, module_of, more, tensors_by_module
 from jobs.weights.safetensors import Tensor, is_tied, tensors_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ IDLE = {
     "unsloth_fixed",
     "unsloth_version",
 }
+PARTIAL = ("layers_to_transform", "exclude_modules")  # keys of an adapter that leaves modules out on purpose
+NUMBER = re.compile(r"\.(\d+)\.")
 # These start training from a base that the initialization has changed; added to the original base they are wrong.
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -53,14 +56,15 @@ MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def updates_of(base: Path, adapters: list[Path]) -> dict[str, list[Update]]:
     """What all adapters do to the base's tensors, by their names, in the order given.
 
-    Errors: JobError as `updates`, and for an adapter that records another base.
+    Errors: JobError as `updates` and `require_every_layer`, and for an adapter that records another base.
     """
     tensors, tied = tensors_of(base), bool(adapters) and is_tied(base)
     found: dict[str, list[Update]] = {}
     for adapter in adapters:
         check_base(adapter, base)
-        for name, more in updates(adapter, tensors, tied).items():
-            found.setdefault(name, []).extend(more)
+        require_every_layer(adapter, base, tensors)
+        for name, steps in updates(adapter, tensors, tied).items():
+            found.setdefault(name, []).extend(steps)
     return found
 
 
@@ -97,6 +101,32 @@ def updates(folder: Path, base: dict[str, Tensor], tied: bool) -> dict[str, list
     if tied and embedding:  # a base that stores its one matrix under both names
         found |= dict.fromkeys(filter(is_head, base), found[embedding])
     return found
+
+
+def require_every_layer(folder: Path, base: Path, tensors: dict[str, Tensor]) -> None:
+    """Errors: JobError for a module that the adapter leaves out in some layers of the model and changes in others.
+
+    An adapter whose writing was broken off would be summed in part. One that is meant for some layers says so.
+    """
+    config = config_of(folder)
+    targets = config.get("target_modules") or []
+    if any(config.get(key) for key in PARTIAL) or isinstance(targets, str) or any("." in name for name in targets):
+        return
+    whole = read_json(base / "config.json")
+    layers = (whole.get("text_config") or whole).get("num_hidden_layers", 0)
+    trained = {module_of(name) for name in tensors_by_module(folder) if ".lora_" in name}
+    kinds = {NUMBER.sub(".*.", name) for name in trained}
+    lost = [
+        module
+        for module in map(module_of, tensors)
+        if (number := NUMBER.search(module))
+        and int(number[1])
+        < layers  # beyond them some files hold layers that predict further tokens, which nobody loads
+        and NUMBER.sub(".*.", module) in kinds
+        and module not in trained
+    ]
+    if lost:
+        raise JobError(f"{folder}: holds no tensor for {', '.join(lost[:3])}{more(lost)}, and does for other layers")
 
 
 def require_plain(config: dict, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Loading a model folder by transformers: safetensors alone, no code of the folder's, and no fault that comes late."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_model(
-    folder: Path, dtype: "torch.dtype | str", attention: str | None, read: Callable[[Path], Any] = load_tokenizer
-) -> tuple[Any, Any]:
+def load_model(folder: Path, dtype: "torch.dtype | str", attention: str | None) -> tuple[Any, Any]:
     """Tokenizer and model of `folder`, on the CPU.
 
-    attention: transformers' name of the usual one, None for its own choice; see `attention_for`. read: loads the tokenizer.
+    attention: transformers' name of the usual one, None for its own choice; see `attention_for`.
     Errors: JobError naming the folder that is not a model, or whose tokenizer has more tokens than the model embeds.
     """
     from transformers import AutoModelForCausalLM
@@ -26,7 +23,7 @@ def load_model(
 
     logging.disable_progress_bar()
     shards(folder)
-    tokenizer = read(folder)
+    tokenizer = load_tokenizer(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -5,29 +5,36 @@ that it is: as the token it would end the text in the middle, in training as in 
 before a text (a BOS) stays, in every job.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
+from jobs.common.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Tokens that llama.cpp takes for special whatever their tokenizer calls them: Qwen's <|fim_prefix|>, Gemma's <unused7>.
+LOOKS_SPECIAL = re.compile(r"<[|｜].*[|｜]>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 NEVER_TEXT = ("ÿ", "<0xFF>")  # how byte-level BPE and SentencePiece write the byte 0xFF, which no UTF-8 text has
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, with a padding token that is not its end of text.
 
-    Errors: JobError for one that cannot be loaded, that has no end of text, or that puts one after every text.
+    Errors: JobError for one that cannot be loaded, that has no end of text, that puts one after every text, or whose file
+    gives a token another number than it has when loaded.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
+        make_special(tokenizer)
         probe = tokenizer("a").input_ids
     except Exception as error:  # a broken file surfaces as one of many types
         raise JobError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
+    check_numbers(folder, tokenizer)
     if tokenizer.eos_token_id is None:
         raise JobError(f"{folder}: its tokenizer has no end-of-sequence token")
     if probe[-1:] == [tokenizer.eos_token_id]:
@@ -40,9 +47,44 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def check_numbers(folder: Path, tokenizer) -> None:
+    """Errors: JobError for a token that tokenizer.json gives another number than it has: `tokenizers` closes every gap
+    between the vocabulary and what is added to it, and such a token would be another row of the model."""
+    file = folder / "tokenizer.json"
+    for token in (read_json(file).get("added_tokens") or []) if file.is_file() else []:
+        found = tokenizer.convert_tokens_to_ids(token["content"])
+        if found != token["id"]:
+            raise JobError(f"{file}: numbers {token['content']} {token['id']}, but it is loaded as {found}")
+
+
+def make_special(tokenizer) -> None:
+    """Has the tokens that look special be special, so that a text that spells one is text to every engine alike."""
+    from tokenizers import AddedToken
+
+    held = tokenizer.added_tokens_decoder.values()
+    looking = [str(token) for token in held if not token.special and LOOKS_SPECIAL.fullmatch(str(token))]
+    if looking:
+        tokenizer.backend_tokenizer.add_special_tokens([AddedToken(name, special=True) for name in looking])
+
+
 def special_inside(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     """The special tokens that `text` spells."""
-    return sorted({str(token) for token in tokenizer.all_special_tokens if str(token) in text} - {*NEVER_TEXT, ""})
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted({token for token in special if token in text} - {*NEVER_TEXT, ""})
+
+
+def continuation(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """The text that `ids` add to a text before them, special tokens left out.
+
+    Decoded by themselves they would lose their first space where the tokenizer puts one before every text (Llama 2,
+    Mistral, Phi 3), and a body of code its indentation.
+    """
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return text([*anchor, *ids])[len(text(anchor)) :]
 
 
 def end_tokens(tokenizer: "PreTrainedTokenizerBase", model) -> set[int]:

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
 from jobs.common.answer_format import CHAT_TEMPLATE, chat_prompt
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
 from jobs.gguf import job
-from jobs.gguf.check import check_tokens
+from jobs.gguf.check import check_tokens, compare
 from jobs.gguf.texts import TEXTS
 from jobs.plumbing.params import load
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
+from jobs.weights.tokenizer import load_tokenizer
 from tests import program
 from tests.toy import SPLIT, make_adapter, make_model
 
@@ -178,7 +178,7 @@ def test_a_template_that_renders_another_prompt_is_refused(models, monkeypatch):
     monkeypatch.setattr("jobs.gguf.convert.CHAT_TEMPLATE", other)
     convert(models["base"], [], "F16", Path("x.gguf"))
     with pytest.raises(JobError, match=r"x\.gguf: its chat template renders another prompt"):
-        check_tokens(Path("x.gguf"), AutoTokenizer.from_pretrained(models["base"]), TEXTS)
+        check_tokens(Path("x.gguf"), load_tokenizer(models["base"]), TEXTS)
 
 
 def test_the_template_is_the_projects_own_whatever_the_bases_is(models, tmp_path):
@@ -212,21 +212,59 @@ def test_how_text_is_split_is_found_by_trial_or_refused(models, tmp_path, patter
         return
     convert(base, [], "F16", tmp_path / "x.gguf")
     assert text(tmp_path / "x.gguf", "tokenizer.ggml.pre") == name
-    check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(base), TEXTS)
+    check_tokens(tmp_path / "x.gguf", load_tokenizer(base), TEXTS)
 
 
 def test_another_splitting_of_text_is_noticed(models, tmp_path):
     held = models["F16"].read_bytes()
     (tmp_path / "y.gguf").write_bytes(held.replace(b"\5\0\0\0\0\0\0\0qwen2", b"\5\0\0\0\0\0\0\0gpt-2", 1))
-    tokenizer = AutoTokenizer.from_pretrained(models["base"])
+    tokenizer = load_tokenizer(models["base"])
     check_tokens(models["F16"], tokenizer, TEXTS)
     with pytest.raises(JobError, match=r"y\.gguf: llama\.cpp cuts .* into other tokens"):
         check_tokens(tmp_path / "y.gguf", tokenizer, TEXTS)
 
 
+def test_a_special_token_that_a_text_spells_is_text_in_the_file_too(models, tmp_path):
+    held = json.loads((models["base"] / "tokenizer.json").read_text())
+    plain = held["added_tokens"][0]
+    names = {"<|im_start|>": True, "<|fim_prefix|>": False, "<think>": False}
+    first = len(held["model"]["vocab"])
+    held["added_tokens"] += [
+        plain | {"id": first + i, "content": name, "special": special}
+        for i, (name, special) in enumerate(names.items())
+    ]
+    base = changed(models["base"], tmp_path / "base", "tokenizer.json", added_tokens=held["added_tokens"])
+    file = tmp_path / "x.gguf"
+    convert(base, [], "F16", file)
+    tokenizer = load_tokenizer(base)
+    found = {name: tokenizer(f"x{name}").input_ids for name in names}
+    assert [len(ids) == 2 for ids in found.values()] == [False, False, True], (
+        "<think> is one token, the others are text"
+    )
+    check_tokens(file, tokenizer, TEXTS)
+    reader = gguf.GGUFReader(file, "r+")
+    types = reader.fields["tokenizer.ggml.token_type"]
+    types.parts[types.data[first]][0] = gguf.TokenType.USER_DEFINED
+    reader.data.flush()
+    with pytest.raises(JobError, match=r"x\.gguf: llama\.cpp cuts 'x = \"<\|im_start\|>\".* into other tokens"):
+        check_tokens(file, tokenizer, [])
+
+
+def test_a_file_that_ends_every_text_is_refused(models, tmp_path):
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    from jobs.inference import llama_cpp
+
+    ended = MetadataDetails(gguf.GGUFValueType.BOOL, True)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen3")
+    copy_with_new_metadata(gguf.GGUFReader(models["F16"]), writer, {"tokenizer.ggml.add_eos_token": ended}, [])
+    with pytest.raises(JobError, match=r"x\.gguf: ends every text .*add_eos_token"):
+        llama_cpp.load(tmp_path / "x.gguf")
+
+
 def with_bos(base, folder):
     """A copy of the base whose tokenizer puts a token of its own before every text."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     token = tokenizer.convert_ids_to_tokens(300)
     special = {"id": token, "ids": [300], "tokens": [token]}
     template = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -243,18 +281,18 @@ def test_a_token_before_every_text_is_put_there_by_the_file_too(models, tmp_path
 
     base = with_bos(models["base"], tmp_path / "bos")
     convert(base, [], "F32", tmp_path / "x.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     assert tokenizer("x")["input_ids"][0] == 300
     check_tokens(tmp_path / "x.gguf", tokenizer, TEXTS)
     prompts, greedy = [chat_prompt("def f(a):\n")], Sampling(max_tokens=12)
     answers = llama_cpp.load(tmp_path / "x.gguf")(prompts, greedy)
     assert answers == hf.load(base)(prompts, greedy) != hf.load(models["base"])(prompts, greedy)
     with pytest.raises(JobError, match="other tokens"):
-        check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(models["base"]), TEXTS)
+        check_tokens(tmp_path / "x.gguf", load_tokenizer(models["base"]), TEXTS)
 
 
 def test_another_end_of_text_is_refused(models):
-    tokenizer = AutoTokenizer.from_pretrained(models["base"])
+    tokenizer = load_tokenizer(models["base"])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(301)
     with pytest.raises(JobError, match="its EOS token is 0, the tokenizer's is 301"):
         check_tokens(models["F16"], tokenizer, ["x"])
@@ -262,7 +300,6 @@ def test_another_end_of_text_is_refused(models):
 
 def test_positions_far_from_the_begin_are_compared(models, tmp_path):
     """Scaling that the file leaves out is next to nothing at the begin: only the long text shows it."""
-    from jobs.gguf.check import compare
     from jobs.gguf.reference import load_reference
 
     keys = {"sliding_window": 48, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
@@ -292,6 +329,22 @@ def test_a_tied_head_is_written_once_and_an_untied_one_is_written(models, tmp_pa
     convert(base, [], "F16", tmp_path / "tied.gguf")
     assert "output.weight" not in read(tmp_path / "tied.gguf")
     assert "output.weight" in read(models["untied-F32"])
+
+
+def test_a_family_whose_converter_counts_its_layers_first_is_converted(tmp_path):
+    """Qwen3-Next's looks for layers that predict further tokens, and stops where nobody has looked for them."""
+    from jobs.gguf.reference import load_reference
+    from tests import families
+
+    families.make("qwen3_next", tmp_path / "base")
+    convert(tmp_path / "base", [], "F32", tmp_path / "x.gguf")
+    found = read(tmp_path / "x.gguf")
+    assert {"blk.0.ssm_out.weight", "blk.3.attn_q.weight"} <= found.keys()
+    assert text(tmp_path / "x.gguf", "qwen3next.block_count") == 4
+    reference = load_reference(tmp_path / "base", [])
+    ids = reference.tokenize("def f(a):\n    return a\n" * 20)
+    figures = compare(tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150), reference)
+    assert max(figures["kl"], figures["kl_far"]) < 1e-4
 
 
 def test_rows_without_a_token_are_padding_and_no_token_is_lost(models):
@@ -340,7 +393,7 @@ def test_a_weight_too_large_for_float16_is_refused_by_name(models, tmp_path):
 def test_types_that_do_not_exist_or_cannot_be_made_are_one_clear_line(models, untrained):
     with pytest.raises(JobError, match="no type Q9_Z"):
         run(models, params("Q9_Z"))
-    with pytest.raises(JobError, match="could not quantize to IQ1_S"):
+    with pytest.raises(JobError, match=r"could not quantize to IQ1_S \(\w.*; below 3 bits it wants an imatrix\)"):
         run(models, params("IQ1_S"))
     with pytest.raises(UsageError, match="limits has none for F16"):
         load(ROOT / "params.yaml", ["gguf.types=[F16]", "gguf.limits={}"])

@@ -278,7 +278,8 @@ def test_a_licence_that_the_hub_does_not_know_is_refused():
     for name in ("apache2", "Apache-2.0", "my own"):
         with pytest.raises(UsageError, match=r"publish\.license"):
             load(ROOT / "params.yaml", [f"publish.license={name}"])
-    assert load(ROOT / "params.yaml", ["publish.license=llama3.2"]).publish.license == "llama3.2"
+    for name in ("llama3.2", "openmdw-1.1"):
+        assert load(ROOT / "params.yaml", [f"publish.license={name}"]).publish.license == name
 
 
 def test_without_a_token_nothing_leaves(world, monkeypatch):

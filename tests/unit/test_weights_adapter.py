@@ -123,6 +123,23 @@ def test_half_a_pair_is_refused_by_its_name(base, copy, half):
             use()
 
 
+def test_a_module_left_out_in_some_layers_is_refused_unless_the_adapter_says_so(base, copy):
+    file = copy / "adapter_model.safetensors"
+    held = load_file(file)
+    save_file({name: tensor for name, tensor in held.items() if "layers.1.self_attn.q_proj" not in name}, file)
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match=r"holds no tensor for .*model\.layers\.1\.self_attn\.q_proj"):
+            use()
+    save_file({name: tensor for name, tensor in held.items() if "layers.1" not in name}, file)
+    with pytest.raises(JobError, match=r"holds no tensor for .*layers\.1\..* and \d+ more, and does for other layers"):
+        updates_of(base, [copy])
+    edit(copy, layers_to_transform=[0])
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        use()
+    edit(copy, layers_to_transform=None, target_modules=r".*layers\.0\.self_attn\.[qkvo]_proj")
+    assert updates_of(base, [copy])
+
+
 def test_tensors_without_a_place_and_layers_without_a_tensor_are_refused(base, copy):
     edit(copy, lambda name: name.replace("model.layers.1", "model.language_model.layers.1"))
     with pytest.raises(JobError, match="no place for"):

@@ -1,11 +1,14 @@
 """What later stages refuse, told by config.json alone: before anything is trained."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 
 from jobs.common.errors import JobError
-from jobs.weights import families
+from jobs.weights import converted, families
+from jobs.weights.attention import attention_for
 
 LLAMA = {"model_type": "llama", "tie_word_embeddings": False, "max_position_embeddings": 8192}
 MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 8, "norm_topk_prob": True}
@@ -54,6 +57,26 @@ def test_what_llama_cpp_computes_otherwise_is_refused_by_gguf_alone(tmp_path, co
     families.require_taken("sft", base, ATTENTION)
 
 
+def test_what_the_converter_does_not_know_is_told_before_anything_is_trained(tmp_path):
+    base = folder(tmp_path, **LLAMA, architectures=["CodeGenForCausalLM"])
+    assert families.refusals(base) == {
+        "gguf": "is a CodeGenForCausalLM, which llama.cpp's converter does not know",
+    }
+    for text in ({}, {"text_config": {"architectures": ["LlamaForCausalLM"]}}):
+        assert families.refusals(folder(tmp_path, architectures=["LlamaForCausalLM"], **LLAMA | text)) == {}
+
+
+def test_the_architectures_are_those_of_the_pinned_converter():
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    file = Path(llama_cpp.__file__).parent / "converter/conversion/__init__.py"
+    known = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP"
+    )
+    assert {name for name in known if name.endswith(converted.ENDINGS) and "." not in name} == converted.ARCHITECTURES
+
+
 @pytest.mark.parametrize(
     ("config", "targets", "says"),
     [
@@ -77,3 +100,17 @@ def test_targets_of_an_untied_model_and_of_dense_layers_are_free(tmp_path):
     base = folder(tmp_path, **LLAMA)
     assert families.refusals(base, ["embed_tokens", "lm_head", "up_proj"]) == {}
     assert families.refusals(folder(tmp_path, **MOE)) == {}, "targets alone do not refuse a model"
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        (LLAMA, "sdpa"),
+        (LLAMA | {"attn_logit_softcapping": None}, "sdpa"),
+        (LLAMA | {"attn_logit_softcapping": 50.0}, "eager"),
+        ({"text_config": {"attn_logit_softcapping": 50.0}}, "eager"),
+        (LLAMA | {"model_type": "gpt_oss"}, "eager"),
+    ],
+)
+def test_what_sdpa_does_not_compute_is_computed_eagerly(tmp_path, config, attention):
+    assert attention_for(folder(tmp_path, **config), "sdpa") == attention
