@@ -6,9 +6,8 @@ A killed run goes on where it stopped: finished calls wait in .checkpoints/sampl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,12 @@ from jobs.common.files import sha256, write_json, write_jsonl
 from jobs.common.programs import is_program
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import log, progress
+from jobs.sampling.shards import Answers, drawn_by, number_of_shards
 from jobs.weights.identity import adapter_identity, model_identity
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
-    from jobs.inference import Generate, Sampling
+    from jobs.inference import Sampling
     from jobs.plumbing.params import Evaluate, Params
 
 # A function is continued until something else begins at the left margin (Chen et al. 2021, section 2.1); a program
@@ -65,42 +65,6 @@ class Drawn:
         checkpoint.clear(self.checkpoint)
 
 
-class Model:
-    """A model that is loaded when it is first asked: a run that finds all its calls made never loads it."""
-
-    def __init__(self, settings: "Evaluate", path: Path, adapter: Path | None) -> None:
-        self.settings, self.path, self.adapter = settings, path, adapter
-        self.load_seconds = 0.0
-
-    @cached_property
-    def generate(self) -> "Generate":
-        began = time.perf_counter()
-        loaded = load_engine(self.settings, self.path, self.adapter)
-        self.load_seconds = time.perf_counter() - began
-        return loaded
-
-
-def load_engine(settings: "Evaluate", model: Path, adapter: Path | None) -> "Generate":
-    if model.suffix == ".gguf":
-        from jobs.inference import llama_cpp
-
-        return llama_cpp.load(model, adapter=adapter)
-    if settings.engine == "vllm":
-        from jobs.inference import vllm
-
-        return vllm.load(
-            model,
-            adapter=adapter,
-            dtype=settings.dtype,
-            batch_invariant=settings.batch_invariant,
-            gpu_memory=settings.gpu_memory,
-            kv_cache_gib=settings.kv_cache_gib,
-        )
-    from jobs.inference import hf
-
-    return hf.load(model, adapter=adapter, dtype=settings.dtype, batch_size=settings.batch_size)
-
-
 def draw(
     params: "Params",
     model: Path,
@@ -113,6 +77,7 @@ def draw(
     """All samples of `model` in `mode` ("plain" or "cot") on `benchmarks`: tasks by name, read from `folder`.
 
     name: of the run, for its checkpoints and its messages.
+    As many processes draw them as SHARDS in the environment says (`shards.number_of_shards`), which changes no sample.
     """
     settings = params.evaluate
     engine = "llama_cpp" if model.suffix == ".gguf" else settings.engine
@@ -123,23 +88,25 @@ def draw(
         "benchmarks": {bench: sha256(folder / f"{bench}.jsonl") for bench in benchmarks},
         "model": {"weights": model_identity(model), "adapter": adapter_identity(adapter) if adapter else None},
     }
-    if engine == "vllm":
+    shards = number_of_shards(engine, settings.batch_invariant)
+    if engine == "vllm" and shards == 1:
         from jobs.inference import vllm
 
         vllm.begin_import(settings.batch_invariant)
     inputs = [path for path in (model, adapter) if path]
-    # The finished calls are of batch_size sequences each, so other sizes do not go on with them.
-    kept = checkpoint.folder("sample", recorded | {"batch_size": settings.batch_size}, *inputs, run=f"sample-{name}")
+    # The finished calls are of batch_size sequences each, or of a shard each, so other sizes do not go on with them.
+    divided = {"batch_size": settings.batch_size} | ({"shards": shards} if engine == "vllm" and shards > 1 else {})
+    kept = checkpoint.folder("sample", recorded | divided, *inputs, run=f"sample-{name}")
     per_call = None if engine == "vllm" else settings.batch_size
-    loaded = Model(settings, model, adapter)
     began = time.perf_counter()
     samples = {}
-    for bench, tasks in benchmarks.items():
-        todo = list(calls(settings, tasks, mode, per_call))
-        rows = run_calls(todo, mode, lambda: loaded.generate, kept / f"{bench}.jsonl")
-        samples[bench] = [rows[task["task_id"], i] for task in tasks for i in range(1 + settings.sampled.n)]
-    generating = time.perf_counter() - began - loaded.load_seconds  # the model is loaded within the first call
-    return Drawn(samples, recorded, {"load": loaded.load_seconds, "generate": generating}, kept)
+    with drawn_by(shards, settings, model, adapter) as drawer:
+        for bench, tasks in benchmarks.items():
+            todo = list(calls(settings, tasks, mode, per_call, shards))
+            rows = run_calls(todo, mode, drawer.answers, kept / f"{bench}.jsonl")
+            samples[bench] = [rows[task["task_id"], i] for task in tasks for i in range(1 + settings.sampled.n)]
+    generating = time.perf_counter() - began - drawer.load_seconds  # the model is loaded within the first call
+    return Drawn(samples, recorded, {"load": drawer.load_seconds, "generate": generating}, kept)
 
 
 def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
@@ -155,9 +122,12 @@ def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
 
 
 def calls(
-    settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None
+    settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None, shards: int = 1
 ) -> "Iterator[tuple[list[Task], int, Sampling]]":
-    """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
+    """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences.
+
+    per_call None: as many calls as there are shards, tasks of about the same lengths in each.
+    """
     from jobs.inference import Sampling
 
     stop = stop_strings(tasks, mode)
@@ -167,13 +137,17 @@ def calls(
     if drawn.n:
         wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, settings.seed)))
     for first, sampling in wanted:
-        size = max(1, per_call // sampling.n) if per_call else len(tasks)
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size], first, sampling
+        if per_call is None:
+            parts = [ordered[shard::shards] for shard in range(shards)]
+        else:
+            size = max(1, per_call // sampling.n)
+            parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        for part in filter(None, parts):
+            yield part, first, sampling
 
 
 def run_calls(
-    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, generator: "Callable[[], Generate]", checkpoint: Path
+    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, answers: Answers, checkpoint: Path
 ) -> dict[tuple[str, int], dict]:
     """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
@@ -181,12 +155,18 @@ def run_calls(
     if finished:
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    todo = todo[len(finished) :]
+    prompts = [
+        [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part] for part, _, _ in todo
+    ]
+    answered = answers(list(zip(prompts, (sampling for _, _, sampling in todo), strict=True)))
     with open(checkpoint, "a", encoding="utf-8") as file:
-        for part, first, sampling in progress(todo[len(finished) :], label=f"sample: {checkpoint.stem}"):
-            prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
+        for (part, first, _), completed in zip(
+            progress(todo, label=f"sample: {checkpoint.stem}"), answered, strict=True
+        ):
             rows = [
                 {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
-                for task, completions in zip(part, generator()(prompts, sampling), strict=True)
+                for task, completions in zip(part, completed, strict=True)
                 for i, completion in enumerate(completions)
             ]
             file.write(json.dumps(rows) + "\n")

@@ -15,6 +15,7 @@ from jobs.common.files import MARK, read_jsonl, sha256, write_json, write_jsonl
 from jobs.inference import Completion
 from jobs.plumbing.params import load
 from jobs.sampling import benchmark as sampling
+from jobs.sampling import engine as engines
 from jobs.sandbox import Verdict
 from jobs.scoring.judge import score
 from jobs.scoring.metrics import pass_rates
@@ -60,7 +61,7 @@ def answers(tasks, mode, stop_after=None):
 
 def evaluated(monkeypatch, engine, mode="cot", out="evaluations/m-cot", more=()):
     """`evaluate --model` with a stand-in for the model."""
-    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: engine)
+    monkeypatch.setattr(engines, "load_engine", lambda *arguments: engine)
     monkeypatch.setattr(sampling, "model_identity", lambda path: "0" * 64)
     params = load(PARAMS, [*SET, *more])
     return evaluate.run(
@@ -146,7 +147,7 @@ def test_scoring_alone_gives_the_same_results(here, monkeypatch, mode):
 
 def test_the_two_stages_write_what_the_one_command_writes(here, monkeypatch):
     evaluated(monkeypatch, answers(here, "cot"))
-    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: answers(here, "cot"))
+    monkeypatch.setattr(engines, "load_engine", lambda *arguments: answers(here, "cot"))
     assert invoke(sample.command, "--model", "models/m", "--out", "samples/m-cot").exit_code == 0
     assert {path.name for path in Path("samples/m-cot").glob("*.json*")} == {"samples-toy.jsonl", "settings.json", MARK}
     assert not list(Path(".checkpoints").glob("*/*")), "finished calls would outlive a change of the engine's code"
@@ -263,9 +264,9 @@ def test_engines_by_kind_of_model(monkeypatch):
     for name, module in (("llama_cpp", llama_cpp), ("transformers", hf), ("vllm", vllm)):
         monkeypatch.setattr(module, "load", lambda path, name=name, **options: name)
     settings = load(PARAMS, ["evaluate.engine=transformers"]).evaluate
-    assert sampling.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
-    assert sampling.load_engine(settings, Path("models/m"), None) == "transformers"
-    assert sampling.load_engine(load(PARAMS).evaluate, Path("models/m"), Path("adapter")) == "vllm"
+    assert engines.load_engine(settings, Path("models/gguf/Q8_0.gguf"), None) == "llama_cpp"
+    assert engines.load_engine(settings, Path("models/m"), None) == "transformers"
+    assert engines.load_engine(load(PARAMS).evaluate, Path("models/m"), Path("adapter")) == "vllm"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

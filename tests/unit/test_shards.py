@@ -1,0 +1,165 @@
+"""Several processes draw one model's samples: the same bytes for every number of them, or a refusal."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.common.errors import JobError, UsageError
+from jobs.common.files import write_jsonl
+from jobs.plumbing.params import load
+from jobs.sampling import shards
+from jobs.sampling.benchmark import Drawn, calls, draw
+from tests.toy import make_model
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+SET = ["evaluate.engine=transformers", "evaluate.dtype=float32", "evaluate.max_tokens=12", "evaluate.batch_size=6",
+       "evaluate.sampled={n: 2, temperature: 0.9, top_p: 0.95}"]  # fmt: skip
+
+
+def task(number: int) -> dict:
+    name = f"f{number}"
+    return {"task_id": f"T/{number}", "prompt": f"def {name}(x):\n    # {'longer ' * number}\n", "entry_point": name,
+            "setup": "", "reference": f"def {name}(x):\n    return x\n", "tests": [f"assert {name}(1) == 1"]}  # fmt: skip
+
+
+TASKS = [task(number) for number in range(7)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny random model and a benchmark."""
+    place = tmp_path_factory.mktemp("files")
+    make_model(place / "model", hidden=128, layers=1)
+    (place / "tasks").mkdir()
+    write_jsonl(place / "tasks/toy.jsonl", TASKS)
+    return place
+
+
+@pytest.fixture
+def here(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SHARDS", raising=False)
+    return files
+
+
+def written(drawn: Drawn, name: str) -> dict[str, bytes]:
+    Path(name).mkdir()
+    drawn.write(Path(name))
+    drawn.forget()
+    return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+
+
+def ask(here, name: str) -> Drawn:
+    return draw(load(PARAMS, SET), here / "model", None, "cot", {"toy": TASKS}, here / "tasks", name)
+
+
+def test_any_number_of_processes_draws_the_same_samples_and_goes_on_where_another_stopped(here, monkeypatch):
+    one = written(ask(here, "one"), "one")
+    rows = [json.loads(line) for line in one["samples-toy.jsonl"].splitlines()]
+    assert len(rows) == 21 and len({row["text"] for row in rows}) > 14, "which would differ if anything was mixed up"
+    monkeypatch.setenv("SHARDS", "2")
+    two = ask(here, "several")
+    kept = two.checkpoint / "toy.jsonl"
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) > 3
+    two.write(Path())
+    assert Path("samples-toy.jsonl").read_bytes() == one["samples-toy.jsonl"]
+    kept.write_text("".join(lines[:2]) + lines[2][:20])
+    monkeypatch.setenv("SHARDS", "3")
+    assert written(ask(here, "several"), "several") == one
+
+
+def test_a_process_that_is_killed_fails_the_job_in_one_line_and_none_is_left(here, monkeypatch):
+    monkeypatch.setenv("SHARDS", "2")
+    monkeypatch.setattr(shards, "answer", dies)
+    with pytest.raises(JobError, match=r"SHARDS: a process that drew samples was killed"):
+        ask(here, "out")
+    assert not children()
+
+
+def dies(call):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeps(call):
+    time.sleep(600)
+
+
+def test_an_interruption_does_not_wait_for_the_processes(here, monkeypatch):
+    monkeypatch.setenv("SHARDS", "2")
+    monkeypatch.setattr(shards, "answer", sleeps)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    signal.alarm(8)
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(here, "out")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 20
+    assert not children()
+
+
+def children() -> list[str]:
+    """The processes that draw, as long as they live."""
+    import multiprocessing
+
+    for process in multiprocessing.active_children():
+        process.join(5)
+    return [process.name for process in multiprocessing.active_children()]
+
+
+@pytest.mark.parametrize(("value", "engine", "batch_invariant", "cards", "message"), [
+    ("two", "transformers", False, None, "SHARDS=two: must be a number of processes from 1 to 64"),
+    ("0", "transformers", False, None, "SHARDS=0: must be"), ("65", "transformers", False, None, "SHARDS=65: must be"),
+    ("2", "vllm", False, "0,1", "SHARDS=2: vLLM's samples would change with it; set evaluate.batch_invariant"),
+    ("3", "vllm", True, "0,1", "SHARDS=3: CUDA_VISIBLE_DEVICES=0,1 names fewer cards"),
+])  # fmt: skip
+def test_what_would_change_samples_or_has_no_card_is_refused(
+    monkeypatch, value, engine, batch_invariant, cards, message
+):
+    monkeypatch.setenv("SHARDS", value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if cards:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        shards.number_of_shards(engine, batch_invariant)
+
+
+def test_one_process_is_what_there_is_without_it(monkeypatch):
+    monkeypatch.delenv("SHARDS", raising=False)
+    assert shards.number_of_shards("vllm", False) == 1
+    monkeypatch.setenv("SHARDS", "1")
+    assert shards.number_of_shards("vllm", False) == 1
+
+
+def test_each_process_has_a_card_of_its_own(here, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,7")
+    monkeypatch.setattr(shards, "answer", says_its_card)
+    with shards.drawn_by(2, load(PARAMS, SET).evaluate, here / "model", None) as drawer:
+        assert set(drawer.answers(range(40))) == {"5", "3"}
+
+
+def says_its_card(call):
+    time.sleep(0.2)
+    return os.environ["CUDA_VISIBLE_DEVICES"], 0.0
+
+
+def test_vllms_share_of_tasks_is_of_about_equal_lengths_and_leaves_none_out():
+    settings = load(PARAMS, SET).evaluate
+    parts = [[t["task_id"] for t in part] for part, first, _ in calls(settings, TASKS, "cot", None, 3) if first == 0]
+    assert parts == [["T/0", "T/3", "T/6"], ["T/1", "T/4"], ["T/2", "T/5"]]
+    whole = [[t["task_id"] for t in part] for part, first, _ in calls(settings, TASKS, "cot", None) if first == 0]
+    assert whole == [[f"T/{number}" for number in range(7)]]
+    assert len([part for part, _, _ in calls(settings, TASKS[:2], "cot", None, 5)]) == 4, (
+        "no process gets an empty call"
+    )
