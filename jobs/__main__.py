@@ -26,6 +26,7 @@ JOBS = {
     "generate": "answer one prompt with any of the models",
     "publish": "push models and a model card to the Hub",
     "watch": "watch a training run in the terminal",
+    "repro": "run what has changed of the pipeline here, several stages at once",
     "run": "run the whole pipeline with a recipe's params, in a folder of its own",
     "smoke": "run the whole pipeline at toy size",
 }
@@ -34,6 +35,8 @@ ELSEWHERE = {
     "check-tasks": "tasks.check_file",
     "overlap-pairs": "tasks.pairs",
 }  # commands that lie in another job's folder
+
+PIPELINES = ("repro", "run", "smoke")  # commands that start stages
 
 
 class Jobs(click.Group):
@@ -61,7 +64,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    supervise()
+    supervise(stages=sys.argv[1:2] in [[name] for name in PIPELINES])
     try:
         main(standalone_mode=True)
     except KeyboardInterrupt:

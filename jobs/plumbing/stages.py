@@ -6,9 +6,11 @@ on is done.
 """
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -18,15 +20,15 @@ from jobs.common.errors import JobError
 def reproduce(folder: Path, targets: Sequence[str], at_once: int, environment: Mapping[str, str]) -> None:
     """Runs what has changed of the pipeline in `folder`, or of what `targets` need, `at_once` stages at a time.
 
-    After a stage has failed none is begun, and those that run go on to their end. Errors: JobError naming the stages that
-    failed.
+    After a stage has failed none is begun, and those that run go on to their end. Where this process is told to stop, they
+    are told as well, and are waited for. Errors: JobError naming the stages that failed.
     """
     todo = plan(folder, targets)
     weight = {name: len(dependants(todo, name)) for name in todo}  # the longer way to the end goes first
     done: set[str] = set()
     failed: list[str] = []
     running: dict[Future[int], str] = {}
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, interrupting():
         while True:
             ready = sorted((n for n, needs in todo.items() if needs <= done), key=lambda n: -weight[n])
             for name in ready[: at_once - len(running)] if not failed else ():
@@ -82,6 +84,21 @@ def dependants(todo: Mapping[str, set[str]], name: str) -> set[str]:
     return found
 
 
+processes: set[subprocess.Popen] = set()  # the stages that run
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Passes what stops this process on to its stages, as Ctrl-C: DVC then waits for the command that it has started."""
+    try:
+        yield
+    except BaseException:
+        for process in list(processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+        raise
+
+
 def run(folder: Path, name: str, environment: Mapping[str, str]) -> int:
     """The exit code of `dvc repro` of one stage, each line of whose output is printed behind the stage's name."""
     words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
@@ -94,10 +111,13 @@ def run(folder: Path, name: str, environment: Mapping[str, str]) -> int:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        process_group=0,
     ) as process:
+        processes.add(process)
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
                 sys.stdout.write(f"{name} | {line}")
                 sys.stdout.flush()
+    processes.discard(process)
     return process.returncode

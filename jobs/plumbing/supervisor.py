@@ -5,9 +5,12 @@ matching a regular expression, an operation of torch) hears of nothing until tha
 interpreter no thread of the job's can help either. So the command forks at its start. The job goes on in the child. The
 parent does nothing but pass signals on, wait, and end what has not ended by itself.
 
-The exit code is 128 + the signal's number (130, 143) however the job came to its end. Nothing that the job has started
+The exit code is 128 + the signal's number (130, 143, 129) however the job came to its end. Nothing that the job has started
 stays behind: orphans become the parent's children, and are killed. That holds for the ranks of a run too (launch.py): each
 is supervised by itself, below the command that started it.
+
+A command that starts the stages of a pipeline has longer, since docker/run needs up to 20 s to see a container, or a
+cluster's job, ended: whoever kills that leaves it behind.
 """
 
 import contextlib
@@ -23,18 +26,19 @@ from typing import NoReturn
 
 from jobs.plumbing.launch import is_rank
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 2.0  # seconds that a job has to end by itself once it is told to
 ORPHANS = 0.4  # seconds that what a job leaves behind has to end by itself
+OF_STAGES = 30.0  # in the place of both, for a command that starts stages
 GIVE_UP = 1.0  # seconds after which a process that cannot even be killed is no longer waited for
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def supervise() -> None:
+def supervise(stages: bool = False) -> None:
     """Forks, and returns in the child, which is the job. The parent never returns, and ends as the job does.
 
     To be called first of all, from the main thread, before there are others. A signal that was ignored (SIGINT is, in a
-    job that a shell started in the background) stays so.
+    job that a shell started in the background) stays so. stages: the command starts a pipeline's stages.
     """
     prctl = ctypes.CDLL(None).prctl
     ours, theirs = os.pipe(), os.pipe()
@@ -63,7 +67,7 @@ def supervise() -> None:
     signal.set_wakeup_fd((ours if job else theirs)[1], warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if job:
-        wait_for(job, ours[0], theirs[0], heard)
+        wait_for(job, ours[0], theirs[0], heard, stages)
 
 
 class Stop:
@@ -86,27 +90,28 @@ def silence() -> None:
         signal.set_wakeup_fd(-1)
 
 
-def wait_for(job: int, ours: int, theirs: int, heard: list[signal.Signals]) -> NoReturn:
+def wait_for(job: int, ours: int, theirs: int, heard: list[signal.Signals], stages: bool) -> NoReturn:
     """Passes signals on to the job until it has ended, by itself or not, and ends in its way.
 
     ours, theirs: where the numbers of the signals come that this process and the job have got.
     """
+    grace = OF_STAGES if stages else GRACE
     first, deadline, status = 0, float("inf"), None
     while status is None:
         if time.monotonic() >= deadline:
             deadline = float("inf")
             name = signal.Signals(first).name
-            print(f"killed: it had not ended {GRACE:.0f} s after {name}", file=sys.stderr, flush=True)
+            print(f"killed: it had not ended {grace:.0f} s after {name}", file=sys.stderr, flush=True)
             os.kill(job, signal.SIGKILL)
         wait(deadline, ours, theirs)
         for number in (told := numbers(ours)) + numbers(theirs):
             if number in heard and not first:
-                first, deadline = number, time.monotonic() + GRACE
+                first, deadline = number, time.monotonic() + grace
         for number in told:
             if number in heard:
                 os.kill(job, number)
         status = reaped().get(job)
-    end_orphans(ours)
+    end_orphans(ours, stages)
     if first and status:
         os._exit(128 + first)
     if os.WIFSIGNALED(status):
@@ -136,18 +141,28 @@ def reaped() -> dict[int, int]:
     return found
 
 
-def end_orphans(reader: int) -> None:
-    """Kills what the job has left behind, after a moment in which it may end by itself."""
+def end_orphans(reader: int, stages: bool) -> None:
+    """Kills what the job has left behind, after a moment in which it may end by itself; a stage is told to end before."""
+    if stages:
+        signal_orphans(reader, signal.SIGTERM, 0.0, OF_STAGES)
+    signal_orphans(reader, signal.SIGKILL, ORPHANS, GIVE_UP)
+
+
+def signal_orphans(reader: int, number: int, after: float, until: float) -> None:
+    """Sends the signal to each orphan that there is `after` seconds from now or later; returns once none is left, or at
+    `until` seconds from now."""
     began = time.monotonic()
-    while left := list(children()):
+    told: set[int] = set()
+    while left := set(children()):
         now = time.monotonic()
-        if now > began + GIVE_UP:
+        if now > began + until:
             return
-        if now >= began + ORPHANS:
-            for pid in left:
+        if now >= began + after:
+            for pid in left - told:
                 with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-        wait(max(now + 0.05, began + ORPHANS), reader)
+                    os.kill(pid, number)
+            told |= left
+        wait(max(now + 0.05, began + after), reader)
         numbers(reader)
         reaped()
 

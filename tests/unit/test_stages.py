@@ -1,15 +1,21 @@
 """Stages side by side, by DVC itself, in pipelines of shell commands."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.common.errors import JobError
 from jobs.plumbing import stages
+
+ROOT = Path(__file__).parents[2]
 
 # `meet` ends only once as many of its kind have begun: stages that run one after the other would wait for ever.
 MEET = 'touch began-$1; for i in $(seq 300); do [ "$(ls began-* | wc -l)" -ge "$2" ] && exit; sleep 0.1; done; exit 1'
@@ -101,3 +107,36 @@ def test_no_more_run_at_once_than_asked_and_the_longest_way_first(folder, monkey
     most.clear()
     reproduce(folder, at_once=1)
     assert max(most) == 1
+
+
+def test_the_lock_file_is_that_of_a_serial_run(folder, tmp_path_factory):
+    serial = tmp_path_factory.mktemp("serial") / "folder"
+    shutil.copytree(folder, serial)
+    # One stage at a time, those of `meet` need each other no more.
+    (serial / "dvc.yaml").write_text(PIPELINE.replace(" 2 &&", " 1 &&"))
+    (folder / "dvc.yaml").write_text(PIPELINE.replace(" 2 &&", " 1 &&"))
+    dvc(serial, "repro")
+    reproduce(folder, at_once=3)
+    assert yaml.safe_load((folder / "dvc.lock").read_text()) == yaml.safe_load((serial / "dvc.lock").read_text())
+
+
+# A launcher that needs a moment to end what it has started, and says so.
+SLOW_TO_END = 'trap "sleep 3; echo ended > ended-$1; exit 1" INT TERM; touch began-$1; while :; do sleep 0.1; done'
+
+
+@pytest.mark.parametrize("at_once", ["1", "2"])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_told_to_stop_it_waits_until_its_stages_have_ended_what_they_started(folder, at_once, sent, status):
+    (folder / "slow").write_text(SLOW_TO_END)
+    (folder / "dvc.yaml").write_text("stages:\n  left: {cmd: bash slow left}\n  right: {cmd: bash slow right}\n")
+    words = [sys.executable, "-m", "jobs", "repro", "--jobs", at_once]
+    process = subprocess.Popen(words, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("began-*"))) < int(at_once) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == status, output
+    assert len(list(folder.glob("ended-*"))) == int(at_once), output
