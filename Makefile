@@ -3,19 +3,23 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 SEEDS ?= 1
+JOBS ?= 1
 INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock docker/images/tools.lock docker/images/llama.cmake | sha256sum | cut -c1-12)
 
 SMALL := data/sources/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .DEFAULT_GOAL := help
 DVC_REMOTES := dvc-s3 dvc-gs dvc-azure dvc-ssh dvc-oss dvc-hdfs dvc-webdav dvc-webdavs dvc-gdrive
-.PHONY: $(DVC_REMOTES) walks help install smoke run small small-check test lint format lock doctor bench families precision audit sbom check-containers check-train-image
+.PHONY: $(DVC_REMOTES) walks help install smoke run small small-check test lint format lock doctor bench families precision audit sbom check-containers check-train-image check-slurm repro
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 22
 
 smoke: $(INSTALLED)  ## run the whole pipeline at toy size, in .smoke/ (RUNTIME=docker: in containers; SEEDS=3: over seeds)
 	$(VENV)/bin/python -m jobs smoke --seeds $(SEEDS)
+
+repro: $(INSTALLED)  ## `dvc repro` of this folder, JOBS stages at once, each with a GPU of its own: make repro JOBS=4
+	$(VENV)/bin/python -m jobs repro --jobs $(JOBS)
 
 run: $(INSTALLED)  ## run the whole pipeline with a recipe: make run RECIPE=robust, in .runs/robust/
 	$(VENV)/bin/python -m jobs run recipes/$(RECIPE).yaml
@@ -81,3 +85,6 @@ check-containers: $(INSTALLED)  ## images, containment and the smoke run in cont
 
 check-train-image: $(INSTALLED)  ## build `train` on a stand-in base and import what is in it
 	tests/containers/run.sh train
+
+check-slurm: $(INSTALLED)  ## stages as jobs of a real Slurm of two nodes in network namespaces, broken in between
+	tests/slurm/run.sh

@@ -98,11 +98,11 @@ params() {  # KEY... [-- ARGUMENTS]
     return 3
 }
 
-# The same; where no python here can read YAML, the image's does.
+# The same; where no python here can read YAML, the image's does, if there is one yet.
 params_by_any() {  # RUNTIME IMAGE KEY... [-- ARGUMENTS]
     local status=0
     params "${@:3}" || status=$?
-    [ $status = 3 ] || return $status
+    [ $status = 3 ] && [ -n "$1" ] || return $status
     "$1" run --rm --network none --cap-drop ALL --security-opt no-new-privileges --security-opt label=disable \
         --volume "$PWD/docker/param.py:/repo/docker/param.py:ro" --volume "$PWD/params.yaml:/repo/params.yaml:ro" \
         --workdir /repo --entrypoint python "$2" docker/param.py "${@:3}"
@@ -110,6 +110,89 @@ params_by_any() {  # RUNTIME IMAGE KEY... [-- ARGUMENTS]
 
 has_gpu() {
     nvidia-smi --list-gpus 2> /dev/null | grep -q GPU
+}
+
+# Whether a job has the network: it fetches, asks or pushes.
+networked() {  # JOB
+    case $1 in
+        base | tasks | overlap-pairs | distill | publish) ;;
+        *) return 1 ;;
+    esac
+}
+
+needs_gpu() {  # JOB
+    case $1 in
+        sft | grade | grpo | sample | generate) ;;
+        *) return 1 ;;
+    esac
+}
+
+# Whether a job is to have cards of its own. `gguf` uses one where there is one.
+wants_cards() {  # IMAGE JOB
+    { needs_gpu "$2" || [ "$2" = gguf ]; } && [ "$1" != cpu ] && [ "${CARDS:-own}" = own ] && has_gpu
+}
+
+# How many processes a job has, each with a card of its own: by its params, or by SHARDS.
+ranks() {  # RUNTIME IMAGE JOB [ARGUMENTS]; no runtime where there is no image yet
+    local found=${SHARDS:-1} status=0
+    case $3 in
+        sft | grpo)
+            found=$(params_by_any "$1" "$2" "$3.processes" -- "${@:4}") || status=$?
+            [ $status != 3 ] || die "no python here can read params.yaml: install one with DVC (make install)"
+            [ $status = 0 ] || exit $status
+            ;;
+        sample | grade) ;;
+        *) found=1 ;;
+    esac
+    echo "${found:-1}"
+}
+
+# Among how many machines the processes of a job are divided: NODES, or 1 for a job that has one process.
+machines() {  # JOB [ARGUMENTS]
+    local nodes=${NODES:-1} several=1
+    [[ $nodes =~ ^[1-9][0-9]{0,3}$ ]] || die "NODES=$nodes: must be a number of machines" 2
+    if [ "$nodes" != 1 ] && [[ $1 =~ ^(sft|grpo)$ ]]; then several=$(ranks "" "" "$@") || exit; fi
+    [ "$several" != 1 ] || nodes=1
+    [ $((several % nodes)) = 0 ] || die "NODES=$nodes: $1.processes: $several cannot be divided evenly among them" 2
+    # Their ranks talk over the machines' network, which a container then shares. What a model wrote is kept from it by
+    # the sandbox alone: by seccomp, which refuses it any connection.
+    [ "$nodes" = 1 ] || [[ " $(params sandbox.require -- "${@:2}") " = *" seccomp "* ]] ||
+        die "NODES=$nodes: sandbox.require must name seccomp, which keeps programs from the machines' network" 2
+    echo "$nodes"
+}
+
+# Takes COUNT cards that no other job has, of those that CUDA_VISIBLE_DEVICES names or else of all, and sets it to them;
+# waits while there are too few. What says that a card is taken is a lock on a file, which ends with the processes that
+# hold the file open, however they end: this shell and what it starts.
+take_cards() {  # COUNT
+    local known card file descriptor waited= folder=${CARD_LOCKS:-/tmp}
+    local -a all mine held
+    known=$(nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id="$CUDA_VISIBLE_DEVICES"} --query-gpu=index --format=csv,noheader) ||
+        die "CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}: nvidia-smi knows no such cards; CARDS=given takes it as it is"
+    mapfile -t all <<< "$known"
+    [ "$1" -le ${#all[@]} ] || die "$1 cards are wanted, one a process, and there are ${#all[@]} here"
+    while :; do
+        mine=() held=()
+        for card in "${all[@]}"; do
+            file=$folder/jobs-card-$card.lock
+            # Whoever is first makes it, for everybody to open: a lock needs no right to write.
+            [ -e "$file" ] || (umask 022 && : >> "$file") || die "$file: cannot be made, and guards a card (CARD_LOCKS)"
+            exec {descriptor}< "$file"
+            if flock --nonblock "$descriptor"; then
+                mine+=("$card") held+=("$descriptor")
+                [ ${#mine[@]} -lt "$1" ] || break 2
+            else
+                exec {descriptor}<&-
+            fi
+        done
+        for descriptor in "${held[@]}"; do exec {descriptor}<&-; done  # two that wait for each other's would wait for ever
+        [ -n "$waited" ] || echo "waiting for $1 free cards of ${all[*]}: other jobs have them" >&2
+        waited=yes
+        sleep 1
+    done
+    export CUDA_DEVICE_ORDER=PCI_BUS_ID  # in which nvidia-smi counts
+    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${mine[*]}")
+    export CUDA_VISIBLE_DEVICES
 }
 
 free_gib() {  # FOLDER

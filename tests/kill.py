@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SECRETS = {"HF_TOKEN": "hf_" + "fAkEsEcReT" * 3, "DEEPSEEK_API_KEY": "sk-" + "fAkEsEcReT" * 3}
 SMALL = {
-    "base": {"toy": {"hidden_size": 256, "documents": 1000, "steps": 30}},
+    "base": {"toy": {"hidden_size": 256, "steps": 30}},
     "tasks": {"toy": {"distill": 130, "train": 20, "heldout": 8}},
     "sft": {"epochs": 1},
     "grpo": {"steps": 6, "batch_size": 16, "generations": 4, "max_completion_length": 24},
