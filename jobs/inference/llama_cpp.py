@@ -80,7 +80,7 @@ def opened(path: Path, **options: Any):
     """
     import llama_cpp
 
-    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    float32: dict[str, Any] = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
         return llama_cpp.Llama(str(path), n_gpu_layers=-1, verbose=False, **float32, **options)
     except (ValueError, RuntimeError) as error:
