@@ -304,9 +304,14 @@ def claimed(partial: Path, path: Path) -> Iterator[None]:
 
 
 def process_folder(room: Path, name: str) -> Path:
-    """A new folder for this process in `room`; those that killed processes could not remove are removed."""
-    for left in room.glob(f"{name}-[0-9]*-*"):
-        pid = left.name.removeprefix(f"{name}-").split("-")[0]
+    """A new folder for this process in `room`; those that killed processes could not remove are removed.
+
+    Its name has the number of the process and that of the room of processes it lives in. A program in a container that
+    shares `room` sees other numbers, and would take the folders of all that run outside for left ones.
+    """
+    numbers = os.stat("/proc/self/ns/pid").st_ino
+    for left in room.glob(f"{name}-{numbers}-[0-9]*-*"):
+        pid = left.name.removeprefix(f"{name}-{numbers}-").split("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{name}-{os.getpid()}-", dir=room))
+    return Path(tempfile.mkdtemp(prefix=f"{name}-{numbers}-{os.getpid()}-", dir=room))

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,9 +203,29 @@ def test_the_base_is_fetched_without_pickles_and_a_changed_file_is_refused(tmp_p
         job.fetch(settings, tmp_path)
 
 
+ENDS_AT_ONCE = """
+import os, sys
+from pathlib import Path
+from jobs.common.files import process_folder
+print(process_folder(Path(sys.argv[1]), "jobs-adapter"), end="", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a room of processes of one's own wants root")
+def test_a_program_that_sees_other_processes_leaves_their_folders_alone(tmp_path):
+    """As in a container that shares the folder for temporary files with the machine."""
+    from jobs.common.files import process_folder
+
+    mine = process_folder(tmp_path, "jobs-adapter")
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", ENDS_AT_ONCE, tmp_path]
+    for _ in range(2):
+        subprocess.run(apart, cwd=ROOT, check=True, capture_output=True)
+    assert mine.exists()
+
+
 def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     """Not after the job's end, and after a kill no longer than to the next start."""
-    import sys
     from types import ModuleType
 
     from jobs.common.files import process_folder
@@ -214,10 +235,10 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     package.LLM = lambda *words, **options: None
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, mine = tmp_path / f"jobs-adapter-{ended.pid}-x", process_folder(tmp_path, "jobs-adapter")
-    left.mkdir()
+    mine = process_folder(tmp_path, "jobs-adapter")
+    left = Path(subprocess.run([sys.executable, "-c", ENDS_AT_ONCE, tmp_path], cwd=ROOT, capture_output=True, text=True,
+                               check=True).stdout)  # fmt: skip
+    assert left.exists()
     other = process_folder(tmp_path, "jobs-adapter")
     assert not left.exists()
     assert mine.exists() and other.exists(), "a living process keeps its own"
