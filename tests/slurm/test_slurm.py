@@ -213,6 +213,18 @@ def laid_out(cluster, tmp_path_factory):
     return Run(tmp_path_factory.mktemp("laid") / "run", **AROUND)
 
 
+def test_dvc_takes_what_a_job_has_made_as_what_this_host_makes(laid_out, cluster, tmp_path):
+    """One stage that needs no model; the whole pipeline is above."""
+    here = Run(tmp_path / "run")
+    for run in (here, laid_out):
+        code, log = run.repro("tasks")
+        assert code == 0, log[-3000:]
+    assert here.hashes("tasks") == laid_out.hashes("tasks")
+    assert "JobId" in (cluster.place / "slurmctld.log").read_text(), "it was a job"
+    code, log = laid_out.repro("tasks")
+    assert code == 0 and "didn't change" in log
+
+
 @pytest.mark.parametrize("broken", ["a slurmd is killed", "a link is taken down"])
 def test_a_job_does_not_go_on_where_slurm_has_given_it_up(laid_out, mended, tmp_path, broken):
     """It would write beside its own second try."""
