@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif("JOBS_SLURM" not in os.environ, reason="breaks a
 # Two processes, and so many steps that the controller notices a dead node long before the last one.
 PARAMS = {
     "sft": {"processes": 2},
-    "grpo": {"processes": 2, "steps": 60, "patience": 0},
+    "grpo": {"processes": 2, "steps": 120, "patience": 0},
     "checkpoints": {"every": 5},
 }
 AROUND = {"CLUSTER": "slurm", "NODES": "2", "CLUSTER_HERE": "", "CLUSTER_PATIENCE": "10"}
