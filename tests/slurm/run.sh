@@ -13,20 +13,28 @@ skip() {
 }
 
 [ "$(id -u)" = 0 ] || skip "network namespaces need root"
-if ! command -v slurmctld slurmd munged ip > /dev/null; then
+for program in slurmctld slurmd srun munged ip; do
+    ! command -v $program > /dev/null || continue
     # Nothing is to start by itself: the daemons of this test are its own.
-    if [ ! -e /usr/sbin/policy-rc.d ]; then
-        printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
-        chmod +x /usr/sbin/policy-rc.d
-        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    policy=/usr/sbin/policy-rc.d
+    if [ -e $policy ]; then policy=; else
+        trap 'rm -f $policy' EXIT
+        printf '#!/bin/sh\nexit 101\n' > $policy
+        chmod +x $policy
     fi
     apt-get update -qq && apt-get install -yqq --no-install-recommends slurmctld slurmd slurm-client munge iproute2 \
         > /dev/null || skip "slurmctld, slurmd and munge cannot be installed"
-fi
+    break
+done
 unshare --mount --net --pid --fork true 2> /dev/null || skip "no namespaces can be made here"
 
-# /run is hidden, so that the names of network namespaces are not the machine's. The shell stays: it is process 1 in there,
-# and reaps what others leave to it.
+# /run is hidden, so that the names of network namespaces are not the machine's; and /tmp, where another sandbox would take
+# the folders of processes that it does not see for left behind. The shell stays: it is process 1 in there, and reaps what
+# others leave to it.
 export JOBS_SLURM=1 OMP_NUM_THREADS=1
-unshare --mount --net --pid --fork --mount-proc --kill-child bash -c 'mount -t tmpfs tmpfs /run; "$@"; exit $?' bash \
-    .venv/bin/python -m pytest -p no:cacheprovider -rA "${@:-tests/slurm}"
+tmp=$(mktemp -d /tmp/slurm.XXXXXX)
+trap 'rm -rf "$tmp" ${policy:+"$policy"}' EXIT
+chmod 1777 "$tmp"
+unshare --mount --net --pid --fork --mount-proc --kill-child bash -c '
+    mount -t tmpfs tmpfs /run && mount --bind "$1" /tmp && "${@:2}"
+    exit $?' bash "$tmp" .venv/bin/python -m pytest -p no:cacheprovider -rA "${@:-tests/slurm}"

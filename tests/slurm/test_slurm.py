@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif("JOBS_SLURM" not in os.environ, reason="breaks a
 # Two processes, and so many steps that the controller notices a dead node long before the last one.
 PARAMS = {
     "sft": {"processes": 2},
-    "grpo": {"processes": 2, "steps": 60, "patience": 0},
+    "grpo": {"processes": 2, "steps": 120, "patience": 0},
     "checkpoints": {"every": 5},
 }
 AROUND = {"CLUSTER": "slurm", "NODES": "2", "CLUSTER_HERE": "", "CLUSTER_PATIENCE": "10"}
@@ -211,6 +211,18 @@ class Endless:
 def laid_out(cluster, tmp_path_factory):
     """A pipeline that has not run."""
     return Run(tmp_path_factory.mktemp("laid") / "run", **AROUND)
+
+
+def test_dvc_takes_what_a_job_has_made_as_what_this_host_makes(laid_out, cluster, tmp_path):
+    """One stage that needs no model; the whole pipeline is above."""
+    here = Run(tmp_path / "run")
+    for run in (here, laid_out):
+        code, log = run.repro("tasks")
+        assert code == 0, log[-3000:]
+    assert here.hashes("tasks") == laid_out.hashes("tasks")
+    assert "JobId" in (cluster.place / "slurmctld.log").read_text(), "it was a job"
+    code, log = laid_out.repro("tasks")
+    assert code == 0 and "didn't change" in log
 
 
 @pytest.mark.parametrize("broken", ["a slurmd is killed", "a link is taken down"])

@@ -292,7 +292,7 @@ def test_a_node_that_slurm_has_given_up_ends_its_part(repo, says, message):
 def test_a_controller_that_is_away_for_a_moment_ends_nothing(repo):
     counted = '#!/bin/sh\necho >> "$LOG.asked"\n[ "$(wc -l < "$LOG.asked")" != 1 ] && echo RUNNING\n'
     (repo.parent / "bin/squeue").write_text(counted)
-    process = begin(repo, "docker/node", "train", "merge", JOB="sleep 5; exit 7", **NODE)
+    process = begin(repo, "docker/node", "train", "merge", JOB="sleep 5; exit 7", **NODE | {"CLUSTER_PATIENCE": "10"})
     assert process.wait(timeout=30) == 7
     assert len((repo.parent / "log.asked").read_text()) >= 3
 
