@@ -89,7 +89,10 @@ def box(tmp_path_factory):
 
 
 def write_sources(folder: Path) -> dict:
-    """Stand-ins of a few tasks for HumanEval+, MBPP+ and MBPP, and the params that pin them."""
+    """Stand-ins of a few tasks for HumanEval+, MBPP+ and MBPP, and the params that pin them.
+
+    Their numbers are none of MBPP's: evalplus compares some of those by rules of their own.
+    """
     folder.mkdir(parents=True)
     plus = {"plus_input": [[5]], "atol": 0, "contract": "", "base_input": [[3], [4]]}
     rows = {
@@ -99,11 +102,11 @@ def write_sources(folder: Path) -> dict:
         "MbppPlus": [
             plus | {"task_id": f"Mbpp/{n}", "prompt": f'"""\nTake {n} away.\nassert m{n}({n}) == 0\n"""\n',
                     "entry_point": f"m{n}", "canonical_solution": f"def m{n}(x):\n    return x - {n}\n",
-                    "assertion": f"assert m{n}({n}) == 0"} for n in (2, 3, 4, 5)],
+                    "assertion": f"assert m{n}({n}) == 0"} for n in range(9002, 9006)],
         "mbpp": [
             {"text": f"Write a function to cube a number and add {n} to it.", "task_id": n,
              "code": f"def c{n}(x):\n    y = x**3\n    return y + {n}", "test_setup_code": "",
-             "test_list": [f"assert c{n}(0) == {n}"], "challenge_test_list": []} for n in range(2, 12)],
+             "test_list": [f"assert c{n}(0) == {n}"], "challenge_test_list": []} for n in range(9002, 9012)],
     }  # fmt: skip
     for row in rows["mbpp"]:
         row |= {name: row.pop(name) for name in sources.MBPP_FIELDS}  # in the order that its hash is of
