@@ -106,7 +106,7 @@ def write_sources(folder: Path) -> dict:
         "mbpp": [
             {"text": f"Write a function to cube a number and add {n} to it.", "task_id": n,
              "code": f"def c{n}(x):\n    y = x**3\n    return y + {n}", "test_setup_code": "",
-             "test_list": [f"assert c{n}(0) == {n}"], "challenge_test_list": []} for n in range(9002, 9012)],
+             "test_list": [f"assert c{n}(0) == {n}"], "challenge_test_list": []} for n in range(9002, 9014)],
     }  # fmt: skip
     for row in rows["mbpp"]:
         row |= {name: row.pop(name) for name in sources.MBPP_FIELDS}  # in the order that its hash is of
@@ -133,7 +133,7 @@ def test_a_base_model_and_tasks_of_ones_own(tmp_path):
         write_sources(box / "data/sources"),
         {"tasks": {"files": [parse(printed["for tasks.files"])]}, "evaluate": {"benchmarks": ["humaneval", "mbpp"]}},
         {"base": {"toy": None, "folder": {"path": "my_base", "sha256": sha256(box / "my_base")}}},
-        {"distill": {"recorded": None, "references": True, "examples": 4}, "gguf": {"benchmark": "humaneval"}},
+        {"distill": {"recorded": None, "references": True, "examples": 6}, "gguf": {"benchmark": "humaneval"}},
     )
     walked = sh(walk, box)
     assert '"job": "tasks"' in walked
