@@ -32,7 +32,7 @@ TINY = {
     "tasks": {"toy": {"distill": 20, "train": 8, "heldout": 4}},
     "distill": {"examples": 8},
     "sft": {"epochs": 1},
-    "grpo": {"steps": 1, "generations": 2, "batch_size": 4, "max_completion_length": 16},
+    "grpo": {"steps": 2, "generations": 2, "batch_size": 4, "max_completion_length": 16},
     "evaluate": {"max_tokens": 16, "sampled": {"n": 2}},
     "merge": {"min_retention": 0.0},
     "sandbox": {"workers": 1},
