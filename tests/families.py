@@ -1,28 +1,39 @@
 """Tiny random models of many families through every stage: which stage works, and which refuses, for what reason.
 
-    python tests/families.py [FAMILY ...]     # all: writes the table of docs/models.md
+    python tests/families.py                                       # all, on a CPU: what docs/models.md shows
+    python tests/families.py --only llama 'mistral, sliding window'
+    python tests/families.py --engine unsloth --rollout vllm --only qwen3 qwen2 llama gemma3       # on a GPU, offline
 
-A model has about a million parameters and the tests' own byte-level BPE. Each family runs in one process, by the jobs'
-own functions. A stage `works`, is `refused` with the one line that it said, or is not reached since an earlier one refused.
+A model has about a million parameters and a tokenizer of its family's kind, trained on a few lines. Each family runs in a
+process of its own, by the jobs' own functions. A stage `works`, is `refused` with the one line that it said, or is not
+reached since an earlier one refused. Results are kept in docs/models.json, and docs/models.md is made from them.
 """
 
+import argparse
+import contextlib
 import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs.common.errors import JobError, one_line  # noqa: E402
 from jobs.plumbing.params import Params, load  # noqa: E402
-from tests.toy import make_tokenizer  # noqa: E402
+from tests.toy import make_pieces_tokenizer, make_tokenizer  # noqa: E402
 
 PAGE = ROOT / "docs/models.md"
+RESULTS = ROOT / "docs/models.json"
+PACKAGES = ("torch", "transformers", "peft", "trl", "unsloth", "vllm", "llama-cpp-python")
 STAGES = ("base", "sft", "grpo", "merge", "sample", "gguf", "generate")
 SIZE = {
     "vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -57,10 +68,43 @@ FAMILIES: dict[str, tuple[str, dict]] = {
         "Qwen3Next",
         LINEAR | EXPERTS | {"head_dim": 64, "num_hidden_layers": 4, "shared_expert_intermediate_size": 256},
     ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 64,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 64,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 256,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "topk_method": "greedy",
+        },
+    ),
     "gpt_oss, YaRN": ("GptOss", {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "gpt2": ("GPT2", {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
+    "gpt2": ("GPT2", {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_ctx": 1024}),
 }
-TARGETS = {"phi3": ["qkv_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"]}
+TARGETS = {
+    "phi3": ["qkv_proj", "o_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "deepseek_v2": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+}
+# How a family's published tokenizer is made, where it is not byte-level BPE without a token before the text.
+TOKENIZERS: dict[str, Callable[[Path], None]] = {
+    "llama": lambda out: make_tokenizer(out, bos=True),
+    "mistral": lambda out: make_pieces_tokenizer(out, prepend=True),
+    "mistral, sliding window": lambda out: make_pieces_tokenizer(out, prepend=True),
+    "gemma2": lambda out: make_pieces_tokenizer(out, prepend=False),
+    "gemma3": lambda out: make_pieces_tokenizer(out, prepend=False),
+    "gemma3, text and images": lambda out: make_pieces_tokenizer(out, prepend=False),
+    "phi3": lambda out: make_pieces_tokenizer(out, prepend=True),
+}
 
 
 def make(family: str, out: Path) -> None:
@@ -69,37 +113,41 @@ def make(family: str, out: Path) -> None:
     import transformers
 
     prefix, keys = FAMILIES[family]
-    make_tokenizer(out)
+    TOKENIZERS.get(family, make_tokenizer)(out)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+    size = SIZE | {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(0)
     if "vision_config" in keys:
         config = transformers.Gemma3Config(
-            text_config=SIZE | FAMILIES["gemma3"][1], vision_config=keys["vision_config"], mm_tokens_per_image=4
+            text_config=size | FAMILIES["gemma3"][1], vision_config=keys["vision_config"], mm_tokens_per_image=4
         )
         model = transformers.Gemma3ForConditionalGeneration(config)
     else:
         text = "TextConfig" if prefix in ("Gemma3", "Qwen3_5") else "Config"
-        config = getattr(transformers, prefix + text)(**SIZE | keys)
+        config = getattr(transformers, prefix + text)(**size | keys)
         head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
         model = getattr(transformers, prefix + head)(config)
     model.to(torch.bfloat16).save_pretrained(out)
 
 
-def settings(family: str, base: Path) -> Params:
+def settings(family: str, base: Path, engine: str, rollout: str) -> Params:
     from jobs.common.files import sha256
 
     limits = json.dumps({kind: {"kl": kl, "top1": 0.0, "drop": 1.0} for kind, kl in
-                         (("F16", 1e-3), ("Q8_0", 0.01), ("Q4_K_M", 0.2))})  # fmt: skip
+                         (("F16", 1e-3), ("Q8_0", 0.05), ("Q4_K_M", 0.5))})  # fmt: skip
     targets = json.dumps(TARGETS.get(family, ["q_proj", "k_proj", "v_proj", "o_proj"]))
+    dtype = "float32" if rollout == "transformers" else "bfloat16"
     return load(
         ROOT / "params.yaml",
         [
             f"base.folder={{path: '{base}', sha256: '{sha256(base)}'}}",
-            "sft.engine=transformers", "sft.optimizer=adamw_torch", "sft.epochs=1", "sft.batch_size=2",
+            f"sft.engine={engine}", "sft.optimizer=adamw_torch", "sft.epochs=1", "sft.batch_size=2",
             "sft.gradient_accumulation=1", "sft.max_length=512", f"sft.lora={{rank: 8, alpha: 8, targets: {targets}}}",
-            "grpo.engine=transformers", "grpo.rollout=transformers", "grpo.optimizer=adamw_torch", "grpo.steps=2",
+            f"grpo.engine={engine}", f"grpo.rollout={rollout}", "grpo.optimizer=adamw_torch", "grpo.steps=2",
             "grpo.generations=2", "grpo.batch_size=4", "grpo.gradient_accumulation=1", "grpo.max_completion_length=12",
-            "merge.dtype=float32", "evaluate.engine=transformers", "evaluate.dtype=float32", "evaluate.max_tokens=12",
-            "evaluate.benchmarks=[toy]", "evaluate.sampled={n: 1, temperature: 0.8, top_p: 0.95}",
+            "merge.dtype=float32", f"evaluate.engine={rollout}", f"evaluate.dtype={dtype}", "evaluate.max_tokens=12",
+            "evaluate.gpu_memory=0.3", "evaluate.benchmarks=[toy]",
+            "evaluate.sampled={n: 1, temperature: 0.8, top_p: 0.95}",
             "gguf.types=[F16, Q8_0, Q4_K_M]", f"gguf.limits={limits}", "gguf.tasks=2", "gguf.max_tokens=12",
             "sandbox.require=[]", "sandbox.workers=1",
         ],
@@ -155,8 +203,11 @@ def answering() -> list[Path]:
     return [merged(), *sorted(Path("gguf").glob("*.gguf"))]
 
 
-def cells(family: str) -> dict[str, str]:
-    """By stage: "works", or why not. The stages that train or sum are not reached once one of them has refused."""
+def cells(family: str, engine: str, rollout: str, wanted: Sequence[str]) -> dict[str, str]:
+    """By stage: "works", or why not. The stages that train or sum are not reached once one of them has refused.
+
+    With the engines of a GPU every stage has a process of its own, as in a run: they leave too much behind.
+    """
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -164,24 +215,45 @@ def cells(family: str) -> dict[str, str]:
         Path("data").mkdir()
         write_data(Path("data"))
         found: dict[str, str] = {}
-        for stage, run in stages(settings(family, Path("source"))).items():
-            if stage in ("grpo", "merge") and found["sft"] != "works":
+        for stage in (stage for stage in STAGES if stage in wanted):
+            if stage in ("grpo", "merge") and found.get("sft") != "works":
                 found[stage] = "not reached"
-                continue
-            try:
-                run()
-                found[stage] = "works"
-            except JobError as error:
-                found[stage] = "refused: " + re.sub(rf"(?:{re.escape(folder)}/)?base: ", "", str(error))
-            except Exception as error:  # a bug, which the table shows as one
-                found[stage] = f"FAULT: {one_line(error)}"
+            elif engine == "transformers":
+                found[stage] = cell(family, engine, rollout, stage)
+            else:
+                found[stage] = apart("--here", "--stages", stage, *arguments(family, engine, rollout))
         os.chdir("/")
     return found
+
+
+def cell(family: str, engine: str, rollout: str, stage: str) -> str:
+    """What comes of one stage in the working folder, which holds the family's model as `source`."""
+    try:
+        stages(settings(family, Path("source"), engine, rollout))[stage]()
+    except JobError as error:
+        return "refused: " + re.sub(rf"(?:{re.escape(str(Path.cwd()))}/)?base: ", "", str(error))
+    except Exception as error:  # a bug, which the table shows as one
+        traceback.print_exc()
+        return f"FAULT: {one_line(error)}"
+    return "works"
+
+
+def arguments(family: str, engine: str, rollout: str) -> list[str]:
+    return ["--engine", engine, "--rollout", rollout, "--only", family]
+
+
+def apart(*words: str) -> Any:
+    """The JSON that this program prints last, called with `words`. Errors: SystemExit if it fails."""
+    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)}: ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
     """Markdown: a row a family, and below it the reasons, numbered."""
     reasons: list[str] = []
+    shown = [stage for stage in STAGES if any(stage in row for row in rows.values())]
 
     def cell(text: str) -> str:
         if text in ("works", "not reached"):
@@ -191,40 +263,72 @@ def table(rows: dict[str, dict[str, str]]) -> str:
             reasons.append(reason)
         return f"{kind} ({reasons.index(reason) + 1})"
 
-    lines = ["| family | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cell(row[stage]) for stage in STAGES) + " |" for name, row in rows.items()]
-    return "\n".join([*lines, "", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))])
+    lines = ["| family | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cell(row.get(stage, "not reached")) for stage in shown) + " |"
+              for name, row in rows.items()]  # fmt: skip
+    return "\n".join([*lines, *([""] if reasons else []), *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))])
 
 
 HEAD = """\
 # Which models go through which stage
 
-Made by `make families`, which takes a tiny random model of each family through every stage on a CPU
-(`tests/families.py`). GGUF means F16, Q8_0 and Q4_K_M, each within its limit of KL from transformers in float32, near the
-begin and at the end of a text as long as the model takes. `jobs base` says the same of a model of yours, as far as its
-configuration tells, before anything is trained.
-
+A tiny random model of each family was taken through every stage by `tests/families.py` (`make families`), which made this
+page. `jobs base` says the same of a model of yours, as far as its configuration tells, before anything is trained. GGUF
+means F16, Q8_0 and Q4_K_M, at a mean KL of at most 0.001, 0.05 and 0.5 from transformers in float32, near the begin and at
+the end of a text as long as the model takes. A dash: not reached, since a stage before it refused. On tokens and targets:
+[tokens.md](tokens.md).
 """
 
 
-def main() -> None:
-    import subprocess
+def page(results: dict) -> str:
+    parts = [HEAD]
+    for name, found in results.items():
+        used = ", ".join(f"{package} {version}" for package, version in found["with"].items())
+        parts.append(f"\n## {name}\n\n{used}\n\n{table(found['rows'])}\n")
+    return "".join(parts)
 
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(cells(sys.argv[2])))
+
+def keep(name: str, used: dict[str, str], rows: dict[str, dict[str, str]]) -> None:
+    """Adds the rows to the results of this set of engines, in the order of FAMILIES, and makes the page anew."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    held = results.setdefault(name, {"with": {}, "rows": {}})
+    held["with"] = used
+    both = held["rows"] | rows
+    held["rows"] = {family: both[family] for family in FAMILIES if family in both}
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    import torch
+
+    found = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("--engine", default="transformers", choices=("transformers", "unsloth"), help="of training")
+    parser.add_argument("--rollout", default="transformers", choices=("transformers", "vllm"), help="and of sampling")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="where llama.cpp is not installed")
+    parser.add_argument("--one", action="store_true", help="of --only's family, as JSON on stdout; keeps nothing")
+    parser.add_argument("--here", action="store_true", help="the same of --stages' one, in the working folder")
+    asked = parser.parse_args()
+    if asked.here:
+        print(json.dumps(cell(asked.only[0], asked.engine, asked.rollout, asked.stages[0])))
         return
-    rows = {}
-    for family in sys.argv[1:] or FAMILIES:
-        words = [sys.executable, __file__, "--one", family]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            sys.exit(f"{family}: {done.stderr[-2000:]}")
-        rows[family] = json.loads(done.stdout.splitlines()[-1])
-        print(family, json.dumps(rows[family]), file=sys.stderr, flush=True)
-    if sys.argv[1:]:
-        print(table(rows))
-    else:
-        PAGE.write_text(HEAD + table(rows) + "\n", encoding="utf-8")
+    if asked.one:
+        print(json.dumps(cells(asked.only[0], asked.engine, asked.rollout, asked.stages)))
+        return
+    name = "Plain transformers, PEFT and TRL, on a CPU" if asked.engine == "transformers" else "Unsloth and vLLM"
+    for family in asked.only or FAMILIES:
+        row = apart("--one", "--stages", *asked.stages, *arguments(family, asked.engine, asked.rollout))
+        print(family, json.dumps(row), file=sys.stderr, flush=True)
+        keep(name, versions(), {family: row})
 
 
 if __name__ == "__main__":
