@@ -224,7 +224,7 @@ class TaskSource(Section):
     """A file of a published data set, docs/tasks.md; see jobs/tasks/outside.py. `since` and `until` are YYYY-MM-DD."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=50)]  # before the ids of its tasks
-    format: Literal["taco", "leetcode", "deepcoder", "kodcode", "livecodebench"]
+    format: Literal["taco", "leetcode", "deepcoder", "kodcode", "livecodebench", "bigcodebench"]
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     file: Annotated[str, Field(min_length=1)]
@@ -243,6 +243,8 @@ class TaskSource(Section):
             raise ValueError("has repo or revision alone: a download is pinned by both")
         if self.split in RESERVED[2:]:
             raise ValueError(f"cannot be of the split {self.split}: give a benchmark another name")
+        if self.split in RESERVED[:2] and self.format == "bigcodebench":
+            raise ValueError("is of a benchmark's format: no reward can hang on tests in the answer's own process")
         if self.split not in RESERVED[:2] and (self.statement or self.tests or self.most):
             raise ValueError("statement, tests and most are for training: a benchmark keeps all its tasks and tests")
         return self

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STOP_BODY = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 STOP_PROGRAM = ('\n"""', "\nassert", "\nif __name__", "\nprint(", "\n# Test")
 STOP_WHOLE = ("###",)  # LiveCodeBench's: its prompts have headings, and the next one begins another question
+# BigCodeBench's for direct completion: provider/utility.py, EOS and extra_eos_for_direct_completion.
+STOP_BIGCODE = ("\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 SPEED = {"batch_size", "gpu_memory"}  # settings that change how fast samples come, and not what they mean
 
 
@@ -177,6 +179,8 @@ def run_calls(
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with open(checkpoint, "a", encoding="utf-8") as file:
+    if any(task.get("unittests") for task in tasks):
+        return STOP_BIGCODE
         for part, first, sampling in progress(todo[len(finished) :], label=f"sample: {checkpoint.stem}"):
             prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
             rows = [

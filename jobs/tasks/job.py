@@ -46,7 +46,17 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Overlap, Params
     from jobs.plumbing.params import Tasks as Settings
 
-REASONS = "setup", "entry_point", "excluded", "contaminated", "unusable", "too_long", "unverified"
+REASONS = (
+    "setup",
+    "entry_point",
+    "excluded",
+    "contaminated",
+    "unusable",
+    "too_long",
+    "repeated",
+    "packages",
+    "unverified",
+)
 
 
 def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, list[Task]]":
@@ -144,6 +154,8 @@ def unusable(task: "Task", split: str) -> tuple[str, str]:
     if split == "distill" and task["setup"]:  # it builds on classes that the prompt does not show
         return "setup", "its tests need more than the prompt tells"
     if not is_benchmark(split) and not task["entry_point"] and not is_program(task):
+    if not is_benchmark(split) and task.get("unittests"):
+        return "unusable", "its tests run in the answer's own process, so that no reward can hang on them"
         return "entry_point", "its tests do not call one function of its own"
     return "", ""
 
