@@ -30,7 +30,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
 from jobs.common.task import Task, read_tasks
-from jobs.grpo import difficulty
+from jobs.grpo import difficulty, order
 from jobs.plumbing import checkpoint
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
@@ -69,6 +69,7 @@ CURVE = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
+OF_TURNS = {"first_turn_passed": "first_turn_passed", "repaired": "repaired"}  # with grpo.turns: 2
 LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completions, among others
 
 
@@ -112,18 +113,21 @@ def run(
     from jobs.training import curves, loop
 
     given = read_tasks(tasks)
-    rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
+    rows = order.chosen(difficulty.chosen(given, params.grpo.difficulty, tasks), params.grpo.mix, tasks)
     check_batches(params.grpo, len(rows), tasks)
+    planned = order.plan(rows, params.grpo, params.seed, tasks)
     loop.require_learning("grpo", params.grpo, params.grpo.steps)
     tracking = curves.trackers(params.tracking, "grpo")
+    columns = CURVE | (OF_TURNS if params.grpo.turns > 1 else {})
     heldout = held_out(params.grpo, validation, given)
     with Sandbox.from_params(params.sandbox) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
         loop.prepare(params.grpo.engine)
         trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+        trainer.order = planned
         validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
         before = trainer.base_fingerprints()
-        loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
+        loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(columns, curve), tracking)
         if trainer.base_fingerprints() != before:
             raise JobError("grpo: the base weights changed during training; the adapter would not fit the base")
         times, step_times = trainer.times(), trainer.step_times()
@@ -136,8 +140,10 @@ def run(
         record = loop.run_record("grpo", params, params.grpo, base, adapter, {"tasks": tasks}, tasks=len(rows))
         loop.save_settings(trainer.args, base, partial, record)
     write_jsonl(completions, trainer.logged_completions())
-    result = {"tasks": {"given": len(given), "chosen": len(rows)}}
-    rows_of_curve = curves.write_curve(history, CURVE, curve)
+    result: dict = {"tasks": {"given": len(given), "chosen": len(rows)}}
+    if params.grpo.mix:
+        result["mix"] = order.shares_of(rows, planned or [])
+    rows_of_curve = curves.write_curve(history, columns, curve)
     result |= summary(rows_of_curve)
     tell_of_signal(result)
     if validated:
@@ -356,7 +362,7 @@ def summary(history: list[dict], window: int = 10) -> dict:
         "steps": history[-1]["step"],
         "steps_without_signal": sum(row.get("signal") == 0 for row in history),
         **{
-            part: {n: mean(r[n] for r in rows if n in r) for n in names if any(n in r for r in rows)}
+            part: {n: mean(r[n] for r in rows if n in r) for n in (*names, *OF_TURNS) if any(n in r for r in rows)}
             for part, rows in both.items()
         },
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.files import process_folder
+from jobs.grpo import turns
 from jobs.inference.vllm_settings import compilation, prepare
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
 
@@ -38,7 +39,7 @@ class Rollout:
             enable_lora=True,
             max_loras=1,
             max_lora_rank=params.sft.lora.rank,
-            max_model_len=settings.max_prompt_length + settings.max_completion_length,
+            max_model_len=room(settings),
             gpu_memory_utilization=settings.gpu_memory,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
@@ -94,6 +95,12 @@ class Rollout:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def room(settings: Grpo) -> int:
+    """Tokens of the longest row: a prompt and its completion, or with two turns both answers and what stands between."""
+    answers = settings.turns * settings.max_completion_length
+    return settings.max_prompt_length + answers + (settings.turns - 1) * turns.MOST
 
 
 @contextlib.contextmanager

@@ -401,6 +401,9 @@ class Grpo(Optimizer):
     rollout: Literal["vllm", "transformers"]
     difficulty: Shares | None
     steps: Positive
+    mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
+    curriculum: Fraction
+    turns: Annotated[int, Field(ge=1, le=2)]
     generations: Annotated[int, Field(ge=2, le=1024)]
     max_prompt_length: Positive
     max_completion_length: Positive
@@ -442,6 +445,12 @@ class Grpo(Optimizer):
         return self
 
     @model_validator(mode="after")
+    @model_validator(mode="after")
+    def unsloth_has_one_turn(self) -> "Grpo":
+        if self.turns > 1 and self.engine == "unsloth":
+            raise ValueError("turns is 2, which engine unsloth cannot do: set engine to transformers")
+        return self
+
     def best_needs_a_measure(self) -> "Grpo":
         if self.keep == "best" and not self.validate_every:
             raise ValueError("keep is best, and with validate_every 0 nothing says which adapter that is")

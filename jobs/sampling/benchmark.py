@@ -21,7 +21,7 @@ from jobs.weights.identity import adapter_identity, model_identity
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
-    from jobs.inference import Generate, Sampling
+    from jobs.inference import Generate, Prompt, Sampling
     from jobs.plumbing.params import Evaluate, Params
 
 # A function is continued until something else begins at the left margin (Chen et al. 2021, section 2.1); a program
@@ -111,32 +111,67 @@ def draw(
 
     name: of the run, for its checkpoints and its messages.
     """
+    recorded = settings_of(params, model, adapter, mode, list(benchmarks), folder)
+    todo = {
+        bench: list(calls(params.evaluate, tasks, mode, per_call(recorded, params)))
+        for bench, tasks in benchmarks.items()
+    }
+    found = answered(params, model, adapter, todo, recorded, name)
+    numbers = range(1 + params.evaluate.sampled.n)
+    samples = {
+        bench: [found.samples[bench][task["task_id"], i] for task in tasks for i in numbers]
+        for bench, tasks in benchmarks.items()
+    }
+    return Drawn(samples, recorded, found.seconds, found.checkpoint)
+
+
+def settings_of(
+    params: "Params", model: Path, adapter: Path | None, mode: str, benchmarks: list[str], folder: Path
+) -> dict:
+    """What settings.json says of samples: what was asked, of which model, on which files."""
     settings = params.evaluate
-    engine = "llama_cpp" if model.suffix == ".gguf" else settings.engine
-    recorded = {
+    return {
         "mode": mode,
-        "engine": engine,
+        "engine": "llama_cpp" if model.suffix == ".gguf" else settings.engine,
         **settings.model_dump(exclude={"engine", "benchmarks", *SPEED}),
         "benchmarks": {bench: sha256(folder / f"{bench}.jsonl") for bench in benchmarks},
         "model": {"weights": model_identity(model), "adapter": adapter_identity(adapter) if adapter else None},
     }
-    if engine == "vllm":
+
+
+def per_call(recorded: dict, params: "Params") -> int | None:
+    """How many sequences a call of the engine is to have; None for all at once, which vLLM schedules by itself."""
+    return None if recorded["engine"] == "vllm" else params.evaluate.batch_size
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Rows by benchmark, then by task and number. seconds, checkpoint: as `Drawn` has them."""
+
+    samples: dict[str, dict[tuple[str, int], dict]]
+    seconds: dict[str, float]
+    checkpoint: Path
+
+
+def answered(
+    params: "Params", model: Path, adapter: Path | None, todo: "dict[str, list[Call]]", recorded: dict, name: str
+) -> Answered:
+    """Makes all calls, by benchmark, but for those that a run with the same `recorded` settings has made before."""
+    settings = params.evaluate
+    if recorded["engine"] == "vllm":
         from jobs.inference import vllm
 
         vllm.begin_import(settings.batch_invariant)
     inputs = [path for path in (model, adapter) if path]
     # The finished calls are of batch_size sequences each, so other sizes do not go on with them.
     kept = checkpoint.folder("sample", recorded | {"batch_size": settings.batch_size}, *inputs, run=f"sample-{name}")
-    per_call = None if engine == "vllm" else settings.batch_size
     loaded = Model(settings, model, adapter)
     began = time.perf_counter()
-    samples = {}
-    for bench, tasks in benchmarks.items():
-        todo = list(calls(settings, tasks, mode, per_call))
-        rows = run_calls(todo, mode, lambda: loaded.generate, kept / f"{bench}.jsonl")
-        samples[bench] = [rows[task["task_id"], i] for task in tasks for i in range(1 + settings.sampled.n)]
+    samples = {
+        bench: run_calls(of_bench, lambda: loaded.generate, kept / f"{bench}.jsonl") for bench, of_bench in todo.items()
+    }
     generating = time.perf_counter() - began - loaded.load_seconds  # the model is loaded within the first call
-    return Drawn(samples, recorded, {"load": loaded.load_seconds, "generate": generating}, kept)
+    return Answered(samples, {"load": loaded.load_seconds, "generate": generating}, kept)
 
 
 def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
@@ -144,6 +179,8 @@ def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
         return ()
     if any(is_program(task) for task in tasks):
         return STOP_WHOLE
+    if any(task.get("unittests") for task in tasks):
+        return STOP_BIGCODE
     return (
         STOP_BODY
         if all(answer_format.left_margin(task["prompt"], task["entry_point"]) for task in tasks)
@@ -151,10 +188,17 @@ def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
     )
 
 
-def calls(
-    settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None
-) -> "Iterator[tuple[list[Task], int, Sampling]]":
-    """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences or all."""
+@dataclass(frozen=True)
+class Call:
+    """One call of the engine: prompts, and for each the task and number of every one of its completions."""
+
+    prompts: "list[Prompt]"
+    rows: list[list[tuple[str, int]]]
+    sampling: "Sampling"
+
+
+def calls(settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None) -> Iterator[Call]:
+    """Every call of the engine, of `per_call` sequences or all."""
     from jobs.inference import Sampling
 
     stop = stop_strings(tasks, mode)
@@ -166,12 +210,15 @@ def calls(
     for first, sampling in wanted:
         size = max(1, per_call // sampling.n) if per_call else len(tasks)
         for start in range(0, len(ordered), size):
-            yield ordered[start : start + size], first, sampling
+            part = ordered[start : start + size]
+            yield Call(
+                [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part],
+                [[(task["task_id"], first + i) for i in range(sampling.n)] for task in part],
+                sampling,
+            )
 
 
-def run_calls(
-    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, generator: "Callable[[], Generate]", checkpoint: Path
-) -> dict[tuple[str, int], dict]:
+def run_calls(todo: list[Call], generator: "Callable[[], Generate]", checkpoint: Path) -> dict[tuple[str, int], dict]:
     """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
     samples = {(row["task_id"], row["sample"]): row for rows in finished for row in rows}
@@ -179,14 +226,11 @@ def run_calls(
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with open(checkpoint, "a", encoding="utf-8") as file:
-    if any(task.get("unittests") for task in tasks):
-        return STOP_BIGCODE
-        for part, first, sampling in progress(todo[len(finished) :], label=f"sample: {checkpoint.stem}"):
-            prompts = [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part]
+        for call in progress(todo[len(finished) :], label=f"sample: {checkpoint.stem}"):
             rows = [
-                {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
-                for task, completions in zip(part, generator()(prompts, sampling), strict=True)
-                for i, completion in enumerate(completions)
+                {"task_id": task_id, "sample": number, **asdict(completion)}
+                for keys, completions in zip(call.rows, generator()(call.prompts, call.sampling), strict=True)
+                for (task_id, number), completion in zip(keys, completions, strict=True)
             ]
             file.write(json.dumps(rows) + "\n")
             file.flush()

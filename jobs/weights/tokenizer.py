@@ -40,6 +40,15 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def ids_of(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[str, ...]) -> list[int]:
+    """The tokens of a text, or of a conversation's turns, each of which but the last ends with the end of text."""
+    first, *others = (prompt,) if isinstance(prompt, str) else prompt
+    ids = list(tokenizer(first)["input_ids"])
+    for turn in others:
+        ids += [tokenizer.eos_token_id, *tokenizer(turn, add_special_tokens=False)["input_ids"]]
+    return ids
+
+
 def special_inside(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     """The special tokens that `text` spells."""
     return sorted({str(token) for token in tokenizer.all_special_tokens if str(token) in text} - {*NEVER_TEXT, ""})
