@@ -202,7 +202,7 @@ class Overlap(Section):
     words: Annotated[int, Field(ge=2, le=64)]  # in a row, shared by the prompts
 
 
-RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "benchmarks", "left_out", "contamination")
+RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "toy_stdin", "benchmarks", "left_out", "contamination")
 
 
 class OwnTasks(Section):
@@ -264,6 +264,7 @@ class Tasks(Section):
     files: list[OwnTasks]
     sources: list[TaskSource]
     toy: ToyTasks | None
+    toy_stdin: bool  # the toy's tasks want whole programs that read and write
 
     @field_validator("exclude")
     @classmethod
@@ -400,10 +401,10 @@ class Grpo(Optimizer):
     engine: Engine
     rollout: Literal["vllm", "transformers"]
     difficulty: Shares | None
-    steps: Positive
     mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
     curriculum: Fraction
     turns: Annotated[int, Field(ge=1, le=2)]
+    steps: Positive
     generations: Annotated[int, Field(ge=2, le=1024)]
     max_prompt_length: Positive
     max_completion_length: Positive
@@ -445,12 +446,12 @@ class Grpo(Optimizer):
         return self
 
     @model_validator(mode="after")
-    @model_validator(mode="after")
     def unsloth_has_one_turn(self) -> "Grpo":
         if self.turns > 1 and self.engine == "unsloth":
             raise ValueError("turns is 2, which engine unsloth cannot do: set engine to transformers")
         return self
 
+    @model_validator(mode="after")
     def best_needs_a_measure(self) -> "Grpo":
         if self.keep == "best" and not self.validate_every:
             raise ValueError("keep is best, and with validate_every 0 nothing says which adapter that is")
