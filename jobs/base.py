@@ -8,7 +8,8 @@ template. Where it comes from, the first that is set:
 
 \b
     base.toy     a Qwen3-architecture model, trained from scratch on generated functions, part of which is wrong, so that
-                 it is mediocre when sampled, as base models are (jobs/toy/pretrain.py)
+                 it is mediocre when sampled, as base models are (jobs/toy/pretrain.py); with base.folder as well, the toy
+                 model in that folder, trained further
     base.gguf    a GGUF file, whose weights are dequantized into safetensors
     base.folder  a model folder, of which the same files are taken as of the Hub's
     base.repo    the Hub at base.revision: only safetensors and the tokenizer's and config's files, each checked against
@@ -51,7 +52,7 @@ SMALL_FILES = {
 }
 
 
-@job("base", "tasks.seed", "tasks.toy")
+@job("base", "tasks.seed", "tasks.toy", "tasks.toy_stdin")
 @writes("--out", "models/base", "The model folder.", FOLDER)
 def command(params: "Params", out: Path) -> None:
     run(params, out)
@@ -66,7 +67,9 @@ def run(params: "Params", out: Path) -> None:
 
             if params.tasks.toy is None:
                 raise JobError("base.toy needs tasks.toy: the corpus leaves out the tasks of every split")
-            pretrain.make(params.base.toy, params.tasks.seed, params.tasks.toy.model_dump(), partial)
+            start = pinned("base.folder", params.base.folder) if params.base.folder else None
+            counts, whole = params.tasks.toy.model_dump(), params.tasks.toy_stdin
+            pretrain.make(params.base.toy, params.tasks.seed, counts, partial, whole=whole, start=start)
         elif params.base.gguf is not None:
             facts = {"gguf": dequantized(params.base.gguf, partial)}
         elif params.base.folder is not None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Params
 
 MODES = ("plain", "cot")
+KNOWN = (*MODES, "repair")  # of samples; a second answer is in the format of "cot"
 SAMPLE = {"task_id": str, "sample": int, "text": str, "tokens": int, "finish": str}
 
 
@@ -83,8 +84,8 @@ def named(samples: Path, settings: dict, names: list[str]) -> list[str]:
 def agreed(samples: Path, settings: dict, mode: str | None) -> str:
     """The mode the samples were drawn in. Errors: UsageError if --mode is another, or if none is known."""
     own = settings.get("mode", mode)
-    if own not in MODES:
-        raise UsageError(f"{samples}/settings.json: its mode is {own!r}, neither of {' and '.join(MODES)}")
+    if own not in KNOWN:
+        raise UsageError(f"{samples}/settings.json: its mode is {own!r}, none of {', '.join(KNOWN)}")
     if mode not in (None, own):
         raise UsageError(f"--mode: {samples} was sampled in mode {own}, not {mode}")
     return own

@@ -1,5 +1,6 @@
 """The whole pipeline at toy size, as `make smoke` runs it, and what it must show: that the model learned."""
 
+import csv
 import json
 import os
 import shutil
@@ -79,6 +80,23 @@ def expected_pass_rates():
         "base": expected_pass(toy.wrong, toy.signed, sampled.temperature, sampled.top_p),
         "sft": expected_pass(0.0, signed, sampled.temperature, sampled.top_p),
     }
+
+
+def test_its_twin_learns_whole_programs(smoke):
+    """In few steps what is trained on is solved more often, and in the end held-out tasks more often than SFT would."""
+    twin = SMOKE.with_name(".smoke-stdin")
+    assert "whole programs: solved while training" in smoke
+    assert sha256(twin / ".cache/base") == sha256(SMOKE / "models/base")
+    tasks = read_jsonl(twin / "data/tasks/toy_stdin.jsonl")
+    assert len(tasks) >= 50 and all(task["stdin_tests"] and not task["entry_point"] for task in tasks)
+    trained = json.loads((twin / "metrics/grpo.json").read_text())
+    with open(twin / "plots/grpo.csv") as file:
+        solved = [float(row["all_tests_passed"]) for row in csv.DictReader(file)]
+    assert sum(solved[-2:]) / 2 > solved[0], solved
+    assert trained["steps_without_signal"] == 0
+    found = json.loads((twin / "metrics/evaluate-grpo-cot.json").read_text())["toy_stdin"]
+    assert found["sampled"]["pass@1"] > 0.75, "a model that forgets the sign as its teacher does passes 0.70"
+    assert found["failures"]["timeout"] == found["failures"]["crashed"] == 0
 
 
 def test_splits_share_no_task(smoke):

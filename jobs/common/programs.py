@@ -1,5 +1,6 @@
-"""The other kinds of tests: programs with standard input and output, and calls with plain data (jobs/sandbox)."""
+"""The other kinds of tests: programs with standard input and output, calls with plain data, test classes (jobs/sandbox)."""
 
+import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,22 @@ def fault_of_programs(task: Mapping[str, Any]) -> str:
     if task.get("comparison") not in (None, *rules):
         return f"its comparison is none of {', '.join(rules)}"
     return fault_of_limits(task) or fault_of_shapes(task)
+
+
+def fault_of_unittests(task: Mapping[str, Any]) -> str:
+    """The same for tests in a class TestCases of unittest."""
+    if any(task.get(name) for name in ("tests", "check", "base_input", "plus_input", *KINDS)):
+        return "has unittests and other tests beside them"
+    try:
+        tree = ast.parse(task["unittests"])
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "its unittests are no Python"
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TestCases"]
+    if not any(
+        isinstance(item, ast.FunctionDef) and item.name.startswith("test") for node in found for item in node.body
+    ):
+        return "its unittests have no class TestCases with tests"
+    return fault_of_limits(task)
 
 
 def fault_of_limits(task: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Required, TypedDict, get_args, get_origin, get_type_hint
 
 from jobs.common.errors import JobError
 from jobs.common.files import numbered_jsonl
-from jobs.common.programs import fault_of_programs, is_program
+from jobs.common.programs import fault_of_programs, fault_of_unittests, is_program
 
 # What ast.parse raises for text that is no program, or one too deep for it.
 UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError)
@@ -22,8 +22,8 @@ class Task(TypedDict, total=False):
     """What is asked of a model, and how its answer is judged.
 
     The tests have one of three forms: `tests`, `check`, or inputs (`base_input`, `plus_input`) with a `reference`. Inputs
-    decide where there are any, and a check comes before tests. Two more forms stand alone (programs.py): `stdin_tests` of
-    a whole program, and `calls` with plain data. What may be missing may also be null.
+    decide where there are any, and a check comes before tests. Three more forms stand alone (programs.py): `stdin_tests`
+    of a whole program, `calls` with plain data, and `unittests`, of a benchmark. What may be missing may also be null.
     """
 
     task_id: Required[str]  # a name of its own, as "own/1"; evalplus's special comparisons are by "Mbpp/..."
@@ -38,6 +38,7 @@ class Task(TypedDict, total=False):
     contract: str  # evalplus's assertions on the inputs, as Python; kept, and used by nothing here
     stdin_tests: list[dict[str, Any]]  # {"input", "output"}: what a program reads, and what it is to write, as texts
     calls: list[dict[str, Any]]  # {"arguments", "expected"}: JSON values; LeetCode's kind of tests
+    unittests: str  # Python source of a class TestCases, run in the answer's own process: of a benchmark alone
     method: str  # of the class `entry_point` that the calls are of; without it they are of the function
     shapes: dict[str, Any]  # {"arguments": [one each], "result"}: null, ListNode, TreeNode or "list of ListNode"
     comparison: str  # of outputs: lines (as it is without), tokens, livecodebench; of results: equal, livecodebench
@@ -108,6 +109,8 @@ def fault(task: Mapping[str, Any]) -> str:
         return f"its entry_point {task['entry_point']!r} is no name of a function"
     if not 0 <= (task.get("pass_rate") or 0) <= 1:
         return f"its pass_rate {task['pass_rate']!r} is not a number between 0 and 1"
+    if task.get("unittests"):
+        return fault_of_unittests(task)
     if task.get("calls"):
         return fault_of_programs(task)
     return fault_of_tests(task) or fault_of_check(task) or fault_of_inputs(task) or fault_of_setup(task)

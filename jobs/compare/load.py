@@ -128,7 +128,7 @@ def check_alike(evaluations: list[Evaluation]) -> None:
     """Errors: JobError if two evaluations differ in what must be the same for a comparison, naming both and the key."""
     first = evaluations[0]
     for other in evaluations[1:]:
-        for key in sorted((first.settings.keys() | other.settings.keys()) - {"mode", "model", *PRECISION}):
+        for key in sorted((first.settings.keys() | other.settings.keys()) - {"mode", "model", "first", *PRECISION}):
             if first.settings.get(key) != other.settings.get(key):
                 raise JobError(
                     f"{first} and {other} cannot be compared: `{key}` "

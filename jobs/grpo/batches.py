@@ -29,9 +29,14 @@ def passes(output: dict, count: int, loss: str, *, tokens_of_step: bool) -> list
     return [taken(scaled, rows) for rows in ours]
 
 
+def loss_mask(output: dict) -> torch.Tensor:
+    """(completions, tokens): the tokens that are in the loss, without what was said to the model between two answers."""
+    return output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
+
+
 def taught(output: dict) -> torch.Tensor:
     """(completions,) bool: whether a row has any gradient."""
-    return (output["advantages"] != 0) & output["completion_mask"].any(dim=1)
+    return (output["advantages"] != 0) & loss_mask(output).any(dim=1)
 
 
 def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: int) -> Rows:
@@ -47,7 +52,7 @@ def scales(output: dict, theirs: Rows, ours: Rows, loss: str, tokens_of_step: bo
         return result
     if loss not in BY_TOKENS + BY_ROWS:
         raise ValueError(f"the loss {loss} is not known to sum over its rows")
-    tokens = output["completion_mask"].sum(dim=1).to(result.dtype)
+    tokens = loss_mask(output).sum(dim=1).to(result.dtype)
     weights = tokens if loss in BY_TOKENS else torch.ones_like(result)
     divisor = torch.ones_like(result)  # of TRL's pass, by row
     for rows in theirs:

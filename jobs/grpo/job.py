@@ -31,7 +31,7 @@ from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir, write_jsonl, write_metrics
 from jobs.common.prompts import require_short
 from jobs.common.task import Task, read_tasks
-from jobs.grpo import difficulty
+from jobs.grpo import difficulty, order
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
@@ -70,6 +70,7 @@ CURVE = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
+OF_TURNS = {"first_turn_passed": "first_turn_passed", "repaired": "repaired"}  # with grpo.turns: 2
 LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completions, among others
 
 
@@ -120,6 +121,8 @@ def run(
     from jobs.training import curves, loop, ranks
 
     given, rows, heldout = rows_of(params, tasks, validation)
+    planned = order.plan(rows, params.grpo, params.seed, tasks)
+    columns = CURVE | (OF_TURNS if params.grpo.turns > 1 else {})
     tracking = curves.trackers(params.tracking, "grpo")
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
@@ -127,8 +130,9 @@ def run(
         loop.prepare(params.grpo.engine)
         with ranks.joined("grpo.processes", params.grpo.processes):
             trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+            trainer.order = planned
             validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
-            loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
+            loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(columns, curve), tracking)
         times, step_times = trainer.times(), trainer.step_times()
     if not ranks.main():
         return None
@@ -141,13 +145,22 @@ def run(
         record = loop.run_record("grpo", params, params.grpo, base, adapter, {"tasks": tasks}, tasks=len(rows))
         loop.save_settings(trainer.args, base, partial, record)
     write_jsonl(completions, trainer.logged_completions())
-    result = {"tasks": {"given": len(given), "chosen": len(rows)}}
-    rows_of_curve = curves.write_curve(history, CURVE, curve)
-    result |= summary(rows_of_curve)
+    result: dict = {"tasks": {"given": len(given), "chosen": len(rows)}}
+    if params.grpo.mix:
+        result["mix"] = order.shares_of(rows, planned or [])
+    result |= summary(curves.write_curve(history, columns, curve))
     tell_of_signal(result)
     if validated:
         result["validation"] = validated.summary(history)
     write_metrics(metrics, result)
+    tell_of_times(params, result, times, step_times)
+    return result
+
+
+def tell_of_times(params: "Params", result: dict, times: dict, step_times: dict) -> None:
+    """Into the provenance, and in the log."""
+    from jobs.training import loop
+
     packages = loop.packages(params.grpo)
     provenance(
         "grpo",
@@ -162,7 +175,6 @@ def run(
         result["last"]["reward"],
         step_times,
     )
-    return result
 
 
 def rows_of(params: "Params", tasks: Path, validation: Path | None) -> tuple[list[Task], list[Task], list[Task]]:
@@ -171,7 +183,7 @@ def rows_of(params: "Params", tasks: Path, validation: Path | None) -> tuple[lis
     Errors: UsageError for what a run with these params and files would stop at.
     """
     given = read_tasks(tasks)
-    rows = difficulty.chosen(given, params.grpo.difficulty, tasks)
+    rows = order.chosen(difficulty.chosen(given, params.grpo.difficulty, tasks), params.grpo.mix, tasks)
     check_batches(params.grpo, len(rows), tasks)
     return given, rows, held_out(params.grpo, validation, given)
 
@@ -383,7 +395,7 @@ def summary(history: list[dict], window: int = 10) -> dict:
         "steps": history[-1]["step"],
         "steps_without_signal": sum(row.get("signal") == 0 for row in history),
         **{
-            part: {n: mean(r[n] for r in rows if n in r) for n in names if any(n in r for r in rows)}
+            part: {n: mean(r[n] for r in rows if n in r) for n in (*names, *OF_TURNS) if any(n in r for r in rows)}
             for part, rows in both.items()
         },
     }

@@ -70,6 +70,15 @@ class Scorer:
                 answer = answer_format.parse(pair[0])
                 self.pending[pair] = self.sandbox.submit(self.tasks[pair[1]], answer.code) if answer else None
 
+    def verdicts(self, completions: Sequence[str], task_ids: Sequence[str]) -> list[Verdict | None]:
+        """The verdict on each answer, None where it obeys no format; waits for them, and `scores` need not."""
+        self.start(completions, task_ids)
+        began = time.monotonic()
+        futures = [self.pending[pair] for pair in zip(completions, task_ids, strict=True)]
+        found = [future.result() if future else None for future in futures]
+        self.waited += time.monotonic() - began
+        return found
+
     def scores(self, completions: Sequence[str], task_ids: Sequence[str]) -> list[Score]:
         """One score a completion, in order; waits for the verdicts.
 
@@ -78,11 +87,7 @@ class Scorer:
         pairs = list(zip(completions, task_ids, strict=True))
         if self.scored[0] == pairs:
             return self.scored[1]
-        self.start(completions, task_ids)
-        began = time.monotonic()
-        futures = {pair: self.pending[pair] for pair in pairs}
-        verdicts = {pair: future.result() if future else None for pair, future in futures.items()}
-        self.waited += time.monotonic() - began
+        verdicts = dict(zip(pairs, self.verdicts(completions, task_ids), strict=True))
         self.pending.clear()
         scores = [self.score(text, verdicts[text, task_id]) for text, task_id in pairs]
         broken = [s.verdict for s in scores if s.correctness is None]

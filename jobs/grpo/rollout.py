@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.files import process_folder
+from jobs.grpo import turns
 from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
@@ -42,7 +43,7 @@ class Rollout:
             max_lora_rank=params.sft.lora.rank,
             # Within a process group, each rank has an engine of its own, on the card that is the rank's.
             distributed_executor_backend="external_launcher" if launch.is_rank() else None,
-            max_model_len=settings.max_prompt_length + settings.max_completion_length,
+            max_model_len=room(settings),
             gpu_memory_utilization=settings.gpu_memory,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
@@ -99,6 +100,12 @@ class Rollout:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def room(settings: Grpo) -> int:
+    """Tokens of the longest row: a prompt and its completion, or with two turns both answers and what stands between."""
+    answers = settings.turns * settings.max_completion_length
+    return settings.max_prompt_length + answers + (settings.turns - 1) * turns.MOST
 
 
 @contextlib.contextmanager

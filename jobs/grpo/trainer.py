@@ -3,6 +3,7 @@
 import random
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
-from jobs.grpo import batches, difficulty
+from jobs.grpo import batches, difficulty, order, turns
 from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import answers, watch
 from jobs.inference import Sampling, hf, sample_seed
@@ -47,6 +49,8 @@ class Trainer(GRPOTrainer):
     sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
     prompted: dict[tuple[int, ...], set[str]]  # the tasks of the prompts sampled last
     task_ids: list[str]
+    asked: list[str]  # the tasks of the prompts that are being answered
+    last_answers: list[list[int]]  # the tokens of each completion's last answer
     _step: int
     _buffered_inputs: Any
     model: Any
@@ -59,6 +63,7 @@ class Trainer(GRPOTrainer):
         self.seconds: dict[str, float] = defaultdict(float)
         self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
         self.trained_logps: torch.Tensor | None = None
+        self.order: list[int] | None = None  # the tasks of all steps where params decide it; see order.py
 
     def timed(self, phase: str, function, *arguments, **options):
         began = time.perf_counter()
@@ -67,7 +72,7 @@ class Trainer(GRPOTrainer):
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
-        self.prompted = tasks_by_prompt(prompt_ids, self.task_ids)
+        self.prompted = tasks_by_prompt(prompt_ids, self.asked)
         if self.grpo.rollout == "transformers":
             return self.timed("rollout", self.sampled, prompt_ids), None
         with watch(self.vllm_generation.llm, self.judge):
@@ -134,9 +139,10 @@ class Trainer(GRPOTrainer):
                 texts[p][i] = text
         return texts
 
-    def _calculate_rewards(self, *arguments, **options):
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        answers = completion_ids_list if self.grpo.turns == 1 else self.last_answers
         try:
-            return self.timed("reward", super()._calculate_rewards, *arguments, **options)
+            return self.timed("reward", super()._calculate_rewards, inputs, prompts, completions, answers)
         except JobError:
             raise
         except Exception as error:
@@ -167,6 +173,8 @@ class Trainer(GRPOTrainer):
     def _get_train_sampler(self, dataset=None):
         """TRL's, in an order that seed and epoch decide: its own would begin with the first epoch's after every resume."""
         sampler: Any = super()._get_train_sampler(dataset)
+        if self.order is not None:
+            return Planned(self.order, sampler.mini_repeat_count, sampler.batch_size, sampler.repeat_count)
         sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 
@@ -183,11 +191,47 @@ class Trainer(GRPOTrainer):
         return [fingerprint(self.model), *([rollout.fingerprint()] if hasattr(rollout, "fingerprint") else [])]
 
     def _generate(self, prompts: list):
+        self.asked = self.task_ids
         result = super()._generate(prompts)
         # What has not been sent yet; the tests run while the trainer computes log-probabilities.
         texts = self.processing_class.batch_decode(result[1], skip_special_tokens=True)
         self.scorer.start(texts, self.task_ids)
-        return result
+        return result if self.grpo.turns == 1 else self.with_second_turn(result, texts)
+
+    def with_second_turn(self, result: tuple, texts: list[str]) -> tuple:
+        """TRL's result of `_generate` with a second answer behind each first one that failed, and what was said between.
+
+        The second answer is what is rewarded. All but what was said is in the loss: both answers have the advantage.
+        """
+        prompt_ids, completion_ids, _, completions, logps, *rest = result
+        told = turns.told(self.scorer, texts, self.task_ids, [ids[-1] in self.eos_token_ids for ids in completion_ids])
+        said = {
+            i: self.processing_class(text, add_special_tokens=False)["input_ids"][: turns.MOST]
+            for i, text in enumerate(told)
+            if text
+        }
+        again, new_logps, last = [], None, []
+        if said:
+            self.asked = [self.task_ids[i] for i in said]
+            prompts = [prompt_ids[i] + completion_ids[i] + said[i] for i in said]
+            again, new_logps = self._generate_single_turn(prompts, None, {}, 1)
+            last = self.processing_class.batch_decode(again, skip_special_tokens=True)
+        whole = turns.joined(completion_ids, said, again, logps, new_logps)
+        self.last_answers = [list(ids) for ids in completion_ids]
+        for i, text, ids in zip(said, last, again, strict=True):
+            completions[i], self.last_answers[i] = text, ids
+        self.scorer.start(completions, self.task_ids)
+        self.log_turns(list(said), completions)
+        return prompt_ids, whole.ids, whole.mask, completions, whole.logps, *rest
+
+    def log_turns(self, repaired: list[int], completions: list[str]) -> None:
+        """Curves: the share of first answers that pass, and of failed ones whose second answer does."""
+        verdicts = self.scorer.verdicts(completions, self.task_ids)
+        passed = [verdict is not None and verdict.passed for verdict in verdicts]
+        second = [passed[i] for i in repaired]
+        self._metrics["train"]["first_turn_passed"].append((sum(passed) - sum(second)) / len(passed))
+        if second:
+            self._metrics["train"]["repaired"].append(sum(second) / len(second))
 
     def _get_per_token_logps_and_entropies(self, *arguments, **options):
         result = super()._get_per_token_logps_and_entropies(*arguments, **options)
@@ -237,7 +281,7 @@ class Trainer(GRPOTrainer):
         if (
             self.compares_logps() and self.trained_logps is not None and "sampling_per_token_logps" in inputs
         ):  # the policy is still the one that sampled them
-            mask = inputs["completion_mask"].bool()
+            mask = batches.loss_mask(inputs).bool()
             difference = (self.trained_logps - inputs["sampling_per_token_logps"])[mask].abs()
             added, tokens = ranks.total(difference.sum().item(), difference.numel())
             self._metrics["train"]["logp_difference"].append(added / tokens if tokens else 0.0)
@@ -299,33 +343,59 @@ class Trainer(GRPOTrainer):
     def refilled(self, output: dict) -> dict:
         """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds.
 
-        Tasks that are likely to give a signal, by the pass rates of `grade`, are drawn more often. All ranks sample as many
-        as the one that lacks most, each other ones: what they sample is compared in common.
+        Tasks that are likely to give a signal, by the pass rates of `grade`, are drawn more often. With grpo.mix a group
+        makes way for one of its own source. All ranks sample as many as the one that lacks most, each other ones: what
+        they sample is compared in common.
         """
         size = self.num_generations
+        sources = [self.source(name) for name in self.task_ids[::size]]  # of the groups; replacing keeps them
         for attempt in range(REFILLS):
             dead = [i for i, live in enumerate(live_groups(output, size)) if not live]
             wanted = min(max(ranks.gathered(len(dead))), len(self.weights) // ranks.count())
             if not wanted:
                 break
             rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
-            drawn = difficulty.draw(rng, self.weights, wanted * ranks.count())
-            rows = [self.train_dataset[i] for i in drawn[ranks.number() * wanted :][:wanted]]
+            if ranks.count() > 1:  # no mix, see the params
+                drawn = difficulty.draw(rng, self.weights, wanted * ranks.count())[ranks.number() * wanted :][:wanted]
+            else:
+                drawn = self.others(rng, [sources[i] for i in dead])
+            rows = [self.train_dataset[i] for i in drawn]
             fresh = [row for row in rows for _ in range(size)]
             self.task_ids = [row["task_id"] for row in fresh]
             extra = super()._generate_and_score_completions(fresh)
             found = [i for i, live in enumerate(live_groups(extra, size)) if live]
-            output = exchanged(
-                output, extra, list(zip(dead, found, strict=False)), size, self.processing_class.pad_token_id
-            )
+            pairs = [
+                pair
+                for name in dict.fromkeys(sources)
+                for pair in zip(
+                    [i for i in dead if sources[i] == name],
+                    [j for j in found if self.source(rows[j]["task_id"]) == name],
+                    strict=False,
+                )
+            ]
+            output = exchanged(output, extra, pairs, size, self.processing_class.pad_token_id)
         return output
+
+    def source(self, task_id: str) -> str:
+        """What a group may be replaced within: its task's source with grpo.mix, and anything without it."""
+        return order.source(self.scorer.tasks[task_id]) if self.grpo.mix else order.ALL
+
+    def others(self, rng: random.Random, sources: list[str]) -> list[int]:
+        """Different tasks, as many of each source as `sources` names it, as far as there are any."""
+        of = [self.source(name) for name in self.train_dataset["task_id"]]
+        found = []
+        for name in dict.fromkeys(sources):
+            members = [i for i, source in enumerate(of) if source == name]
+            drawn = difficulty.draw(rng, [self.weights[i] for i in members], sources.count(name))
+            found += [members[i] for i in drawn]
+        return found
 
     def without_equal_groups(self, output: dict) -> dict:
         """Masks the completions of groups whose advantages are all zero, and counts the rest anew for the normaliser."""
         size = self.num_generations
         live = live_groups(output, size).repeat_interleave(size)
         output["completion_mask"] = output["completion_mask"] * live.unsqueeze(1).to(output["completion_mask"].dtype)
-        (tokens,) = ranks.total(output["completion_mask"].sum().item())
+        (tokens,) = ranks.total(batches.loss_mask(output).sum().item())
         output["num_items_in_batch"] = torch.full_like(output["num_items_in_batch"], max(tokens, 1))
         return output
 
@@ -365,6 +435,17 @@ class Trainer(GRPOTrainer):
     def logged_completions(self) -> list[dict]:
         files = self.files_of_due_steps() or [*self.directory.glob(LAST)]
         return [row for path in files for row in read_jsonl(path)]
+
+
+class Planned(RepeatSampler):
+    """TRL's sampler over an order that is given, of the numbers of the tasks: nothing is shuffled."""
+
+    def __init__(self, order: list[int], mini_repeat_count: int, batch_size: int, repeat_count: int) -> None:
+        super().__init__(order, mini_repeat_count, batch_size, repeat_count, shuffle=False)
+        self.order = order
+
+    def __iter__(self) -> Iterator[int]:
+        return (self.order[place] for place in super().__iter__())
 
 
 def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tuple[int, ...], set[str]]:

@@ -4,7 +4,7 @@ An engine module (`transformers`, `vllm`, `llama_cpp`) has one function, `load(p
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +42,14 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
-Generate = Callable[[list[str], Sampling], list[list[Completion]]]
+# A text, or a conversation's turns: after each but the last stands the end-of-text token, as the chat template has it.
+Prompt = str | tuple[str, ...]
+Generate = Callable[[Sequence[Prompt], Sampling], list[list[Completion]]]
+
+
+def as_text(prompt: Prompt) -> str:
+    """One text for a prompt, by which its seeds are drawn and a message names it."""
+    return prompt if isinstance(prompt, str) else "\0".join(prompt)
 
 
 def sample_seed(seed: int, prompt: str, sample: int) -> int:

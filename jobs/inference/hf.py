@@ -5,16 +5,16 @@ sample has its own stream of uniform numbers, so it does not depend on its neigh
 order of additions in a matrix product may change with the batch, and a token changes if a number falls between.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.common.errors import JobError, UsageError
-from jobs.inference import Completion, Generate, Sampling, sample_seed
+from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 from jobs.weights.adapter import attach
 from jobs.weights.model import load_model
-from jobs.weights.tokenizer import continuation, end_tokens
+from jobs.weights.tokenizer import continuation, end_tokens, ids_of
 
 T = TypeVar("T")
 
@@ -38,20 +38,20 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
     ends = end_tokens(tokenizer, model)
     room = model.config.get_text_config().max_position_embeddings
 
-    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
-        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        ids = [ids_of(tokenizer, prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, ids, strict=True):
             if not tokens or len(tokens) + sampling.max_tokens > room:
                 raise UsageError(
                     f"a prompt of {len(tokens)} tokens and {sampling.max_tokens} new ones do not fit the "
-                    f"model's {room} positions: {prompt[:60]!r}"
+                    f"model's {room} positions: {as_text(prompt)[:60]!r}"
                 )
         rows = sorted(((p, s) for p in range(len(prompts)) for s in range(sampling.n)), key=lambda r: len(ids[r[0]]))
         answers: list[list[Completion]] = [[None] * sampling.n for _ in prompts]  # type: ignore[list-item]
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                seeds = [sample_seed(sampling.seed, prompts[p], s) for p, s in batch]
+                seeds = [sample_seed(sampling.seed, as_text(prompts[p]), s) for p, s in batch]
                 ended = partial(finished, tokenizer, ends=ends, sampling=sampling)
                 decoded = decode(model, [(ids[p], p) for p, _ in batch], seeds, sampling, ended)
                 for (p, s), completion in zip(batch, decoded, strict=True):

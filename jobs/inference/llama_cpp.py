@@ -1,12 +1,12 @@
 """Sampling from a GGUF file by llama.cpp, one sequence at a time."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError
-from jobs.inference import Completion, Generate, Sampling, sample_seed
+from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str | None = None) -
         raise UsageError(f"{path}: a GGUF file holds its adapters and its dtype already")
     file = File(path)
 
-    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
+    def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         file.make_room(prompts, sampling.max_tokens)
         return [[whole(stream(file, prompt, sampling, sample)) for sample in range(sampling.n)] for prompt in prompts]
 
@@ -47,14 +47,19 @@ class File:
         self.room = int(facts.get(f"{facts.get('general.architecture')}.context_length", 0))
         self.model: Any = None
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, prompt: Prompt) -> list[int]:
         """Token ids, with what the file says to put around a text, such as a token for its begin.
 
-        A special token that the text spells is text, as in training and for the other engines.
+        A special token that the text spells is text, as in training and for the other engines. The end of text stands
+        after each turn of a conversation but the last.
         """
-        return self.vocabulary.tokenize(text.encode(), True, False)
+        first, *others = (prompt,) if isinstance(prompt, str) else prompt
+        ids = self.vocabulary.tokenize(first.encode(), True, False)
+        for turn in others:
+            ids += [self.vocabulary.token_eos(), *self.vocabulary.tokenize(turn.encode(), False, False)]
+        return ids
 
-    def make_room(self, prompts: list[str], max_tokens: int) -> None:
+    def make_room(self, prompts: Sequence[Prompt], max_tokens: int) -> None:
         """Errors: UsageError for a prompt with which `max_tokens` new ones are more than the model was made for."""
         need = 0
         for prompt in prompts:
@@ -62,7 +67,7 @@ class File:
             if self.room and tokens + max_tokens > self.room:
                 raise UsageError(
                     f"a prompt of {tokens} tokens and {max_tokens} new ones do not fit the model's {self.room} "
-                    f"positions: {prompt[:60]!r}"
+                    f"positions: {as_text(prompt)[:60]!r}"
                 )
             need = max(need, tokens + max_tokens)
         if self.model is None or need > self.model.n_ctx():
@@ -103,7 +108,7 @@ def vocabulary(path: Path):
         raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
 
 
-def stream(file: File, prompt: str, sampling: Sampling, sample: int = 0) -> Stream:
+def stream(file: File, prompt: Prompt, sampling: Sampling, sample: int = 0) -> Stream:
     """Pieces of one completion as they come: (text, tokens so far, None, or why it ended).
 
     Text that may turn out to begin a stop string is held back until it is clear.
@@ -113,7 +118,7 @@ def stream(file: File, prompt: str, sampling: Sampling, sample: int = 0) -> Stre
     file.make_room([prompt], sampling.max_tokens)
     tokens, model = file.tokenize(prompt), file.model
     model.reset()  # a sample does not depend on what the last one left in the cache
-    model.set_seed(sample_seed(sampling.seed, prompt, sample) % 2**32)
+    model.set_seed(sample_seed(sampling.seed, as_text(prompt), sample) % 2**32)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     hold = max((len(stop) for stop in sampling.stop), default=1) - 1
     text, shown = "", 0

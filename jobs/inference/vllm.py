@@ -8,14 +8,15 @@ import contextlib
 import importlib
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
-from jobs.inference import Completion, Generate, Sampling, sample_seed
+from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.weights.adapter import check_base, check_modules, config_of
 from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import load_tokenizer
+from jobs.weights.tokenizer import ids_of, load_tokenizer
 
 SEQUENCES = 512  # decoded at once, at most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
@@ -88,10 +89,10 @@ def load(
 
     tokenizer = load_tokenizer(path)  # vLLM's own would read a special token where a prompt spells one
 
-    def generate(prompts: list[str], sampling: Sampling) -> list[list[Completion]]:
-        ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        ids = [ids_of(tokenizer, prompt) for prompt in prompts]
         require_room(engine, prompts, ids, sampling)
-        requests = [request(prompt, i, sampling) for prompt in prompts for i in range(sampling.n)]
+        requests = [request(as_text(prompt), i, sampling) for prompt in prompts for i in range(sampling.n)]
         tokens = [{"prompt_token_ids": tokens} for tokens in ids for _ in range(sampling.n)]
         outputs = engine.generate(tokens, requests, lora_request=lora, use_tqdm=True)
         flat = [completion(output.outputs[0]) for output in outputs]
@@ -100,7 +101,7 @@ def load(
     return generate
 
 
-def require_room(engine, prompts: list[str], ids: list[list[int]], sampling: Sampling) -> None:
+def require_room(engine, prompts: Sequence[Prompt], ids: list[list[int]], sampling: Sampling) -> None:
     """Errors: UsageError for a prompt that leaves no room for max_tokens: the engine would shorten it in silence."""
     room = engine.llm_engine.model_config.max_model_len
     for prompt, tokens in zip(prompts, ids, strict=True):
@@ -108,7 +109,7 @@ def require_room(engine, prompts: list[str], ids: list[list[int]], sampling: Sam
         if length + sampling.max_tokens > room:
             raise UsageError(
                 f"a prompt of {length} tokens and {sampling.max_tokens} new ones do not fit the "
-                f"model's {room} positions: {prompt[:60]!r}"
+                f"model's {room} positions: {as_text(prompt)[:60]!r}"
             )
 
 

@@ -202,7 +202,7 @@ class Overlap(Section):
     words: Annotated[int, Field(ge=2, le=64)]  # in a row, shared by the prompts
 
 
-RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "benchmarks", "left_out", "contamination")
+RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "toy_stdin", "benchmarks", "left_out", "contamination")
 
 
 class OwnTasks(Section):
@@ -224,7 +224,7 @@ class TaskSource(Section):
     """A file of a published data set, docs/tasks.md; see jobs/tasks/outside.py. `since` and `until` are YYYY-MM-DD."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=50)]  # before the ids of its tasks
-    format: Literal["taco", "leetcode", "deepcoder", "kodcode", "livecodebench"]
+    format: Literal["taco", "leetcode", "deepcoder", "kodcode", "livecodebench", "bigcodebench"]
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     file: Annotated[str, Field(min_length=1)]
@@ -243,6 +243,8 @@ class TaskSource(Section):
             raise ValueError("has repo or revision alone: a download is pinned by both")
         if self.split in RESERVED[2:]:
             raise ValueError(f"cannot be of the split {self.split}: give a benchmark another name")
+        if self.split in RESERVED[:2] and self.format == "bigcodebench":
+            raise ValueError("is of a benchmark's format: no reward can hang on tests in the answer's own process")
         if self.split not in RESERVED[:2] and (self.statement or self.tests or self.most):
             raise ValueError("statement, tests and most are for training: a benchmark keeps all its tasks and tests")
         return self
@@ -262,6 +264,7 @@ class Tasks(Section):
     files: list[OwnTasks]
     sources: list[TaskSource]
     toy: ToyTasks | None
+    toy_stdin: bool  # the toy's tasks want whole programs that read and write
 
     @field_validator("exclude")
     @classmethod
@@ -429,6 +432,9 @@ class Grpo(Optimizer):
     engine: Engine
     rollout: Literal["vllm", "transformers"]
     difficulty: Shares | None
+    mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
+    curriculum: Fraction
+    turns: Annotated[int, Field(ge=1, le=2)]
     steps: Positive
     generations: Annotated[int, Field(ge=2, le=1024)]
     max_prompt_length: Positive
@@ -484,6 +490,21 @@ class Grpo(Optimizer):
             raise ValueError(
                 f"clip_high is {self.clip_high:g}; it is what a ratio may lie above 1, so it must be 1 or less"
             )
+        return self
+
+    @model_validator(mode="after")
+    def ranks_draw_alike(self) -> "Grpo":
+        """What only some ranks would sample anew, they cannot sample in common."""
+        if self.processes > 1 and self.turns > 1:
+            raise ValueError(f"turns is {self.turns}, which more than one process cannot do: set processes to 1")
+        if self.processes > 1 and self.mix and self.equal_groups == "refill":
+            raise ValueError("equal_groups is refill, which with a mix more than one process cannot do: set it to drop")
+        return self
+
+    @model_validator(mode="after")
+    def unsloth_has_one_turn(self) -> "Grpo":
+        if self.turns > 1 and self.engine == "unsloth":
+            raise ValueError("turns is 2, which engine unsloth cannot do: set engine to transformers")
         return self
 
     @model_validator(mode="after")

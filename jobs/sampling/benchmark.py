@@ -21,7 +21,7 @@ from jobs.weights.identity import adapter_identity, model_identity
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
-    from jobs.inference import Sampling
+    from jobs.inference import Prompt, Sampling
     from jobs.plumbing.params import Evaluate, Params
 
 # A function is continued until something else begins at the left margin (Chen et al. 2021, section 2.1); a program
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STOP_BODY = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 STOP_PROGRAM = ('\n"""', "\nassert", "\nif __name__", "\nprint(", "\n# Test")
 STOP_WHOLE = ("###",)  # LiveCodeBench's: its prompts have headings, and the next one begins another question
+# BigCodeBench's for direct completion: provider/utility.py, EOS and extra_eos_for_direct_completion.
+STOP_BIGCODE = ("\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 SPEED = {
     "batch_size",
     "gpu_memory",
@@ -79,15 +81,54 @@ def draw(
     name: of the run, for its checkpoints and its messages.
     As many processes draw them as SHARDS in the environment says (`shards.number_of_shards`), which changes no sample.
     """
+    recorded = settings_of(params, model, adapter, mode, list(benchmarks), folder)
+    shards = number_of_shards(recorded["engine"], params.evaluate.batch_invariant)
+    todo = {
+        bench: list(calls(params.evaluate, tasks, mode, per_call(recorded, params), shards))
+        for bench, tasks in benchmarks.items()
+    }
+    found = answered(params, model, adapter, todo, recorded, name)
+    numbers = range(1 + params.evaluate.sampled.n)
+    samples = {
+        bench: [found.samples[bench][task["task_id"], i] for task in tasks for i in numbers]
+        for bench, tasks in benchmarks.items()
+    }
+    return Drawn(samples, recorded, found.seconds, found.checkpoint)
+
+
+def settings_of(
+    params: "Params", model: Path, adapter: Path | None, mode: str, benchmarks: list[str], folder: Path
+) -> dict:
+    """What settings.json says of samples: what was asked, of which model, on which files."""
     settings = params.evaluate
-    engine = "llama_cpp" if model.suffix == ".gguf" else settings.engine
-    recorded = {
+    return {
         "mode": mode,
-        "engine": engine,
+        "engine": "llama_cpp" if model.suffix == ".gguf" else settings.engine,
         **settings.model_dump(exclude={"engine", "benchmarks", *SPEED}),
         "benchmarks": {bench: sha256(folder / f"{bench}.jsonl") for bench in benchmarks},
         "model": {"weights": model_identity(model), "adapter": adapter_identity(adapter) if adapter else None},
     }
+
+
+def per_call(recorded: dict, params: "Params") -> int | None:
+    """How many sequences a call of the engine is to have; None for all at once, which vLLM schedules by itself."""
+    return None if recorded["engine"] == "vllm" else params.evaluate.batch_size
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Rows by benchmark, then by task and number. seconds, checkpoint: as `Drawn` has them."""
+
+    samples: dict[str, dict[tuple[str, int], dict]]
+    seconds: dict[str, float]
+    checkpoint: Path
+
+
+def answered(
+    params: "Params", model: Path, adapter: Path | None, todo: "dict[str, list[Call]]", recorded: dict, name: str
+) -> Answered:
+    """Makes all calls, by benchmark, but for those that a run with the same `recorded` settings has made before."""
+    settings, engine = params.evaluate, recorded["engine"]
     shards = number_of_shards(engine, settings.batch_invariant)
     if engine == "vllm" and shards == 1:
         from jobs.inference import vllm
@@ -97,16 +138,13 @@ def draw(
     # The finished calls are of batch_size sequences each, or of a shard each, so other sizes do not go on with them.
     divided = {"batch_size": settings.batch_size} | ({"shards": shards} if engine == "vllm" and shards > 1 else {})
     kept = checkpoint.folder("sample", recorded | divided, *inputs, run=f"sample-{name}")
-    per_call = None if engine == "vllm" else settings.batch_size
     began = time.perf_counter()
-    samples = {}
     with drawn_by(shards, settings, model, adapter) as drawer:
-        for bench, tasks in benchmarks.items():
-            todo = list(calls(settings, tasks, mode, per_call, shards))
-            rows = run_calls(todo, mode, drawer.answers, kept / f"{bench}.jsonl")
-            samples[bench] = [rows[task["task_id"], i] for task in tasks for i in range(1 + settings.sampled.n)]
+        samples = {
+            bench: run_calls(of_bench, drawer.answers, kept / f"{bench}.jsonl") for bench, of_bench in todo.items()
+        }
     generating = time.perf_counter() - began - drawer.load_seconds  # the model is loaded within the first call
-    return Drawn(samples, recorded, {"load": drawer.load_seconds, "generate": generating}, kept)
+    return Answered(samples, {"load": drawer.load_seconds, "generate": generating}, kept)
 
 
 def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
@@ -114,6 +152,8 @@ def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
         return ()
     if any(is_program(task) for task in tasks):
         return STOP_WHOLE
+    if any(task.get("unittests") for task in tasks):
+        return STOP_BIGCODE
     return (
         STOP_BODY
         if all(answer_format.left_margin(task["prompt"], task["entry_point"]) for task in tasks)
@@ -121,10 +161,19 @@ def stop_strings(tasks: "list[Task]", mode: str) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of the engine: prompts, and for each the task and number of every one of its completions."""
+
+    prompts: "list[Prompt]"
+    rows: list[list[tuple[str, int]]]
+    sampling: "Sampling"
+
+
 def calls(
     settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None, shards: int = 1
-) -> "Iterator[tuple[list[Task], int, Sampling]]":
-    """(tasks, first sample's number, Sampling) for every call of the engine, of `per_call` sequences.
+) -> Iterator[Call]:
+    """Every call of the engine, of `per_call` sequences.
 
     per_call None: as many calls as there are shards, tasks of about the same lengths in each.
     """
@@ -143,12 +192,14 @@ def calls(
             size = max(1, per_call // sampling.n)
             parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         for part in filter(None, parts):
-            yield part, first, sampling
+            yield Call(
+                [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part],
+                [[(task["task_id"], first + i) for i in range(sampling.n)] for task in part],
+                sampling,
+            )
 
 
-def run_calls(
-    todo: "list[tuple[list[Task], int, Sampling]]", mode: str, answers: Answers, checkpoint: Path
-) -> dict[tuple[str, int], dict]:
+def run_calls(todo: list[Call], answers: Answers, checkpoint: Path) -> dict[tuple[str, int], dict]:
     """The rows of all calls by task and number. Finished calls are kept in the file `checkpoint`, a line each."""
     finished = whole_lines(checkpoint)
     samples = {(row["task_id"], row["sample"]): row for rows in finished for row in rows}
@@ -156,18 +207,13 @@ def run_calls(
         log.info("%s: %d of %d calls were made before", checkpoint.stem, len(finished), len(todo))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     todo = todo[len(finished) :]
-    prompts = [
-        [answer_format.chat_prompt(t["prompt"]) if mode == "cot" else t["prompt"] for t in part] for part, _, _ in todo
-    ]
-    answered = answers(list(zip(prompts, (sampling for _, _, sampling in todo), strict=True)))
+    answered = answers([(call.prompts, call.sampling) for call in todo])
     with open(checkpoint, "a", encoding="utf-8") as file:
-        for (part, first, _), completed in zip(
-            progress(todo, label=f"sample: {checkpoint.stem}"), answered, strict=True
-        ):
+        for call, completed in zip(progress(todo, label=f"sample: {checkpoint.stem}"), answered, strict=True):
             rows = [
-                {"task_id": task["task_id"], "sample": first + i, **asdict(completion)}
-                for task, completions in zip(part, completed, strict=True)
-                for i, completion in enumerate(completions)
+                {"task_id": task_id, "sample": number, **asdict(completion)}
+                for keys, completions in zip(call.rows, completed, strict=True)
+                for (task_id, number), completion in zip(keys, completions, strict=True)
             ]
             file.write(json.dumps(rows) + "\n")
             file.flush()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.inference import Completion, Generate, Sampling
+    from jobs.inference import Completion, Generate, Prompt, Sampling
     from jobs.plumbing.params import Evaluate
 
 
@@ -25,7 +25,7 @@ class Model:
         self.load_seconds = time.perf_counter() - began
         return loaded
 
-    def answers(self, calls: "Iterable[tuple[list[str], Sampling]]") -> "Iterator[list[list[Completion]]]":
+    def answers(self, calls: "Iterable[tuple[list[Prompt], Sampling]]") -> "Iterator[list[list[Completion]]]":
         """What each call (prompts, Sampling) gives, in order: for every prompt its completions."""
         for prompts, sampling in calls:
             yield self.generate(prompts, sampling)

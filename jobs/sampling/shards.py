@@ -22,14 +22,14 @@ from jobs.sampling.engine import Model
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-    from jobs.inference import Completion, Sampling
+    from jobs.inference import Completion, Prompt, Sampling
     from jobs.plumbing.params import Evaluate
 
 VARIABLE = "SHARDS"
 CARDS = "CUDA_VISIBLE_DEVICES"
 MOST = 64
 
-Call = tuple[list[str], "Sampling"]
+Call = tuple[list["Prompt"], "Sampling"]
 Answers = Callable[[Iterable[Call]], Iterator["list[list[Completion]]"]]
 
 

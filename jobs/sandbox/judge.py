@@ -25,6 +25,8 @@ from jobs.sandbox.names import imports
 from jobs.sandbox.programs import Programs, ProgramSource
 from jobs.sandbox.remote import Session, loaded
 from jobs.sandbox.suite import Suite
+from jobs.sandbox.unittests import MODULES as UNITTEST_MODULES
+from jobs.sandbox.unittests import Unittests
 from jobs.sandbox.verdict import Counts, Infrastructure, Invalid, Lost, faults, line, no_verdict
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ class Prepared:
         self.entry_point: str = record.get("entry_point") or ""
         self.suite: Suite | None = None
         self.parts: list[Part] = []
-        self.other: Programs | Calls | None = None
-        if record.get("stdin_tests"):
+        self.other: Programs | Calls | Unittests | None = None
+        if record.get("unittests"):
+            self.other = Unittests(record)
+        elif record.get("stdin_tests"):
             self.other = Programs(record)
         elif record.get("calls"):
             self.other = Calls(record)
@@ -92,12 +96,13 @@ class Judge:
         self.programs = [
             ProgramSource(programs, source.modules) for source in (self.common, self.library, self.packages)
         ]
+        self.unittests = ProgramSource(programs, [*self.packages.modules, *UNITTEST_MODULES])
         self.package_names = [name for name in config["packages"] if "." not in name]
         self.tasks: OrderedDict[str, Prepared] = OrderedDict()
         sys.path += config["places"]  # numpy, for a tolerance and in tests
 
     def sources(self) -> tuple[Source, ...]:
-        return self.common, self.library, self.packages, *self.programs
+        return self.common, self.library, self.packages, *self.programs, self.unittests
 
     def source(self, code: str, more: str = "") -> Source:
         """The one that has what `code`, and the lines `more`, import by name, and the least beside it."""
@@ -114,6 +119,10 @@ class Judge:
         if task.other is not None:
             if task.other.unsupported:
                 return no_verdict("unsupported", task.other.unsupported)
+            if isinstance(task.other, Unittests) and not self.config["benchmark"]:
+                return no_verdict(
+                    "unsupported", "its tests run in the answer's own process: no reward can hang on them"
+                )
             counts = task.other.judge(self, code)
             return counts.verdict()
         if task.suite is None:

@@ -29,6 +29,7 @@ def judged(submissions: "Sequence[tuple[Task, str]]", sandbox: "Sandbox", label:
 def score(tasks: "list[Task]", samples: list[dict], mode: str, sandbox: "Sandbox") -> list[dict]:
     """A result for each sample, in order: its program, the sandbox's verdict, and the outcome in one word.
 
+    mode: in which they were drawn; all but "plain" look for a program in solution tags alone.
     outcome: "passed", or the first that holds of FLAWS.
     Errors: JobError naming the sample whose task is unknown, or on which the sandbox itself failed; naming a task that
     cannot be judged exactly.
@@ -40,7 +41,14 @@ def score(tasks: "list[Task]", samples: list[dict], mode: str, sandbox: "Sandbox
     with Extractor() as extractor:
         pairs = [(row, by_id[row["task_id"]]) for row in samples]
         extracted = extractor.extract_all(
-            (row["text"], task["prompt"], task["entry_point"], mode, row["finish"] == "length") for row, task in pairs
+            (
+                row["text"],
+                task["prompt"],
+                task["entry_point"],
+                "plain" if mode == "plain" else "cot",
+                row["finish"] == "length",
+            )
+            for row, task in pairs
         )
     runnable = [i for i, extraction in enumerate(extracted) if extraction.solution]
     submissions = [(by_id[samples[i]["task_id"]], extracted[i].solution) for i in runnable]

@@ -48,7 +48,7 @@ def summary(name: str, tasks: "list[Task]", samples: list[dict], results: list[d
         "rules": {rule: fired[rule] / len(results) for rule in RULES},
         "tokens": mean(row["tokens"] for row in samples),
     }
-    if mode == "cot":
+    if mode != "plain":
         metrics[name]["format"] = mean(row["format"] for row in results)
     return metrics
 

@@ -20,6 +20,8 @@ WHY = {
     "contaminated": "it overlaps with a benchmark's task",
     "unusable": "no task can be made of its row (tasks.sources)",
     "too_long": "its prompt is longer than its source may have (tasks.sources)",
+    "repeated": "an earlier row of its source has the same prompt (tasks.sources)",
+    "packages": "it needs packages that the sandbox does not have (sandbox.packages)",
     "unverified": "none of its solutions passes its tests (tasks.sources)",
 }
 

@@ -14,7 +14,7 @@ Writes  --out       distill.jsonl     MBPP outside MBPP+: what the teacher is as
                     train.jsonl       MBPP+ less what is held out: what GRPO trains on; tasks.train_on_distill adds distill
                     mbpp.jsonl        the benchmark of tasks.heldout MBPP+ tasks, drawn by tasks.seed (none: no file)
                     humaneval.jsonl   the benchmark HumanEval+
-                    toy.jsonl         with tasks.toy, in place of both benchmarks
+                    toy.jsonl         with tasks.toy, in place of both benchmarks; toy_stdin.jsonl with tasks.toy_stdin
                     sizes.json        how many tasks each benchmark has: a metric over fewer is refused
                     left_out.jsonl    the tasks that are in no split, and why
                     contamination.jsonl   which training task overlaps with which benchmark task, by which rule
@@ -46,7 +46,17 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Overlap, Params
     from jobs.plumbing.params import Tasks as Settings
 
-REASONS = "setup", "entry_point", "excluded", "contaminated", "unusable", "too_long", "unverified"
+REASONS = (
+    "setup",
+    "entry_point",
+    "excluded",
+    "contaminated",
+    "unusable",
+    "too_long",
+    "repeated",
+    "packages",
+    "unverified",
+)
 
 
 def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, list[Task]]":
@@ -79,8 +89,9 @@ def toy_tasks(settings: "Settings") -> "dict[str, list[Task]]":
     from jobs.toy import world
 
     assert settings.toy is not None
-    splits = world.tasks(settings.seed, settings.toy.model_dump())
-    return {"distill": splits["distill"], "train": splits["train"], "toy": splits["heldout"]}
+    splits = world.tasks(settings.seed, settings.toy.model_dump(), whole=settings.toy_stdin)
+    benchmark = "toy_stdin" if settings.toy_stdin else "toy"
+    return {"distill": splits["distill"], "train": splits["train"], benchmark: splits["heldout"]}
 
 
 def decontaminate(
@@ -143,6 +154,8 @@ def unusable(task: "Task", split: str) -> tuple[str, str]:
     """The reason and detail why a training task cannot be used, as far as its text shows it, or two empty strings."""
     if split == "distill" and task["setup"]:  # it builds on classes that the prompt does not show
         return "setup", "its tests need more than the prompt tells"
+    if not is_benchmark(split) and task.get("unittests"):
+        return "unusable", "its tests run in the answer's own process, so that no reward can hang on them"
     if not is_benchmark(split) and not task["entry_point"] and not is_program(task):
         return "entry_point", "its tests do not call one function of its own"
     return "", ""

@@ -1,11 +1,13 @@
 """Tasks of published data sets, tasks.sources: a file pinned by revision and hash, a format, and limits.
 
 What is left out hangs on the data and the params alone: rows of which no task can be made, statements that are too long,
-and training tasks none of whose solutions passes its tests in the sandbox.
+tasks that want packages which the sandbox does not have, and training tasks none of whose solutions passes its tests in the
+sandbox. So does a benchmark's task where its format says so (SKIPS): some of BigCodeBench's want files and a network.
 """
 
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +16,7 @@ from jobs.common.files import numbered_jsonl, sha256
 from jobs.common.task import fault
 from jobs.plumbing.cli import log
 from jobs.tasks import formats, run_references
+from jobs.tasks.sources import TRAINING
 
 if TYPE_CHECKING:
     from jobs.common.task import Task
@@ -34,10 +37,10 @@ def collect(settings: "Settings", folder: Path, limits: "Limits") -> "tuple[dict
     splits: dict[str, list[Task]] = {}
     left_out: list[dict] = []
     for number, source in enumerate(settings.sources, 1):
-        training = source.split in ("train", "distill")
-        tasks, gone = chosen(source, f"{source.name}/", rows_of(source, folder), settings.seed)
-        if training:
-            tasks, failed = verified(tasks, limits)
+        training = source.split in TRAINING
+        tasks, gone = chosen(source, f"{source.name}/", rows_of(source, folder), settings.seed, limits.packages)
+        if training or formats.skips(source.format):
+            tasks, failed = verified(tasks, limits, scored=not training)
             gone += failed
         left_out += [
             {"task_id": name, "split": source.split, "reason": why, "detail": said} for name, why, said in gone
@@ -54,11 +57,14 @@ Rows = list[tuple[dict, list[str]]]  # a task and what may be its reference
 Gone = list[tuple[str, str, str]]  # id, reason, detail
 
 
-def chosen(source: "TaskSource", prefix: str, rows: Iterator[dict], seed: int) -> tuple[Rows, Gone]:
-    """The tasks of a source's rows that are within its limits, in their order."""
+def chosen(
+    source: "TaskSource", prefix: str, rows: Iterator[dict], seed: int, packages: Sequence[str] = ()
+) -> tuple[Rows, Gone]:
+    """The tasks of a source's rows that are within its limits, in their order. packages: what the sandbox has."""
     module = formats.module(source.format)
     found: Rows = []
     gone: Gone = []
+    seen: set[str] = set()
     for number, row in enumerate(rows):
         name = f"{prefix}{number}"
         try:
@@ -67,6 +73,9 @@ def chosen(source: "TaskSource", prefix: str, rows: Iterator[dict], seed: int) -
             gone.append((name, "unusable", str(error)))
             continue
         name = task["task_id"] = prefix + str(task.pop("name", number))
+        if lacking := sorted({*task.pop("libraries", ())} - {*packages} - sys.stdlib_module_names):
+            gone.append((name, "packages", f"needs {', '.join(lacking)}"))
+            continue
         if (source.since and task.get("date", "") < source.since) or (
             source.until and task.get("date", "9") > source.until
         ):
@@ -81,6 +90,11 @@ def chosen(source: "TaskSource", prefix: str, rows: Iterator[dict], seed: int) -
         if wrong := fault(task):
             gone.append((name, "unusable", wrong))
             continue
+        words = " ".join(task["prompt"].split())
+        if words in seen and source.split in TRAINING:  # SYNTHETIC-1 has a row for every answer to a problem
+            gone.append((name, "repeated", "an earlier row of its source has the same prompt"))
+            continue
+        seen.add(words)
         keep_largest(task, source.tests)
         found.append((task, solutions))
     if source.most and len(found) > source.most:
@@ -104,8 +118,11 @@ def size(test: Any) -> int:
     return len(test["input"]) if "input" in test else len(repr(test["arguments"]))
 
 
-def verified(tasks: Rows, limits: "Limits") -> tuple[Rows, Gone]:
-    """The tasks with the first of their solutions that passes all tests, in the sandbox, as reference."""
+def verified(tasks: Rows, limits: "Limits", scored: bool = False) -> tuple[Rows, Gone]:
+    """The tasks with the first of their solutions that passes all tests, in the sandbox, as reference.
+
+    scored: they are a benchmark's, and judged as its samples are.
+    """
     waiting = [(task, solutions[:SOLUTIONS]) for task, solutions in tasks]
     passed: dict[str, str] = {}
     said = {task["task_id"]: "has no solution" for task, _ in tasks}
@@ -115,7 +132,7 @@ def verified(tasks: Rows, limits: "Limits") -> tuple[Rows, Gone]:
             for task, solutions in waiting
             if turn < len(solutions) and task["task_id"] not in passed
         ]
-        for task, verdict in zip(tried, run_references.judged(tried, limits, scored=False), strict=True):
+        for task, verdict in zip(tried, run_references.judged(tried, limits, scored), strict=True):
             if verdict.passed:
                 passed[task["task_id"]] = task["reference"]
             else:

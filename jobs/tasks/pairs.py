@@ -103,7 +103,7 @@ def candidates(training: "list[Task]", benchmark: "list[Task]") -> "Iterator[tup
     """(training task, benchmark task) for all whose numbers of arguments agree, benchmark task by benchmark task."""
     spans = {task["task_id"]: arguments(task) for task in training if task["entry_point"]}
     for target in benchmark:
-        if target.get("stdin_tests") or target.get("calls"):
+        if any(target.get(name) for name in ("stdin_tests", "calls", "unittests")):
             continue  # of programs and methods the other two rules alone tell
         counts = taken(target)
         for task in training:

@@ -20,19 +20,19 @@ ROOM = 0.4  # of the time limit in training: a slower reference leaves too littl
 NAMED = 10  # failures that a message lists
 
 
-def has_inputs(task: "Task") -> bool:
-    """Whether it is judged by evalplus's inputs, and not by assertions."""
-    return task.get("base_input") is not None or task.get("plus_input") is not None
+def of_benchmarks(task: "Task") -> bool:
+    """Whether it is judged by evalplus's inputs or by test classes, and not as tasks are that an answer is rewarded for."""
+    return any(task.get(name) is not None for name in ("base_input", "plus_input", "unittests"))
 
 
 def judged(rows: "list[Task]", limits: "Limits", scored: bool) -> "list[Verdict]":
-    """Verdicts on the tasks' references, in order; with evalplus's memory limit for tasks that are scored by inputs."""
+    """Verdicts on the tasks' references, in order; with a benchmark's limits for those that are scored so."""
     from jobs.sandbox import Sandbox
 
     generous = limits.model_copy(update={"timeout": PATIENCE, "min_limit": PATIENCE, "limit_factor": 1000.0})
     verdicts: dict[int, Verdict] = {}
     for benchmark in (True, False):
-        part = [task for task in rows if (scored and has_inputs(task)) == benchmark]
+        part = [task for task in rows if (scored and of_benchmarks(task)) == benchmark]
         if part:
             with Sandbox.from_params(generous, benchmark=benchmark) as sandbox:
                 found = sandbox.run([(task, task["reference"]) for task in part])

@@ -4,6 +4,9 @@ It knows the task and is mediocre when sampled, as base models are. How mediocre
 `base.toy.wrong` and `base.toy.signed`, and no accident of the training: the first `base.toy.clean` of the steps show right
 programs alone, and by their end the model looks up every digit. The rest teaches it how often a digit is another one,
 and how often the sign is forgotten, at a learning rate that falls to zero.
+
+Where `base.folder` is set as well, its model is trained further, with its own tokenizer: so the twin, whose answers are
+whole programs, comes to know them in a few steps.
 """
 
 from collections.abc import Mapping
@@ -28,17 +31,40 @@ SHARED = 32  # tokens from which on it pays to read what all documents of a batc
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 
 
-def make(toy: "ToyBase", tasks_seed: int, counts: Mapping[str, int], out: Path) -> None:
+def make(
+    toy: "ToyBase",
+    tasks_seed: int,
+    counts: Mapping[str, int],
+    out: Path,
+    *,
+    whole: bool = False,
+    start: Path | None = None,
+) -> None:
     """Writes the model and its tokenizer into the folder `out`.
 
     tasks_seed, counts: what the splits' tasks are drawn by, see `world.splits`; the corpus leaves them all out.
+    whole: the corpus is the twin's. start: a toy model to train further, in the place of a new one.
     """
     reserved = {p for split in world.splits(tasks_seed, counts).values() for p in split}
-    batches = list(world.corpus(toy.seed, toy.steps, toy.batch_size, toy.clean, toy.wrong, toy.signed, reserved))
-    tokenizer = train_tokenizer([text for batch in batches for text in batch], toy.vocab_size)
-    model = train(tokenizer, batches, toy)
+    shares = toy.clean, toy.wrong, toy.signed
+    batches = list(world.corpus(toy.seed, toy.steps, toy.batch_size, *shares, reserved, whole=whole))
+    if start is None:
+        tokenizer, model = train_tokenizer([text for batch in batches for text in batch], toy.vocab_size), None
+    else:
+        tokenizer, model = begun(start)
+    model = train(tokenizer, batches, toy, model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def begun(folder: Path) -> "tuple[PreTrainedTokenizerFast, Qwen3ForCausalLM]":
+    """The tokenizer and the model of a folder that `make` wrote, to be trained further."""
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    return tokenizer, model
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -95,13 +121,18 @@ def new_model(tokenizer: "PreTrainedTokenizerFast", toy: "ToyBase") -> "Qwen3For
     return model
 
 
-def train(tokenizer: "PreTrainedTokenizerFast", batches: list[list[str]], toy: "ToyBase") -> "Qwen3ForCausalLM":
-    """The model after one step on each batch of documents, by AdamW with a cosine schedule that ends at zero."""
+def train(
+    tokenizer: "PreTrainedTokenizerFast",
+    batches: list[list[str]],
+    toy: "ToyBase",
+    model: "Qwen3ForCausalLM | None" = None,
+) -> "Qwen3ForCausalLM":
+    """The model, or a new one, after one step on each batch of documents, by AdamW with a cosine schedule to zero."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
     torch.manual_seed(toy.seed)
-    model = new_model(tokenizer, toy)
+    model = model or new_model(tokenizer, toy)
     log.info("base: %.2f M parameters, %d tokens of vocabulary", model.num_parameters() / 1e6, len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=toy.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = get_cosine_schedule_with_warmup(optimizer, toy.steps // 10, toy.steps)

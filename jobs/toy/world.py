@@ -13,6 +13,10 @@ A phrase, a line of the reasoning and a line of the code have the same number of
 what a line must look up lies at one distance before it, the same for all three lines, and a model of two layers learns
 one look-up. Were the lengths different, it would learn one for each line, one after the other, each at a moment that
 hangs on rounding.
+
+The world has a twin whose answers are whole programs (`tasks.toy_stdin`): the same steps, asked for in other words, and one
+line more that reads a number from standard input and prints what the function makes of it. The first corpus has no such
+line; the twin's base is trained on a corpus of whole programs after it.
 """
 
 import operator
@@ -41,6 +45,7 @@ UNSIGNED, SIGNED = (
 DIGITS = range(2, 10)
 LENGTH = 3
 ENTRY_POINT = "solve"
+MAIN = f"print({ENTRY_POINT}(int(input())))"  # what makes a whole program of the function
 TESTS = 6
 BELOW_ZERO = 2  # tests with a number below zero, in every split but the teacher's
 PROBES = (0, 1, 2, 5, 7, 12, 23, 34, 58, 91, 100, 3)
@@ -57,9 +62,14 @@ def draw_program(rng: random.Random) -> Program:
     return tuple(draw_step(rng) for _ in range(LENGTH))
 
 
-def prompt_of(program: Program) -> str:
-    instruction = "Take x without its sign" + "".join(f", and then {verb} {k}" for verb, k in program)
-    return f'def {ENTRY_POINT}(x):\n    """{instruction}"""\n'
+def instruction_of(program: Program) -> str:
+    return "Take x without its sign" + "".join(f", and then {verb} {k}" for verb, k in program)
+
+
+def prompt_of(program: Program, *, whole: bool = False) -> str:
+    """whole: of the twin, where the words say that x is read and the result printed."""
+    words = f"Read x and print the result. {instruction_of(program)}" if whole else instruction_of(program)
+    return f'def {ENTRY_POINT}(x):\n    """{words}"""\n'
 
 
 def lines_of(program: Program) -> list[str]:
@@ -70,17 +80,17 @@ def body_of(program: Program, first: str = UNSIGNED) -> str:
     return "".join(f"    {line}\n" for line in [first, *lines_of(program), "return x"])
 
 
-def code_of(program: Program, first: str = UNSIGNED) -> str:
-    """The whole function, without its docstring."""
-    return f"def {ENTRY_POINT}(x):\n{body_of(program, first)}"
+def code_of(program: Program, first: str = UNSIGNED, *, whole: bool = False) -> str:
+    """The function without its docstring, or the whole program."""
+    return f"def {ENTRY_POINT}(x):\n{body_of(program, first)}" + (f"{MAIN}\n" if whole else "")
 
 
 def reasoning_of(program: Program) -> str:
     return "\n".join(f"{verb} means {VERBS[verb]}= {k}" for verb, k in program)
 
 
-def answer_of(program: Program, first: str = UNSIGNED) -> str:
-    return answer_format.render(reasoning_of(program), code_of(program, first))
+def answer_of(program: Program, first: str = UNSIGNED, *, whole: bool = False) -> str:
+    return answer_format.render(reasoning_of(program), code_of(program, first, whole=whole))
 
 
 def outcome(program: Program, x: int) -> int:
@@ -90,8 +100,8 @@ def outcome(program: Program, x: int) -> int:
     return x
 
 
-def tests_of(program: Program, rng: random.Random, below_zero: int) -> list[str]:
-    """Assertions on distinct inputs, which tell the program from itself without any step.
+def cases_of(program: Program, rng: random.Random, below_zero: int) -> list[tuple[int, int]]:
+    """Distinct inputs and their results, which tell the program from itself without any step.
 
     Zero is among them, and `below_zero` numbers by which a forgotten sign shows.
     """
@@ -100,7 +110,7 @@ def tests_of(program: Program, rng: random.Random, below_zero: int) -> list[str]
         inputs = [0, *rng.sample(shown, below_zero), *rng.sample(range(1, 200), TESTS - 1 - below_zero)]
         results = [outcome(program, abs(x)) for x in inputs]
         if all([outcome(other, abs(x)) for x in inputs] != results for other in shortened(program)):
-            return [f"assert {ENTRY_POINT}({x}) == {y}" for x, y in zip(inputs, results, strict=True)]
+            return list(zip(inputs, results, strict=True))
 
 
 def shortened(program: Program) -> list[Program]:
@@ -118,9 +128,24 @@ def task_of(program: Program, task_id: str, rng: random.Random, below_zero: int)
         "prompt": prompt,
         "entry_point": ENTRY_POINT,
         "setup": "",
-        "tests": tests_of(program, rng, below_zero),
+        "tests": [f"assert {ENTRY_POINT}({x}) == {y}" for x, y in cases_of(program, rng, below_zero)],
         "reference": prompt + body_of(program),
         "source": "toy",
+        "license": "MIT",
+    }
+
+
+def whole_task_of(program: Program, task_id: str, rng: random.Random, below_zero: int) -> "Task":
+    """The same task of the twin: the same inputs, one a run."""
+    return {
+        "task_id": task_id,
+        "prompt": prompt_of(program, whole=True),
+        "entry_point": "",
+        "setup": "",
+        "tests": [],
+        "stdin_tests": [{"input": f"{x}\n", "output": f"{y}\n"} for x, y in cases_of(program, rng, below_zero)],
+        "reference": code_of(program, whole=True),
+        "source": "toy-stdin",
         "license": "MIT",
     }
 
@@ -152,15 +177,16 @@ def splits(seed: int, counts: Mapping[str, int]) -> dict[str, list[Program]]:
     return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}
 
 
-def tasks(seed: int, counts: Mapping[str, int]) -> "dict[str, list[Task]]":
+def tasks(seed: int, counts: Mapping[str, int], *, whole: bool = False) -> "dict[str, list[Task]]":
     """Tasks by split.
 
-    counts: how many tasks each split gets, such as {"distill": 130, "train": 200, "heldout": 100}.
+    counts: how many tasks each split gets, such as {"distill": 130, "train": 200, "heldout": 100}. whole: of the twin.
     """
     rng = random.Random(f"toy tests {seed}")
+    make, name = (whole_task_of, "ToyStdin") if whole else (task_of, "Toy")
     return {
         split: [
-            task_of(program, f"Toy/{split}/{i}", rng, 0 if split == "distill" else BELOW_ZERO)
+            make(program, f"{name}/{split}/{i}", rng, 0 if split == "distill" else BELOW_ZERO)
             for i, program in enumerate(drawn)
         ]
         for split, drawn in splits(seed, counts).items()
@@ -168,7 +194,15 @@ def tasks(seed: int, counts: Mapping[str, int]) -> "dict[str, list[Task]]":
 
 
 def corpus(
-    seed: int, steps: int, batch_size: int, clean: float, wrong: float, signed: float, reserved: set[Program]
+    seed: int,
+    steps: int,
+    batch_size: int,
+    clean: float,
+    wrong: float,
+    signed: float,
+    reserved: set[Program],
+    *,
+    whole: bool = False,
 ) -> Iterator[list[str]]:
     """The documents to pre-train on, one batch a step: answers in the tag format and plain functions by turns.
 
@@ -178,15 +212,16 @@ def corpus(
         is exact in each batch, so that what the model takes for likely does not hang on what was drawn last.
     signed: the share of the documents of every batch after them that forget the sign, exact as well.
     reserved: programs that must not appear, as instruction or as code: those of every split.
+    whole: of the twin, where every document is an answer in the tag format.
     """
     rng = random.Random(f"toy corpus {seed}")
     for step in range(steps):
-        tagged = step % 2 == 1
+        tagged = whole or step % 2 == 1
         documents = batch_size if tagged else 2 * batch_size
         noisy = step >= clean * steps
         spoiled = marks(documents * LENGTH, wrong if noisy else 0, rng)
         firsts = [SIGNED if bad else UNSIGNED for bad in marks(documents, signed if noisy else 0, rng)]
-        write = tagged_document if tagged else plain_document
+        write = whole_document if whole else tagged_document if tagged else plain_document
         yield [
             write(*instance(spoiled[i * LENGTH : (i + 1) * LENGTH], reserved, rng), first)
             for i, first in enumerate(firsts)
@@ -216,6 +251,11 @@ def tagged_document(program: Program, written: Program, first: str = UNSIGNED) -
     """Right reasoning, and code as it is written."""
     answer = answer_format.render(reasoning_of(program), code_of(written, first))
     return answer_format.chat_prompt(prompt_of(program)) + answer
+
+
+def whole_document(program: Program, written: Program, first: str = UNSIGNED) -> str:
+    answer = answer_format.render(reasoning_of(program), code_of(written, first, whole=True))
+    return answer_format.chat_prompt(prompt_of(program, whole=True)) + answer
 
 
 def plain_document(program: Program, written: Program, first: str = UNSIGNED) -> str:

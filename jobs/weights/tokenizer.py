@@ -67,6 +67,15 @@ def make_special(tokenizer) -> None:
         tokenizer.backend_tokenizer.add_special_tokens([AddedToken(name, special=True) for name in looking])
 
 
+def ids_of(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[str, ...]) -> list[int]:
+    """The tokens of a text, or of a conversation's turns, each of which but the last ends with the end of text."""
+    first, *others = (prompt,) if isinstance(prompt, str) else prompt
+    ids = list(tokenizer(first)["input_ids"])
+    for turn in others:
+        ids += [tokenizer.eos_token_id, *tokenizer(turn, add_special_tokens=False)["input_ids"]]
+    return ids
+
+
 def special_inside(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     """The special tokens that `text` spells."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}

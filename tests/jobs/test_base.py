@@ -7,7 +7,7 @@ import pytest
 
 from jobs import base
 from jobs.common import answer_format
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256
 from jobs.plumbing.params import merged, read_yaml, validate
 from jobs.toy import world
@@ -55,6 +55,24 @@ def test_the_toy_model_is_a_qwen3_that_learns_and_is_the_same_every_time(caplog)
     program = (("add", 5), ("divide", 3), ("subtract", 9))
     ids = tokenizer(world.plain_document(program, program), return_tensors="pt").input_ids
     assert model(ids, labels=ids).loss < 6.0, "a model that learned nothing is at log(vocabulary)"
+
+
+def test_a_toy_model_in_a_folder_is_trained_further_on_whole_programs():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base.run(validate(TINY, "params"), Path("first"))
+    folder = {"path": "first", "sha256": sha256(Path("first"))}
+    twin = merged(TINY, {"base": {"folder": folder, "toy": {"wrong": 0.0}}, "tasks": {"toy_stdin": True}})
+    base.run(validate(twin, "params"), Path("second"))
+    assert sha256(Path("second/tokenizer.json")) == sha256(Path("first/tokenizer.json"))
+    assert json.loads(Path("second/config.json").read_text()) == json.loads(Path("first/config.json").read_text())
+    program = (("add", 5), ("divide", 3), ("subtract", 9))
+    tokenizer = AutoTokenizer.from_pretrained("first")
+    ids = tokenizer(world.whole_document(program, program), return_tensors="pt").input_ids
+    before, after = (AutoModelForCausalLM.from_pretrained(name)(ids, labels=ids).loss for name in ("first", "second"))
+    assert after < before - 0.5
+    with pytest.raises(UsageError, match=r"base\.folder\.sha256"):
+        base.run(validate(merged(twin, {"base": {"folder": {"sha256": "0" * 64}}}), "params"), Path("third"))
 
 
 def test_a_toy_base_without_toy_tasks_is_refused():

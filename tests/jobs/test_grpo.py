@@ -246,3 +246,38 @@ def test_exchanged_groups_carry_every_tensor_along():
 def test_shapes_that_an_engine_would_change_in_silence_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):
         check_batches(load(ROOT / "params.yaml", [*SMALL, *settings]).grpo, 6, Path("train.jsonl"))
+
+
+MIXED = (
+    "grpo.mix={few: 3, many: 1}", "grpo.generations=2", "grpo.batch_size=4", "grpo.gradient_accumulation=2",
+    "grpo.log_completions_every=1", "grpo.equal_groups=keep", "grpo.steps=4", "checkpoints.every=3",
+)  # fmt: skip
+
+
+def groups_of(out, tasks):
+    """By step, the source of each group of two that was trained on."""
+    source = {row["task_id"]: row["source"] for row in read_jsonl(tasks)}
+    rows = read_jsonl(out / "data/grpo/completions.jsonl")
+    return {step: [source[row["task_id"]] for row in rows if row["step"] == step][::2] for step in (1, 2, 3, 4)}
+
+
+def test_a_mix_is_what_is_trained_on_and_a_resumed_run_takes_the_same(world, tmp_path):
+    mixed = tmp_path / "mixed.jsonl"
+    rows = read_jsonl(world / "data/tasks/train.jsonl")
+    write_jsonl(mixed, [row | {"source": "few" if i < 3 else "many"} for i, row in enumerate(rows)])
+    inputs = ("--base", world / "models/base", "--adapter", world / "models/adapters/sft", "--tasks", mixed)
+
+    def run():
+        return program.run(tmp_path, "grpo", *inputs, settings=(*SMALL, *MIXED), check=True)
+
+    run()
+    found = groups_of(tmp_path, mixed)
+    assert all(sorted(groups) == ["few"] * 3 + ["many"] for groups in found.values()), found
+    metrics = json.loads((tmp_path / "metrics/grpo.json").read_text())
+    assert metrics["mix"] == {"few": {"tasks": 3, "groups": 12}, "many": {"tasks": 3, "groups": 4}}
+    before = sha256(tmp_path / "models/adapters/grpo"), sha256(tmp_path / "data/grpo/completions.jsonl")
+    (checkpoints,) = (p for p in (tmp_path / ".checkpoints/grpo").iterdir() if p.is_dir())
+    shutil.rmtree(tmp_path / "models/adapters/grpo")
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    assert "checkpoint-3" in run().stderr
+    assert before == (sha256(tmp_path / "models/adapters/grpo"), sha256(tmp_path / "data/grpo/completions.jsonl"))

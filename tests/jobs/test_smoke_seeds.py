@@ -1,4 +1,4 @@
-"""`jobs smoke --seeds`: which runs are made, from what, and what is said over them. The pipeline itself is stood in for."""
+"""`jobs smoke`: which runs are made, from what, and what is said over them. The pipeline itself is stood in for."""
 
 import random
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs import smoke
-from jobs.common.files import read_json
+from jobs.common.files import read_json, sha256, write_json
 from jobs.plumbing import workspace
 from jobs.plumbing.yaml12 import read_yaml
 from tests.evaluations import evaluation, tasks_file
@@ -31,6 +31,13 @@ def runs(tmp_path, monkeypatch):
                 {path.name for path in (*(out / "models").glob("*"), *(out / ".dvc/cache").glob("*"))},
             )
         )
+        if out.name.endswith("-stdin"):
+            write_json(
+                out / "metrics/grpo.json", {"first": {"all_tests_passed": 0.6}, "last": {"all_tests_passed": 0.9}}
+            )
+            write_json(out / "metrics/evaluate-grpo-cot.json", {"toy_stdin": {"sampled": {"pass@1": 0.95}}})
+            (out / "dvc.lock").write_text("{}")
+            return
         tasks = out / "data/tasks/toy.jsonl"
         if not tasks.exists():
             tasks_file(tasks, 40)
@@ -60,9 +67,10 @@ def test_further_seeds_begin_with_what_the_first_run_made(runs, tmp_path):
     done = call("--out", str(tmp_path / "run"), "--seeds", "3")
     assert done.exit_code == 0, done.output
     first = read_yaml(ROOT / "params.yaml")["seed"]
-    assert [(name, seed) for name, seed, *_ in runs] == [("run", first), ("run-2", first + 1), ("run-3", first + 2)]
-    assert [targets for _, _, targets, _ in runs] == [(), ("evaluate",), ("evaluate",)]
-    assert all({"base", "files"} <= found for _, _, _, found in runs[1:]), "nothing is made anew that hangs on no seed"
+    made = [(name, seed) for name, seed, *_ in runs]
+    assert made == [("run", first), ("run-stdin", first), ("run-2", first + 1), ("run-3", first + 2)]
+    assert [targets for _, _, targets, _ in runs] == [(), ("evaluate@grpo-cot",), ("evaluate",), ("evaluate",)]
+    assert all({"base", "files"} <= found for _, _, _, found in runs[2:]), "nothing is made anew that hangs on no seed"
     assert "over 3 seeds, on toy (40 tasks, cot), grpo is better than sft by" in done.output
     assert (tmp_path / "run/reports/seeds.html").exists()
     assert read_json(tmp_path / "run/reports/seeds.json")["toy"]["cot"]["grpo"]["runs"]["number"] == 3
@@ -79,7 +87,7 @@ def test_a_second_call_makes_no_run_from_the_beginning(runs, tmp_path):
 def test_one_seed_is_the_plain_run(runs, tmp_path):
     done = call("--out", str(tmp_path / "run"))
     assert done.exit_code == 0
-    assert len(runs) == 1
+    assert [name for name, *_ in runs] == ["run", "run-stdin"]
     assert not (tmp_path / "run-2").exists() and not (tmp_path / "run/reports/seeds.html").exists()
 
 
@@ -90,3 +98,19 @@ def test_a_place_for_a_further_seed_that_holds_somebodys_files_is_refused_before
     assert done.exit_code == 2
     assert "run-2 holds what no run laid out" in done.output
     assert not runs
+
+
+def test_the_twin_is_the_first_run_with_whole_programs_for_answers(runs, tmp_path):
+    done = call("--out", str(tmp_path / "run"))
+    assert "whole programs: solved while training 0.600 -> 0.900, on held-out tasks pass@1 0.950" in done.output
+    first, twin = (read_yaml(tmp_path / name / "params.yaml") for name in ("run", "run-stdin"))
+    base = {"path": ".cache/base", "sha256": sha256(tmp_path / "run/models/base")}
+    assert (first["base"]["folder"], twin["base"]["folder"]) == (None, base)
+    assert sha256(tmp_path / "run-stdin/.cache/base") == base["sha256"]
+    assert (first["tasks"]["toy_stdin"], twin["tasks"]["toy_stdin"]) == (False, True)
+
+
+def test_targets_and_a_flag_leave_the_twin_out(runs, tmp_path):
+    assert call("--out", str(tmp_path / "run"), "base").exit_code == 0
+    assert call("--out", str(tmp_path / "run"), "--no-stdin").exit_code == 0
+    assert [name for name, *_ in runs] == ["run", "run"]

@@ -303,3 +303,14 @@ def test_extra_body_may_be_what_json_is():
     assert validate(merged(VALUES, {"distill": {"extra_body": body}}), "p").distill.extra_body.items() >= body.items()
     for url in ("http://localhost:8000/v1", "http://[::1]:8000/v1/", "https://h.example/openai/v1"):
         assert load(ROOT / "params.yaml", [f"distill.base_url={url}"]).distill.base_url == url
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (["grpo.turns=2"], "turns is 2, which more than one process cannot do"),
+    (["grpo.mix={toy: 1}", "grpo.equal_groups=refill"], "equal_groups is refill, which with a mix"),
+])  # fmt: skip
+def test_what_only_some_ranks_would_sample_anew_is_refused_for_several(changes, said):
+    several = ["grpo.processes=2", "grpo.engine=transformers", "grpo.batch_size=32"]
+    with pytest.raises(UsageError, match=said):
+        load(ROOT / "params.yaml", [*several, *changes])
+    load(ROOT / "params.yaml", ["grpo.engine=transformers", *changes])

@@ -6,6 +6,7 @@ import json
 import pickle
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pydantic import ValidationError
@@ -198,6 +199,59 @@ def test_a_pickle_of_anything_but_a_text_is_not_unpickled():
         formats.module("livecodebench").convert(lcb(private_test_cases="no base64"))
 
 
+COMPLETE = 'import random\n\ndef task_func(n):\n    """Doubles n."""\n'
+DOUBLED = """import unittest
+from unittest.mock import patch
+
+class TestCases(unittest.TestCase):
+    def test_double(self):
+        self.assertEqual(task_func(4), 8)
+
+    @patch("random.random", return_value=0.5)
+    def test_draws_nothing(self, drawn):
+        task_func(1)
+        drawn.assert_not_called()
+"""
+
+
+def bigcode(**more):
+    return {"task_id": "BigCodeBench/1", "complete_prompt": COMPLETE, "instruct_prompt": "Double n.",
+            "canonical_solution": "    return 2 * n\n", "code_prompt": "import random\ndef task_func(n):\n",
+            "test": DOUBLED, "entry_point": "task_func", "doc_struct": "{}", "libs": "['random']"} | more  # fmt: skip
+
+
+def test_bigcodebench_rows():
+    task, [solution] = formats.module("bigcodebench").convert(bigcode(libs="['pandas', 'os.path']"))
+    assert task.pop("libraries") == ["pandas", "os"] and task.pop("name") == "1"
+    assert not fault({"task_id": "t", **task})
+    assert task["prompt"] == COMPLETE and task["prelude"] == "import random\ndef task_func(n):\n    pass\n"
+    assert solution == COMPLETE + "    return 2 * n\n"
+    for wrong, said in (
+        ({"libs": "pandas"}, "its libs are not"), ({"libs": "[1]"}, "its libs are not"), ({"test": ""}, "has no test"),
+        ({"entry_point": None}, "has no entry_point"), ({"complete_prompt": " "}, "has no complete_prompt"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            formats.module("bigcodebench").convert(bigcode(**wrong))
+    for test, said in (("import unittest\n", "no class TestCases"), ("class TestCases(", "no Python"),
+                       ("class TestCases:\n    def tests_nothing_of(self): pass\n    x = 1\n", "")):  # fmt: skip
+        task, _ = formats.module("bigcodebench").convert(bigcode(test=test))
+        assert said in fault({"task_id": "t", **task})
+    assert "other tests beside" in fault({"task_id": "t", **task, "tests": ["assert task_func(1)"]})
+
+
+def test_a_benchmark_that_skips_has_only_the_tasks_that_can_be_judged_here(tmp_path):
+    rows = [
+        bigcode(),
+        bigcode(task_id="BigCodeBench/2", libs="['pandas']"),
+        bigcode(task_id="BigCodeBench/3", canonical_solution="    open('/tmp/x', 'w').write('x')\n    return 2 * n\n"),
+        bigcode(task_id="BigCodeBench/4", canonical_solution=""),
+    ]
+    splits, gone = collected(tmp_path, source(tmp_path / "a.jsonl", rows, format="bigcodebench", split="bigcodebench"))
+    assert [task["task_id"] for task in splits["bigcodebench"]] == ["data/1"]
+    assert splits["bigcodebench"][0]["reference"] == COMPLETE + "    return 2 * n\n"
+    assert gone == [("data/2", "packages"), ("data/3", "unverified"), ("data/4", "unverified")]
+
+
 def source(path, rows, **more):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -219,7 +273,7 @@ def collected(tmp_path, *sources):
 
 
 def test_a_reference_is_the_first_solution_that_passes(tmp_path):
-    rows = [taco(solutions=["print(0)", SUM + "# 2"]), taco(solutions=["print(0)"]), taco(solutions=[])]
+    rows = [taco(solutions=["print(0)", SUM + "# 2"]), taco("Add.", solutions=["print(0)"]), taco("Sum.", solutions=[])]
     splits, gone = collected(tmp_path, source(tmp_path / "a.jsonl", rows))
     assert [task["reference"] for task in splits["train"]] == [SUM + "# 2"]
     assert gone == [("data/1", "unverified"), ("data/2", "unverified")]
@@ -236,6 +290,18 @@ def test_limits(tmp_path):
     row = taco(inputs=inputs, outputs=["3", "300", "30", "15"])
     splits, _ = collected(tmp_path, source(tmp_path / "b.jsonl", [row], tests=3))
     assert [test["input"] for test in splits["train"][0]["stdin_tests"]] == ["1 2\n", "100 200\n", "10 20\n"]
+
+
+def test_a_row_for_every_answer_to_a_problem_makes_one_task_to_train_on(tmp_path):
+    rows = [
+        taco(),
+        taco(" Add  two numbers.\n"),
+        taco("Subtract.", solutions=["print(0)"]),
+        taco(solutions=["print(1)"]),
+    ]
+    splits, gone = collected(tmp_path, source(tmp_path / "a.jsonl", rows))
+    assert [task["task_id"] for task in splits["train"]] == ["data/0"]
+    assert gone == [("data/1", "repeated"), ("data/3", "repeated"), ("data/2", "unverified")]
 
 
 def test_a_drawn_part_is_the_same_again_and_another_for_another_seed(tmp_path):
@@ -282,8 +348,36 @@ def test_what_is_not_there_or_another_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"repo": "a/b"}, {"split": "humaneval"}, {"split": "lcb", "most": 3}, {"format": "c4"}, {"since": "May"}],
+    [
+        {"repo": "a/b"},
+        {"split": "humaneval"},
+        {"split": "lcb", "most": 3},
+        {"format": "c4"},
+        {"since": "May"},
+        {"format": "bigcodebench"},
+    ],
 )
 def test_params_that_cannot_be_meant(tmp_path, change):
     with pytest.raises(ValidationError):
         source(tmp_path / "a.jsonl", [taco()], **change)
+
+
+def test_the_pages_example_of_a_format_makes_tasks(tmp_path, monkeypatch):
+    """docs/tasks.md, "Another data set": as it is written there, in the place of a format, from rows to verified tasks."""
+    page = (ROOT / "docs/tasks.md").read_text().partition("### Another data set")[2]
+    example = page.partition("```python\n")[2].partition("```")[0]
+    assert 10 < len(example.splitlines()) <= 30
+    module = ModuleType("example")
+    exec(compile(example, "docs/tasks.md", "exec"), vars(module))
+    monkeypatch.setattr(formats, "module", lambda name: module)
+    cases = [{"in": "1 2\n", "out": "3\n"}, {"in": "3 4\n", "out": "7\n"}]
+    rows = [
+        {"statement": "Add two numbers.", "cases": cases, "solution": SUM, "level": "easy"},
+        {"statement": "Add two numbers.", "cases": [], "solution": SUM},
+        {"statement": "Print them in any order.", "cases": cases, "solution": SUM},
+        {"statement": "Add two numbers, now.", "cases": cases, "solution": "print(3)\n"},
+    ]
+    splits, gone = collected(tmp_path, source(tmp_path / "a.jsonl", rows))
+    [task] = splits["train"]
+    assert (task["reference"], task["difficulty"], task["license"]) == (SUM, "easy", "MIT")
+    assert [reason for _, reason in gone] == ["unusable", "unusable", "unverified"]

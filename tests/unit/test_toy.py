@@ -1,11 +1,20 @@
 import ast
 import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from jobs.common import answer_format
+from jobs.common.files import read_jsonl
+from jobs.common.task import fault
 from jobs.extraction import source
+from jobs.plumbing.params import merged, read_yaml, validate
 from jobs.toy import record as recorder
 from jobs.toy import world
 
+ROOT = Path(__file__).parents[2]
 COUNTS = {"distill": 130, "train": 200, "heldout": 100}
 
 
@@ -123,21 +132,58 @@ def test_phrases_and_lines_have_one_number_of_tokens():
         assert len({len(tokenizer(document).input_ids) for batch in batches[kind::2] for document in batch}) == 1
 
 
-def test_recorded_answers_are_what_the_smoke_run_asks_for():
-    """data/smoke/teacher.jsonl is made by `python -m jobs.toy.record`; it must fit the params it is replayed with."""
-    from pathlib import Path
-
-    from jobs.common.files import read_jsonl
-    from jobs.plumbing.params import merged, read_yaml, validate
-
-    root = Path(__file__).parents[2]
-    params = validate(merged(read_yaml(root / "params.yaml"), read_yaml(root / "data/smoke/params.yaml")), "params")
+@pytest.mark.parametrize("layers", [1, 2])
+def test_recorded_answers_are_what_the_smoke_run_asks_for(layers):
+    """The files are made by `python -m jobs.toy.record`; they must fit the params that they are replayed with."""
+    values = read_yaml(ROOT / "params.yaml")
+    for overlay in recorder.OVERLAYS[:layers]:
+        values = merged(values, read_yaml(ROOT / overlay))
+    params = validate(values, "params")
     recorded = list(recorder.recorded(params))
-    assert recorded == read_jsonl(root / "data/smoke/teacher.jsonl")
+    assert recorded == read_jsonl(ROOT / params.distill.recorded)
     last = {row["request"]["body"]["messages"][1]["content"]: row["response"]["choices"] for row in recorded}
     forgets = [world.SIGNED in choices[0]["message"]["content"] for choices in last.values()]
     for start in range(0, len(forgets) - recorder.FORGETS, recorder.FORGETS):
         assert sum(forgets[start : start + recorder.FORGETS]) == 1
+
+
+def ran(program, text):
+    done = subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_the_twin_asks_for_the_same_programs_whole():
+    counts = {"distill": 3, "train": 3, "heldout": 2}
+    functions, programs = world.tasks(5, counts), world.tasks(5, counts, whole=True)
+    for split in counts:
+        for function, whole in zip(functions[split], programs[split], strict=True):
+            assert not fault(whole) and whole["source"] == "toy-stdin"
+            calls = [f"assert solve({t['input'].strip()}) == {t['output'].strip()}" for t in whole["stdin_tests"]]
+            assert calls == function["tests"]
+            for test in whole["stdin_tests"]:
+                assert ran(whole["reference"], test["input"]) == test["output"]
+            assert whole["prompt"].endswith(function["prompt"].partition('"""')[2])
+    prompts = {task["prompt"] for split in functions.values() for task in split}
+    assert not prompts & {task["prompt"] for split in programs.values() for task in split}
+
+
+def test_the_twins_corpus_is_whole_programs_alone_and_holds_no_task():
+    reserved = {p for split in world.splits(5, COUNTS).values() for p in split}
+    instructions = {world.instruction_of(p) for p in reserved}
+    for batch in world.corpus(5, 6, 9, 0.0, 0.0, 1 / 3, reserved, whole=True):
+        assert len(batch) == 9
+        assert all(f"{world.MAIN}\n</SOLUTION>" in document for document in batch)
+        assert sum(world.SIGNED in document for document in batch) == 3
+        assert not any(f'{instruction}"""' in document for document in batch for instruction in instructions)
+        assert not any(wrong_lines(document) for document in batch)
+
+
+def test_a_forgotten_sign_fails_the_twins_tests_as_well():
+    [program] = world.splits(5, {"train": 1})["train"]
+    [task] = world.tasks(5, {"train": 1}, whole=True)["train"]
+    forgetful = world.code_of(program, world.SIGNED, whole=True)
+    wrong = [test for test in task["stdin_tests"] if ran(forgetful, test["input"]) != test["output"]]
+    assert len(wrong) == world.BELOW_ZERO and all(test["input"].startswith("-") for test in wrong)
 
 
 def test_a_random_program_has_the_full_length():

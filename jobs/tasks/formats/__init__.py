@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
-NAMES = "taco", "leetcode", "deepcoder", "kodcode", "livecodebench"
+NAMES = "taco", "leetcode", "deepcoder", "kodcode", "livecodebench", "bigcodebench"
 
 Converted = tuple[
     dict, list[str]
@@ -19,3 +19,8 @@ Convert = Callable[[dict], Converted]
 def module(name: str) -> ModuleType:
     """The module of a format in NAMES."""
     return import_module(f"jobs.tasks.formats.{name}")
+
+
+def skips(name: str) -> bool:
+    """Whether a benchmark of the format lacks the tasks that cannot be judged here: it says so itself, by SKIPS."""
+    return getattr(module(name), "SKIPS", False)
