@@ -35,6 +35,6 @@ export JOBS_SLURM=1 OMP_NUM_THREADS=1
 tmp=$(mktemp -d /tmp/slurm.XXXXXX)
 trap 'rm -rf "$tmp" ${policy:+"$policy"}' EXIT
 chmod 1777 "$tmp"
-unshare --mount --net --pid --fork --mount-proc --kill-child bash -c '
+setpriv --pdeathsig KILL unshare --mount --net --pid --fork --mount-proc --kill-child bash -c '
     mount -t tmpfs tmpfs /run && mount --bind "$1" /tmp && "${@:2}"
     exit $?' bash "$tmp" .venv/bin/python -m pytest -p no:cacheprovider -rA "${@:-tests/slurm}"
