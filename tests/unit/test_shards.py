@@ -157,7 +157,6 @@ def says_its_card(call):
 def test_vllms_share_of_tasks_is_of_about_equal_lengths_and_leaves_none_out():
     settings = load(PARAMS, SET).evaluate
 
-
     def of_greedy(*asked) -> list[list[str]]:
         found = [[keys[0] for keys in call.rows] for call in calls(settings, *asked)]
         return [[task for task, _ in of_call] for of_call in found if of_call[0][1] == 0]
