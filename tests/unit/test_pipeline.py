@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -140,3 +143,23 @@ def test_what_a_command_does_first_by_another_job_bears_on_no_stage():
     assert "--model" not in command("evaluate")
     scoring = {file.relative_to(ROOT / "jobs").parts[0] for file in closure.code("evaluate")}
     assert not scoring & {"sample.py", "sampling", "inference", "weights", "training"}
+
+
+def test_what_dvc_writes_into_a_folder_is_no_input_of_a_stage(tmp_path):
+    """`compare` reads data/evaluations, where DVC's .gitignore names the evaluations in the order in which they ended."""
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    (tmp_path / "read").mkdir()
+    (tmp_path / "read/file").write_text("read\n")
+    (tmp_path / "read/.gitignore").write_text("/base-cot\n/sft-cot\n")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo > out\n    deps: [read]\n    outs: [out]\n")
+
+    def dvc(*words) -> str:
+        command = [sys.executable, "-m", "dvc", *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    dvc("init", "--quiet", "--no-scm", "--force")
+    dvc("repro", "--quiet")
+    (tmp_path / "read/.gitignore").write_text("/sft-cot\n/base-cot\n")
+    assert "up to date" in dvc("status")
+    (tmp_path / "read/file").write_text("other\n")
+    assert "changed deps" in dvc("status")
