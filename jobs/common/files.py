@@ -309,9 +309,9 @@ def process_folder(room: Path, name: str) -> Path:
     Its name has the number of the process and that of the room of processes it lives in. A program in a container that
     shares `room` sees other numbers, and would take the folders of all that run outside for left ones.
     """
-    numbers = os.stat("/proc/self/ns/pid").st_ino
-    for left in room.glob(f"{name}-{numbers}-[0-9]*-*"):
-        pid = left.name.removeprefix(f"{name}-{numbers}-").split("-")[0]
+    ours = f"{name}-in{os.stat('/proc/self/ns/pid').st_ino}-"
+    for left in room.glob(f"{ours}[0-9]*-*"):
+        pid = left.name.removeprefix(ours).split("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{name}-{numbers}-{os.getpid()}-", dir=room))
+    return Path(tempfile.mkdtemp(prefix=f"{ours}{os.getpid()}-", dir=room))
