@@ -1,5 +1,7 @@
 """Recipes say where their numbers come from, are listed, and what is said of their memory is what the script computes."""
 
+import functools
+import math
 import re
 from pathlib import Path
 
@@ -13,14 +15,29 @@ PAGE = (ROOT / "docs/recipes.md").read_text()
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
-def loaded(name: str):
-    return validate(merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / f"recipes/{name}.yaml")), name)
+def loaded(*names: str):
+    """The params with these recipes laid over them, each over those before it."""
+    recipes = (read_yaml(ROOT / f"recipes/{name}.yaml") for name in names)
+    return validate(functools.reduce(merged, recipes, read_yaml(ROOT / "params.yaml")), names[-1])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_a_recipe_has_a_header_and_a_line_in_the_docs(recipe):
     assert recipe.read_text().startswith("# ")
     assert f"`{recipe.name}`" in PAGE
+
+
+@pytest.mark.parametrize("name", sorted(recipe.stem for recipe in RECIPES if recipe.stem != "check"))
+def test_a_check_of_a_recipe_is_small_and_sets_aside_fewer_tasks_than_it_has(name):
+    params = loaded(name, "check")
+    left = params.tasks.toy.train - params.grade.validation
+    assert 0 < params.grade.validation < params.tasks.toy.train
+    assert params.grpo.share[0] * params.grpo.share[1] // params.grpo.generations <= left
+    assert params.grpo.validate_every <= params.grpo.steps == 2
+    samples = params.grpo.steps * math.prod(params.grpo.share)
+    measured = 2 * params.grade.validation * (1 + params.grpo.validate_samples)
+    assert samples + measured + params.grade.samples * left <= 32
+    assert params.grpo.difficulty is params.grpo.mix is None, "neither is of use where nothing is solved and all is toy"
 
 
 @pytest.mark.parametrize("name", memory.SHAPES)
