@@ -127,6 +127,9 @@ def make(family: str, out: Path) -> None:
         config = getattr(transformers, prefix + text)(**size | keys)
         head = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
         model = getattr(transformers, prefix + head)(config)
+    # transformers makes the embedding of the padding token zero. Here that token is also the end of a text, and no training
+    # of an adapter could raise its logit where the head is the embedding.
+    model.get_input_embeddings().weight.data[tokenizer.pad_token_id].normal_(std=SIZE["initializer_range"])
     model.to(torch.bfloat16).save_pretrained(out)
 
 
