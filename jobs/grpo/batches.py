@@ -4,7 +4,12 @@ A row whose advantage is zero, or whose mask is empty, has a gradient of exactly
 needs no pass. The others are sorted by length, and each pass is padded to its own longest row. The loss stays the one
 that TRL would have had: where it divides by something of a pass, the advantages of a row are scaled by the quotient of
 what TRL's own pass would have divided by and what this one does. All of TRL's losses are linear in the advantage.
+
+The ranks of a run go through each pass together and compare what they measure there, row by row. So with several of them a
+pass has as many rows on each as on the one that has most, and at least one. The further rows teach nothing.
 """
+
+from collections.abc import Callable
 
 import torch
 
@@ -15,18 +20,34 @@ BY_STEP = ("dapo", "cispo")  # divided by the tokens of the whole step
 Rows = list[list[int]]
 
 
-def passes(output: dict, count: int, loss: str, *, tokens_of_step: bool) -> list[dict]:
+def passes(
+    output: dict,
+    count: int,
+    loss: str,
+    *,
+    tokens_of_step: bool,
+    by_rank: Callable[[list[int]], list[list[int]]] = lambda sizes: [sizes],
+) -> list[dict]:
     """A step's completions as `count` passes, of which the last may have no row.
 
     output: what TRL's trainer made of a step: tensors of (completions, ...), and others that are kept as they are.
     loss: TRL's loss_type. tokens_of_step: the engine divides bnpo by the tokens of the whole step, as Unsloth does.
+    by_rank: given the numbers of rows of this rank's passes, returns every rank's.
+    `taught` of a pass says whether any rank has a row in it that teaches.
     """
     lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
     size = len(lengths) // count
     theirs = [rows.tolist() for rows in torch.randperm(len(lengths)).split(size)]
     ours = sorted_passes(lengths, taught(output), size, count)
-    scaled = output | {"advantages": output["advantages"] * scales(output, theirs, ours, loss, tokens_of_step)}
-    return [taken(scaled, rows) for rows in ours]
+    of_ranks = by_rank([len(rows) for rows in ours])
+    most = [max(sizes) for sizes in zip(*of_ranks, strict=True)]
+    sizes = [max(1, size) for size in most] if len(of_ranks) > 1 else most
+    scale = scales(output, theirs, ours, sizes, loss, tokens_of_step)
+    scaled = with_silent_row(output | {"advantages": output["advantages"] * scale}, int(lengths.argmin()))
+    return [
+        taken(scaled, rows + [len(lengths)] * (size - len(rows))) | {"taught": found > 0}
+        for rows, size, found in zip(ours, sizes, most, strict=True)
+    ]
 
 
 def loss_mask(output: dict) -> torch.Tensor:
@@ -45,8 +66,22 @@ def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: i
     return [order[i * size : (i + 1) * size] for i in range(count)]
 
 
-def scales(output: dict, theirs: Rows, ours: Rows, loss: str, tokens_of_step: bool) -> torch.Tensor:
-    """(completions,) what a row's advantage is multiplied by, so that our passes sum to the loss of TRL's."""
+def with_silent_row(output: dict, row: int) -> dict:
+    """`output` with one more completion, a copy of `row` that has no advantage and no token in the loss."""
+    copied = {
+        name: torch.cat([value, value[row : row + 1]]) if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in output.items()
+    }
+    for name in ("advantages", "completion_mask"):
+        copied[name][-1] = 0
+    return copied
+
+
+def scales(output: dict, theirs: Rows, ours: Rows, sizes: list[int], loss: str, tokens_of_step: bool) -> torch.Tensor:
+    """(completions,) what a row's advantage is multiplied by, so that our passes sum to the loss of TRL's.
+
+    sizes: of our passes, with the rows that are added to them.
+    """
     result = torch.ones_like(output["advantages"])
     if loss in BY_STEP or (loss in BY_TOKENS and tokens_of_step):
         return result
@@ -57,21 +92,11 @@ def scales(output: dict, theirs: Rows, ours: Rows, loss: str, tokens_of_step: bo
     divisor = torch.ones_like(result)  # of TRL's pass, by row
     for rows in theirs:
         divisor[rows] = weights[rows].sum().clamp(min=1)
-    for rows in ours:
+    for rows, size in zip(ours, sizes, strict=True):
         if rows:
-            result[rows] = weights[rows].sum().clamp(min=1) / divisor[rows]
+            whole = weights[rows].sum().clamp(min=1) if loss in BY_TOKENS else size
+            result[rows] = whole / divisor[rows]
     return result
-
-
-def filled(parts: list[dict], output: dict) -> list[dict]:
-    """`parts` where each has a row, which teaches nothing where it had none.
-
-    The ranks of a run go through each pass together, and wait in it for each other.
-    """
-    lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
-    silent = {name: torch.zeros_like(output[name]) for name in ("advantages", "completion_mask")}
-    filler = taken(output | silent, [int(lengths.argmin())])
-    return [part if len(part["advantages"]) else filler for part in parts]
 
 
 def taken(output: dict, rows: list[int]) -> dict:

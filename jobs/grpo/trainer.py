@@ -241,21 +241,15 @@ class Trainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch):
         """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term
-        and no entropy bonus.
-
-        `rows_of_all` is how many rows all ranks have in a pass.
-        """
+        and no entropy bonus."""
         if not self.model.training or self.grpo.beta or self.grpo.entropy:
             return super()._prepare_inputs(generation_batch)
         count = self.args.steps_per_generation
         if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
             output = self._generate_and_score_completions(generation_batch)
             unsloth = self.grpo.engine == "unsloth"
-            parts = batches.passes(output, count, self.grpo.loss, tokens_of_step=unsloth)
-            if ranks.count() > 1:
-                rows = ranks.total(*(len(part["advantages"]) for part in parts))
-                parts = [part | {"rows_of_all": n} for part, n in zip(batches.filled(parts, output), rows, strict=True)]
-            self._buffered_inputs = parts
+            loss, by_rank = self.grpo.loss, ranks.gathered
+            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
         return self._buffered_inputs[self._step % count]
 
     def compute_loss(self, model, inputs: dict, *arguments, **options):
@@ -264,7 +258,7 @@ class Trainer(GRPOTrainer):
         measured = self._metrics["train"]
         before = {name: len(values) for name, values in measured.items()}
         loss = super().compute_loss(model, inputs, *arguments, **options)
-        if inputs.get("rows_of_all") == 0:  # nothing was measured
+        if not inputs.get("taught", True):  # nothing was measured
             for name, values in measured.items():
                 del values[before.get(name, 0) :]
         return loss

@@ -69,8 +69,11 @@ def drawn_by(shards: int, settings: "Evaluate", model: Path, adapter: Path | Non
         yield Shards(pool)
         pool.shutdown()
     except BaseException:
-        for worker in set(multiprocessing.active_children()) - before:  # shutdown would wait for what they are at
+        workers = set(multiprocessing.active_children()) - before
+        for worker in workers:  # shutdown would wait for what they are at
             worker.kill()
+        for worker in workers:
+            worker.join()
         raise
 
 

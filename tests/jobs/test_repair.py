@@ -12,8 +12,7 @@ from jobs.common import answer_format, feedback
 from jobs.common.files import read_json, read_jsonl, sha256
 from jobs.inference import Completion
 from jobs.plumbing.params import load
-from jobs.sampling import benchmark as sampling
-from jobs.sampling import repair
+from jobs.sampling import engine, repair
 from tests import program
 from tests.jobs.test_evaluate import PARAMS, SET, answers, evaluated, here, invoke  # noqa: F401
 from tests.jobs.test_grpo import OUTS, SMALL, world  # noqa: F401
@@ -44,7 +43,7 @@ def repaired(here, monkeypatch):  # noqa: F811
     """The tasks, what the model was asked, and the samples after repair; in the working folder."""
     evaluated(monkeypatch, answers(here, "cot"))
     seen: list = []
-    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: repairing(here, seen))
+    monkeypatch.setattr(engine, "load_engine", lambda *arguments: repairing(here, seen))
     done = invoke(sample.command, *REPAIR)
     assert done.exit_code == 0, done.output
     return here, seen, read_jsonl(Path("samples/m-repair/samples-toy.jsonl"))
@@ -118,7 +117,7 @@ def test_an_answer_that_was_cut_has_no_second(here, monkeypatch):  # noqa: F811
 
     evaluated(monkeypatch, cut)
     seen: list = []
-    monkeypatch.setattr(sampling, "load_engine", lambda *arguments: repairing(here, seen))
+    monkeypatch.setattr(engine, "load_engine", lambda *arguments: repairing(here, seen))
     assert invoke(sample.command, *REPAIR).exit_code == 0
     assert not seen
 

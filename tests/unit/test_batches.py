@@ -175,17 +175,30 @@ def test_a_loss_that_is_not_known_to_sum_is_refused():
         batches.passes(step(), 3, "vespo", tokens_of_step=False)
 
 
-def test_a_pass_without_rows_is_filled_by_one_that_teaches_nothing(trainer):
-    """For the ranks of a run, which go through each pass together."""
+def of_two_ranks(output: dict, loss: str, others: list[int]) -> list[dict]:
+    torch.manual_seed(4)
+    return batches.passes(output, 3, loss, tokens_of_step=False, by_rank=lambda sizes: [sizes, others])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ranks_have_as_many_rows_in_each_pass_and_those_that_are_added_teach_nothing(trainer, loss):
+    """TRL gathers a number a row in each pass, and the ranks would wait for each other in different places."""
+    output = step(2)
+    alone, shared = ours(output, loss, 4), of_two_ranks(output, loss, [2, 4, 0])
+    assert [len(part["advantages"]) for part in alone] == [4, 2, 0]
+    assert [len(part["advantages"]) for part in shared] == [4, 4, 1]
+    assert [part["taught"] for part in shared] == [True, True, False]
+    expected, logged, _ = gradient(trainer, alone, loss)
+    found, logged_too, _ = gradient(trainer, shared, loss)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+    assert logged_too == pytest.approx(logged, abs=1e-5)
+
+
+def test_a_pass_that_teaches_no_rank_measures_nothing(trainer):
     output = step()
-    output["advantages"][1:] = 0.0
-    parts = batches.passes(output, 3, "dapo", tokens_of_step=False)
-    assert [len(part["advantages"]) for part in parts] == [1, 0, 0]
-    filled = batches.filled(parts, output)
-    assert [len(part["advantages"]) for part in filled] == [1, 1, 1]
-    assert filled[0] is parts[0]
-    loss = trainer.compute_loss(trainer.model, filled[1])
-    loss.backward()
-    assert loss.item() == 0.0
-    assert all(float(w.grad.abs().max()) == 0.0 for w in trainer.model.parameters() if w.requires_grad)
-    trainer.model.zero_grad()
+    output["advantages"] = torch.zeros(12)
+    trainer._metrics["train"].clear()
+    found, logged, _ = gradient(trainer, of_two_ranks(output, "dapo", [0, 0, 0]), "dapo")
+    assert logged == 0.0
+    assert not found.any()
+    assert not any(trainer._metrics["train"].values())

@@ -50,7 +50,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, "unset")
-    monkeypatch.setattr(engine, "load_tokenizer", lambda path: lambda text: SimpleNamespace(input_ids=text.split()))
+    monkeypatch.setattr(engine, "load_tokenizer", lambda path: lambda text: {"input_ids": text.split()})
     return seen
 
 
