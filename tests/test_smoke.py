@@ -212,7 +212,10 @@ def test_the_readmes_lines_with_dvc_work_as_they_are_written(smoke, tmp_path, he
     (start / ".venv").symlink_to(ROOT / ".venv")
     if "make install" in block:
         stamp = subprocess.run(
-            ["make", "--eval=stamp: ; @echo $(INSTALLED)", "stamp"], cwd=place, capture_output=True, text=True
+            ["make", "--no-print-directory", "--eval=stamp: ; @echo $(INSTALLED)", "stamp"],
+            cwd=place,
+            capture_output=True,
+            text=True,
         )
         if not (place / stamp.stdout.strip()).exists():  # .venv is another lock's, and a test installs nothing into it
             block = block.replace("make install", "make --dry-run install")
