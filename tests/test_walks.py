@@ -40,8 +40,12 @@ TINY = {
 
 
 def sh(script: str, folder: Path, **more: str) -> str:
-    """What the commands print. RUNTIME=local: the walks are about DVC; tests/containers have the engines."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """What the commands print. RUNTIME=local: the walks are about DVC; tests/containers have the engines.
+
+    A make around the tests would have the commands' own say which folders they enter.
+    """
+    around = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in around}
     environment |= {"RUNTIME": "local", "COLUMNS": "100", "GIT_CONFIG_GLOBAL": str(folder.parent / "gitconfig")} | more
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
