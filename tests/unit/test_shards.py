@@ -29,6 +29,12 @@ def task(number: int) -> dict:
 TASKS = [task(number) for number in range(7)]
 
 
+@pytest.fixture(autouse=True)
+def no_cards(monkeypatch):
+    """A job that trained in this process has taken the first one."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A tiny random model and a benchmark."""
