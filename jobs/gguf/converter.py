@@ -132,11 +132,11 @@ def bpe_of(folder: Path) -> str | None:
     tokenizer = read_json(folder / "tokenizer.json")
     if tokenizer["model"].get("type") != "BPE":
         return None
-    if tokenizer["model"].get("byte_fallback"):
-        return "pieces"
     before = tokenizer.get("pre_tokenizer") or {}
     steps = [before, *before.get("pretokenizers", [])]
-    return "bytes" if any(step.get("type") == "ByteLevel" for step in steps) else None
+    if any(step.get("type") == "ByteLevel" for step in steps):
+        return "bytes"  # also with the byte_fallback that transformers makes of a GGUF file: all text is bytes already
+    return "pieces" if tokenizer["model"].get("byte_fallback") else None
 
 
 def add_pieces(writer: Any, folder: Path, size: int) -> None:

@@ -224,6 +224,23 @@ def test_another_splitting_of_text_is_noticed(models, tmp_path):
         check_tokens(tmp_path / "y.gguf", tokenizer, TEXTS)
 
 
+@pytest.mark.parametrize("fallback", [False, True])
+def test_bytes_are_cut_as_bytes_whatever_is_said_of_a_fallback(models, tmp_path, fallback):
+    """transformers reads a byte-level BPE out of a GGUF file with byte_fallback set, which there has no effect."""
+    from jobs.gguf.converter import bpe_of
+
+    folder = tmp_path / "base"
+    shutil.copytree(models["base"], folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["byte_fallback"] = fallback
+    file.write_text(json.dumps(tokenizer))
+    assert bpe_of(folder) == "bytes"
+    tokenizer["pre_tokenizer"] = None
+    file.write_text(json.dumps(tokenizer))
+    assert bpe_of(folder) == ("pieces" if fallback else None)
+
+
 def test_a_special_token_that_a_text_spells_is_text_in_the_file_too(models, tmp_path):
     held = json.loads((models["base"] / "tokenizer.json").read_text())
     plain = held["added_tokens"][0]
