@@ -349,10 +349,9 @@ class Trainer(GRPOTrainer):
             if not wanted:
                 break
             rng = random.Random(f"refill {self.args.seed} {self.state.global_step} {attempt}")
-            if ranks.count() > 1:  # no mix, see the params
-                drawn = difficulty.draw(rng, self.weights, wanted * ranks.count())[ranks.number() * wanted :][:wanted]
-            else:
-                drawn = self.others(rng, [sources[i] for i in dead])
+            # With a mix there is one rank, which wants what it lacks; without one all tasks are of the same source.
+            asked = [sources[i] for i in dead] if self.grpo.mix else [order.ALL] * wanted * ranks.count()
+            drawn = self.others(rng, asked)[ranks.number() * wanted :][:wanted]
             rows = [self.train_dataset[i] for i in drawn]
             fresh = [row for row in rows for _ in range(size)]
             self.task_ids = [row["task_id"] for row in fresh]
