@@ -1,4 +1,4 @@
-"""Running a job for a bench on a GPU: its log, its wall seconds, and the card's peak memory."""
+"""Running a job for a bench on a GPU: its log, its wall seconds, and the cards' peak memory."""
 
 import csv
 import os
@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}", "PYTHONUNBUFFERED": "1"}
+SECONDS = 420  # that a job may take
 
 
 def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
@@ -21,33 +22,36 @@ def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             check=True,
-            timeout=400,
+            timeout=SECONDS,
             env=ENVIRONMENT,
         )
 
 
 class Memory(threading.Thread):
-    """The card's memory in use, at its highest, in MiB."""
+    """The memory in use of each card, at its highest, in GiB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak, self.stopped = 0, threading.Event()
+        self.peak: list[float] = []
+        self.stopped = threading.Event()
 
     def run(self) -> None:
+        query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
         while not self.stopped.wait(0.5):
-            query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
-            self.peak = max(self.peak, int(subprocess.run(query, capture_output=True, text=True).stdout.split()[0]))
+            said = subprocess.run(query, capture_output=True, text=True).stdout.split()
+            used = [round(int(mib) / 1024, 1) for mib in said]
+            self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
 
 
 def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:
-    """Runs one job in `folder`; returns its wall seconds and the card's peak memory."""
+    """Runs one job in `folder`; returns its wall seconds and the first card's peak memory."""
     folder.mkdir(parents=True, exist_ok=True)
     memory = Memory()
     memory.start()
     began = time.perf_counter()
     run_logged([*program, *words], log, folder)
     memory.stopped.set()
-    return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": round(memory.peak / 1024, 1)}
+    return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": memory.peak[0] if memory.peak else 0.0}
 
 
 class Hog:

@@ -24,14 +24,13 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO))
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH', '')}", "PYTHONUNBUFFERED": "1"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.bench.gpu_jobs import ENVIRONMENT, REPO, SECONDS, Memory, run_logged
+
 SHAPES = {"1x64": (1, 64), "2x64": (2, 64), "2x128": (2, 128)}
 GPU = {
     "sft": {"engine": "transformers"},
@@ -39,7 +38,6 @@ GPU = {
     "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
 }
 ADAPTERS = {"23.6M": 23_592_960, "66.1M": 66_060_288}  # four and seven projections of Qwen3-4B at rank 32
-SECONDS = 420  # that a job may take
 
 
 def main() -> None:
@@ -206,7 +204,7 @@ def rank_in(folder: Path, number: str) -> int:
 
 
 def jobs(log: Path, folder: Path, words: list[str]) -> None:
-    run([sys.executable, "-m", "jobs", *words], log, folder)
+    run_logged(["-m", "jobs", *words], log, folder)
 
 
 def torchrun(log: Path, folder: Path, ranks: int, *words: str) -> None:
@@ -219,12 +217,7 @@ def torchrun(log: Path, folder: Path, ranks: int, *words: str) -> None:
         str(ranks),
         str(Path(__file__).resolve()),
     ]
-    run([sys.executable, *command, "--rank", *words], log, folder)
-
-
-def run(command: list[str], log: Path, folder: Path) -> None:
-    with open(log, "w") as file:
-        subprocess.run(command, cwd=folder, stdout=file, stderr=file, env=ENVIRONMENT, check=True, timeout=SECONDS)
+    run_logged([*command, "--rank", *words], log, folder)
 
 
 def as_rank(words: list[str]) -> None:
@@ -263,24 +256,6 @@ def measure_allreduce() -> None:
     if torch.distributed.get_rank() == 0:
         print(json.dumps({"allreduce": found}), flush=True)
     torch.distributed.destroy_process_group()
-
-
-class Memory(threading.Thread):
-    """The memory in use of each card, at its highest, in GiB."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak: list[float] = []
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
-        while not self.stopped.wait(0.5):
-            used = [
-                round(int(line) / 1024, 1)
-                for line in subprocess.run(query, capture_output=True, text=True).stdout.split()
-            ]
-            self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
 
 
 CASES: dict[str, Callable[[str, argparse.Namespace], dict]] = {
