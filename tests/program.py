@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +44,13 @@ def start(folder: Path, job: str, *words, settings=(), **environ: str) -> subpro
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ends_of_signal(process: subprocess.Popen, number: int, code: int) -> None:
+    """A job that is sent a signal ends within three seconds, with that exit code and without a traceback."""
+    process.send_signal(number)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - began < 3
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr

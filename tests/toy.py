@@ -152,3 +152,15 @@ def make_adapter(base_dir: Path, dir: Path, rank: int = 8, scale: float = 1e-2, 
                 tensor.data.add_(torch.randn_like(tensor) * scale)
     model.save_pretrained(dir)
     return dir
+
+
+def make_world(folder: Path) -> None:
+    """What GRPO with validation begins with: base/, sft/, six tasks in train.jsonl and three in validation.jsonl."""
+    from jobs.common.files import write_jsonl
+    from jobs.toy import world
+
+    make_model(folder / "base")
+    make_adapter(folder / "base", folder / "sft")
+    rows = world.tasks(1, {"train": 9})["train"]
+    write_jsonl(folder / "train.jsonl", rows[:6])
+    write_jsonl(folder / "validation.jsonl", rows[6:])

@@ -12,7 +12,6 @@ import pytest
 
 from jobs.common import answer_format
 from jobs.common.files import read_jsonl, sha256, write_jsonl
-from jobs.toy import world as toy
 from tests import program, ranks
 from tests import toy as models
 from tests.jobs.test_grpo import OUTS
@@ -26,11 +25,7 @@ TWO = [*SMALL, "grpo.processes=2"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    models.make_model(folder / "base")
-    models.make_adapter(folder / "base", folder / "sft", rank=8)
-    rows = toy.tasks(1, {"train": 9})["train"]
-    write_jsonl(folder / "train.jsonl", rows[:6])
-    write_jsonl(folder / "validation.jsonl", rows[6:])
+    models.make_world(folder)
     examples = [
         {"prompt": f"def f{i}(x):\n", "answer": answer_format.render(f"add {i}", f"def f{i}(x): return x + {i}")}
         for i in range(7)

@@ -12,13 +12,12 @@ import pytest
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_jsonl, sha256, write_jsonl
+from jobs.common.files import read_jsonl, sha256
 from jobs.grpo import rollout
 from jobs.grpo.job import held_out
 from jobs.grpo.validation import GREEDY, SAMPLED, Validation
 from jobs.plumbing.params import load
 from jobs.sandbox import Verdict
-from jobs.toy import world as toy
 from tests import program
 from tests import toy as models
 from tests.jobs.test_grpo import SMALL
@@ -31,11 +30,7 @@ OUTS = ("models/adapters/grpo", "plots/grpo.csv", "metrics/grpo.json")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validation")
-    models.make_model(folder / "base")
-    models.make_adapter(folder / "base", folder / "sft", rank=8)
-    rows = toy.tasks(1, {"train": 9})["train"]
-    write_jsonl(folder / "train.jsonl", rows[:6])
-    write_jsonl(folder / "validation.jsonl", rows[6:])
+    models.make_world(folder)
     return folder
 
 
