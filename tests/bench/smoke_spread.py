@@ -76,7 +76,7 @@ def job(folder: Path, made: str, words: tuple[str, ...], threads: int, kernels: 
         return
     # As in docker/run, threads wait without spinning: a spinning one takes the core from the one that it waits for.
     around = {name: value for name, value in os.environ.items() if name not in PINS} | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": str(threads),

@@ -96,6 +96,7 @@ def test_what_is_not_as_it_should_be_is_told():
 def test_a_job_takes_the_kernels_and_threads_of_its_run_whatever_the_caller_has_set(tmp_path, monkeypatch):
     for name in spread.PINS | {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}:
         monkeypatch.setenv(name, "outside")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     found = []
 
     def run(command, env, **options):
@@ -108,6 +109,7 @@ def test_a_job_takes_the_kernels_and_threads_of_its_run_whatever_the_caller_has_
     for env, kernels in zip(found, spread.KERNELS.values(), strict=True):
         assert {name: env[name] for name in spread.PINS & env.keys()} == kernels
         assert (env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) == ("2", "")
+        assert env["PYTHONPATH"].split(spread.os.pathsep) == [str(spread.ROOT), "/elsewhere"]
 
 
 def test_a_job_that_fails_names_its_log(tmp_path):
