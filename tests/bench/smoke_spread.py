@@ -195,10 +195,11 @@ def faults(runs: list[dict]) -> list[str]:
 
 def said(runs: list[dict]) -> str:
     """How many runs they are, on what and when."""
-    seeds, kernels = {one["seed"] for one in runs}, {one["kernels"] for one in runs}
+    seeds = {one["seed"] for one in runs}
+    kernels = ", ".join(name for name in KERNELS if name in {one["kernels"] for one in runs})
     where = "; ".join(sorted({one["machine"] for one in runs}))
     when = " and ".join(sorted({one["date"] for one in runs}))
-    return f"{len(runs)} runs, of {len(seeds)} seeds by {len(kernels)} sets of kernels; {where}; {when}"
+    return f"{len(runs)} runs, of {len(seeds)} seeds, by kernels {kernels}; {where}; {when}"
 
 
 def pages(runs: list[dict]) -> dict[Path, str]:

@@ -36,6 +36,21 @@ def made(monkeypatch):
     return runs
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/toy.md"])
+def test_the_pages_tables_are_what_the_kept_results_say(name):
+    page = spread.ROOT / name
+    text = page.read_text()
+    assert spread.marked(text, spread.pages(read_json(spread.RESULTS)["runs"])[page]) == text
+
+
+def test_the_kept_results_are_of_the_smoke_runs_params():
+    runs = read_json(spread.RESULTS)["runs"]
+    assert runs
+    first = spread.settings(0)["seed"]
+    for one in runs:
+        assert one["params"] == spread.params_of(one["seed"] - first), (one["kernels"], one["seed"])
+
+
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="marks"):
         spread.marked("a page", "a table")
