@@ -1,10 +1,16 @@
 """Verdicts: what cannot pass, what must, and what is refused, kind by kind; each kind in several unlike dresses."""
 
 import json
+import os
+import socket
+import time
+import types
 
 import pytest
 
 from jobs.sandbox import Sandbox
+from jobs.sandbox.child import Child
+from jobs.sandbox.verdict import Lost
 from tests.submissions import task, verdict
 
 FAULTS = {"failed", "timeout", "crashed"}
@@ -304,6 +310,27 @@ def test_a_tests_own_limit_counts_what_the_judge_waits(kind):
         assert (found.status, found.base_passed, found.tests_passed) == ("timeout", False, 0), found
         assert found.error == "base test 1 took over 1.00 s"
         assert verdict(sandbox, record, "import time\ndef f(x):\n    time.sleep(0.1)\n    return x").passed
+
+
+@pytest.mark.parametrize(
+    ("queued", "granted"),
+    [([0.0, 3.0, 3.0], 0.0), ([0.0, 3.0, 3.05, 3.05], 0.05), ([2.0, 2.0, 2.01, 2.02, 2.02], 0.02)],
+    ids=["before it", "before and in it", "in it alone"],
+)
+def test_a_tests_own_limit_is_not_moved_by_what_was_queued_in_an_earlier_test(monkeypatch, queued, granted):
+    ours, theirs = socket.socketpair()
+    source = types.SimpleNamespace(config={"timeout": 2.0}, is_dead=lambda: False, release=lambda: None)
+    readings = iter(queued)
+    monkeypatch.setattr(Child, "queue_time", lambda _: next(readings))
+    with theirs, Child(source, ours.detach(), os.getpid()) as child:
+        child.poll.unregister(0)  # the pool's end of the judge, which is the terminal here
+        child.most_queued = lambda: 16.0
+        child.deadline = time.monotonic() + 60
+        with pytest.raises(Lost) as lost:
+            child.receive_within(0.05)
+        assert lost.value.status == "timeout"
+        assert child.waited == pytest.approx(granted)
+        assert child.moved == pytest.approx(queued[1] - queued[0])
 
 
 # ---- honest programs pass
