@@ -32,7 +32,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
     "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99),
     "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
-    "recvfrom": (45, 207), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
+    "pipe2": (293, 59), "recvfrom": (45, 207), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293),
+    "faccessat2": (439, 439),
 }  # fmt: skip
 OPEN, OPENAT, IOCTL, FCNTL, PRLIMIT = (2, None), (257, 56), (16, 29), (72, 25), (302, 261)
 # An event loop wakes itself up through a pair of sockets; a thread is a clone that shares all of its process.

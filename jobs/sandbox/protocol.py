@@ -10,7 +10,8 @@ answer carries the number of its question, so that no reply can ever be taken fo
     {"n", "op": "batch", "name", "inputs", "each"}               one [n, i, "r" or "x", value or exception] an input
     {"n", "a": value} or {"n", "stop": 1}, which answers:        {"c": [function, arguments, named]}, a call back
 
-An exception is [[names of its classes], text, its arguments if they are scalars]. `changes` are what a call has made of
+An exception is [[names of its classes], text, its arguments if they are scalars, {attribute: scalar}, group], where group
+is [] or the message and exceptions of an exception group, each such a list. `changes` are what a call has made of
 its arguments: [[number of a container, its content]], the containers counted as codec.containers finds them.
 """
 

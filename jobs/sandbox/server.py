@@ -22,7 +22,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from jobs.sandbox import agent, isolation
+from jobs.sandbox import agent, isolation, semaphores
 from jobs.sandbox.protocol import NEXT, PID, SOCKET, dumps
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def prepared() -> tuple[socket.socket, "Layers"]:
 
         open_places(config["places"])
         sys.path.append(config["folder"])
+    sys.modules["_multiprocessing"] = semaphores
     for name in config["modules"]:
         importlib.import_module(name)
     control = socket.socket(fileno=SOCKET)
