@@ -666,6 +666,8 @@ def nearest(names: list, text: str, arguments: list, group: list, depth: int) ->
             if str_of(error) != text and text:
                 error = kind.__new__(kind, text)
                 error.args = (text,)
+                if isinstance(error, SyntaxError):
+                    error.msg = text
             return error
     first = names[0].rpartition(".")[2] if names and type(names[0]) is str else "?"
     return type(first if first.isidentifier() else "RemoteError", (RemoteError,), {})(first, text)
