@@ -16,7 +16,7 @@ from jobs.tasks.formats import Converted
 from jobs.tasks.formats.common import method, parsed, program, solves, text
 from jobs.tasks.formats.taco import IMPORTS, of_columns
 
-LICENSE = "MIT (DeepCoder), Apache-2.0 (SYNTHETIC-1)"
+LICENSE = "MIT (DeepCoder); SYNTHETIC-1's card names none"
 FENCED = re.compile(r"```(?:python|py)?\n(.*?)```", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""LeetCodeDataset (newfacade/LeetCodeDataset): problems of LeetCode with a class Solution.
+"""LeetCodeDataset (newfacade/LeetCodeDataset, version 0.3.1): problems of LeetCode with a class Solution.
 
 problem_description, starter_code, prompt (imports and helpers), completion, entry_point as "Solution().name", test (a
 function check(candidate) of assertions), difficulty, estimated_date. The assertions are read, not run: calls with plain
