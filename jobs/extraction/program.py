@@ -96,6 +96,8 @@ class Search:
         if not mend:
             if not marks or piece.text[: marks[0][0]].strip():
                 yield from self.forms(piece.text, piece, not delimited)
+                if (bare := unquoted(piece.text.strip("\n"))) != piece.text.strip("\n"):
+                    yield from self.forms(bare, piece, not delimited)
             if marks:
                 head = piece.text[: marks[0][0]]
                 yield from self.forms(head, piece, True, ("fenced",))
@@ -121,8 +123,9 @@ class Search:
         bare = code.strip()
         if not bare:
             return
-        if bare[0] == bare[-1] == "`" and bare.count("`") == 2:
-            code = bare[1:-1] + "\n"
+        inner = bare.strip("`")
+        if bare in (f"`{inner}`", f"``{inner}``"):
+            code = inner + "\n"
         moved = source.dedented(code)
         rules = piece.rules + rules
         for variant, more in ((code, ("whole",)), (moved, ("whole", "dedented"))):
@@ -300,12 +303,17 @@ def blocks(answer: str, marks: list[tuple[int, int, str]]) -> list[str]:
 
 
 def unquoted(block: str) -> str:
-    """A block without the marks of a quotation, or of an interpreter's session, whose output goes as well."""
+    """A block without the marks of a quotation, of added lines, or of a session, whose output goes as well."""
     lines = source.lines_of(block)
     if block.startswith(">>>"):
         return "".join(line[4:] or "\n" for line in lines if line.startswith((">>>", "...")))
+    if text.CELL.match(block):
+        return "".join(line[mark.end() :] for line in lines if (mark := text.CELL.match(line)))
     if all(line.startswith(">") for line in lines if line.strip()):
         return "".join(line[1:].removeprefix(" ") or "\n" for line in lines)
+    added = [line for line in lines if line.strip() and not line.startswith(("@@", "---", "+++"))]
+    if added and all(line.startswith("+") for line in added):
+        return "".join(line[1:] for line in added)
     return block
 
 

@@ -7,16 +7,27 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from jobs.common.answer_format import TAG, TAGS
+from jobs.common.answer_format import TAGS
 
 START, END, OPEN, CLOSE = TAGS
 MOST = 12  # tags, fences or turns of an answer that are looked at one by one
-THINK = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+# As models name it: <think>, <seed:think>, <reasoning effort="low">, <|begin_of_thought|>, [THINK]. Ends set a group.
+THINK = re.compile(
+    r"<(/?)(?:[\w-]{1,30}:)?(?:think|thinking|thought|reasoning)(?:[ \t][^<>\n]{0,100})?>"
+    r"|<\|(?:begin|(end))_of_thought\|>|\[(/?)THINK\]",
+    re.IGNORECASE,
+)
+# The tags of the answer's format, with blanks inside them too, which the format itself does not allow.
+TAG = re.compile(
+    "|".join(rf"<[ \t]{{0,9}}{re.escape(tag[1:-1])}[ \t]{{0,9}}>" for tag in TAGS).replace("/", "/[ \t]{0,9}"),
+    re.IGNORECASE,
+)
 FENCE = re.compile(r"`{3,}|^[ \t]*~{3,}", re.MULTILINE)
 # A language as fences name it, alone or with attributes: ```python, ``` py, ```{python}, ```python title="x.py".
 LANGUAGE = re.compile(r"[ \t]*[{.]*([\w+#-]+)\}*(?:[ \t]+[\w-]+=\S+|[ \t]*\{[^}\n]*\})*[ \t]*")
 PYTHON = re.compile(r"[ \t]*(?:python|py)[\d.]*[ \t]+", re.IGNORECASE)
 CODE = re.compile(r"(?:def|class|import|from|return|async|for|while|if|pass)\b|@|\w+[ \t]*=")
+CELL = re.compile(r"In \[\d*\]: |[ \t]*\.\.\.:(?: |$)", re.MULTILINE)  # a line of a notebook's or IPython's session
 BEGINNING = re.compile(r"(?:async[ \t]+def|def|class|import|from)\b|@")
 # Where a model that does not stop begins the next task or turn: at the left margin, perhaps as a comment or a string.
 NEXT = re.compile(
@@ -73,7 +84,7 @@ def after_thinking(piece: Piece) -> Iterator[Piece]:
     for count in range(len(marks), max(-1, len(marks) - MOST), -1):
         kept, depth, position = [], 0, 0
         for mark in marks[:count]:
-            if not mark[1]:
+            if not any(mark.groups()):
                 if not depth:
                     kept.append(piece.text[position : mark.start()])
                 depth += 1
@@ -93,7 +104,7 @@ def solutions(piece: Piece) -> tuple[list[Piece], list[Piece]]:
     Tags within reasoning do not count; reasoning is what stands between its tags, or before an end without beginning.
     A closing tag may be part of the code: after the text up to the first one comes the text up to the second.
     """
-    marks = [(m.start(), m.end(), m[0].upper()) for m in TAG.finditer(piece.text)]
+    marks = [(m.start(), m.end(), "".join(m[0].upper().split())) for m in TAG.finditer(piece.text)]
     complete: list[Piece] = []
     begun: list[Piece] = []
     quoted: list[Piece] = []

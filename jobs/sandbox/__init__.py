@@ -28,7 +28,8 @@ reading of public facts (the existence of files, the time, the machine's load); 
 passes; methods of a submission's own class that a test asks to decide (`assert f(x).is_right()`), as far as they
 are no predicates that plain data has (remote.py); a check that the submission's object is not equal to something.
 What comes back is plain data, subclasses of it included; other objects stay in the child and answer each question once
-(remote.py). What cannot be judged exactly that way is unsupported, with the reason, and never a failed program.
+(remote.py). What cannot be judged exactly that way is unsupported, with the reason, and never a failed program; but
+a seed that a test sets for the module random is not the submission's, and a submission can write no file.
 
 As evalplus does, a result is compared without regard to what it printed. Where no seccomp or Landlock is, `missing`
 says why, a warning is logged once, and `require` refuses to start."""

@@ -85,6 +85,7 @@ class Unpacking(Side):
 
 
 HERE = Here()
+LOOPS: list[Any] = []  # the event loop of asynchronous generators, once there is one
 CURRENT = {"n": 0}  # the number of the question that is being answered
 
 
@@ -156,6 +157,15 @@ def awaited(value: Any) -> Any:
     return asyncio.run(value)
 
 
+def next_awaited(value: Any) -> Any:
+    """The next item of an asynchronous generator, all of whose items come in one loop."""
+    import asyncio
+
+    if not LOOPS:
+        LOOPS.append(asyncio.new_event_loop())
+    return LOOPS[0].run_until_complete(anext(value))
+
+
 DO: dict[str, Any] = {
     "call": lambda function, arguments, named: function(*arguments, **named),
     "getattr": getattr, "setattr": setattr, "delattr": delattr, "len": len, "iter": iter, "next": next, "bool": bool,
@@ -164,7 +174,7 @@ DO: dict[str, Any] = {
     "getitem": lambda value, key: value[key], "setitem": set_item, "delitem": delete_item,
     "contains": lambda value, item: item in value, "eq": lambda a, b: bool(a == b), "ne": lambda a, b: bool(a != b),
     "isinstance": isinstance, "issubclass": issubclass, "operate": operate, "own": own, "plain": plain,
-    "await": awaited, "same": lambda a, b: a is b,
+    "await": awaited, "anext": next_awaited, "bytes": bytes, "same": lambda a, b: a is b,
 }  # fmt: skip
 
 
@@ -192,8 +202,9 @@ def send(message: Any) -> None:
         frame = frame[os.write(SOCKET, frame) :]
 
 
-def raised(error: BaseException) -> list:
-    """An exception as the names of its classes, a short text, and its arguments where they are scalars."""
+def raised(error: BaseException, depth: int = 0) -> list:
+    """An exception as the names of its classes, a short text, its arguments and attributes where they are scalars, and
+    the exceptions of a group, each in the same way."""
     kinds = type(error).__mro__[:20]
     names = [k.__name__ if k.__module__ == "builtins" else f"{k.__module__}.{k.__qualname__}" for k in kinds]
     try:
@@ -201,12 +212,22 @@ def raised(error: BaseException) -> list:
     except BaseException:
         text = ""
     arguments: list = []
+    attributes: dict = {}
+    group: list = []
     try:
-        if all(type(a) in LEAVES and len(repr(a)) < 400 for a in error.args):
+        if all(scalar(a) for a in error.args):
             arguments = list(error.args[:5])
+        own = itertools.islice(getattr(error, "__dict__", {}).items(), 5)
+        attributes = {name: value for name, value in own if type(name) is str and name.isidentifier() and scalar(value)}
+        if isinstance(error, BaseExceptionGroup) and depth < 3:
+            group = [str(error.message)[:300], [raised(inner, depth + 1) for inner in error.exceptions[:8]]]
     except BaseException:
         arguments = []
-    return [[str(name)[:100] for name in names], str.__str__(text), arguments]
+    return [[str(name)[:100] for name in names], str.__str__(text), arguments, attributes, group]
+
+
+def scalar(value: Any) -> bool:
+    return type(value) in LEAVES and len(repr(value)) < 400
 
 
 def answer(number: int, reply: dict) -> None:

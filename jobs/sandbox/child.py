@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_QUEUED = 8  # a deadline moves while a child waits for a core, at most by this many times `timeout`
 MOST_QUEUED_THREADS = 1.0  # seconds it moves at most for a child with threads, which may be waiting for each other
+QUICK = 0.02  # seconds within which a reply costs no look at how long its child has queued
 JUDGING_SECONDS = 1.0  # CPU that the judge may take beyond the submission's own time
 # Modules that a server imports before any fork, so that a submission's import of them reads no file. What a server holds
 # makes each of its forks dearer, so the rest of the usual ones, and packages, are in servers of their own, for programs
@@ -155,6 +156,7 @@ class Child:
         self.deadline = 0.0
         self.lost: Lost | None = None
         self.waited = 0.0
+        self.moved = 0.0  # seconds by which `deadline` itself was moved
         self.armed: float | None = None  # when the limit on judging was last set; None: it is not moved
         self.callback: Callable[[Any], dict] | None = None  # answers the child's calls of the test's own functions
 
@@ -220,6 +222,22 @@ class Child:
         if waited - self.waited < 0.002:
             self.lose("timeout", "time is up")
         self.waited = waited
+
+    def settle(self) -> None:
+        """Moves `deadline` by what the child has queued for a core till now, of which nothing is granted again."""
+        queued = self.queue_time()
+        granted = max(0.0, min(queued - self.queued, self.most_queued() - self.moved))
+        self.deadline += granted
+        self.moved += granted
+        self.queued, self.waited = queued, 0.0
+
+    def receive_within(self, seconds: float) -> Any:
+        """The next message, which has a limit of its own within the deadline. Errors: Lost."""
+        until = time.monotonic() + seconds
+        self.poll.modify(self.descriptor, select.POLLIN)
+        if not self.buffer and not self.poll.poll(QUICK * 1000):
+            self.settle()
+        return self.receive(min(self.deadline, until))
 
     def send(self, frame: bytes, deadline: float) -> None:
         view = memoryview(frame)

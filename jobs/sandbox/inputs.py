@@ -88,13 +88,10 @@ def replies(
     """
     number = child.ask(question)
     for i in range(len(question["inputs"])):
-        until = child.deadline
-        if limits is not None:
-            until = min(until, time.monotonic() + limits[i] + REPLY_SECONDS)
         try:
-            reply = child.receive(until)
+            reply = child.receive(child.deadline) if limits is None else child.receive_within(limits[i] + REPLY_SECONDS)
         except Lost as lost:
-            if lost.status == "timeout" and limits is not None and until < child.deadline:
+            if lost.status == "timeout" and limits is not None and time.monotonic() < child.deadline + child.waited:
                 lost.reason = f"{name} test {i + 1} took over {limits[i]:.2f} s".lstrip()
             raise
         if type(reply) is not list or len(reply) != 4 or reply[:2] != [number, i] or reply[2] not in ("r", "x"):

@@ -12,7 +12,7 @@ import struct
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 SIGKILL = 9
 NOBODY = 65534
 
@@ -32,11 +32,18 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "clock_nanosleep": (230, 115), "exit_group": (231, 94), "newfstatat": (262, 79), "readlinkat": (267, 78),
     "faccessat": (269, 48), "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99),
     "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
-    "recvfrom": (45, 207), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293), "faccessat2": (439, 439),
+    "pipe2": (293, 59), "recvfrom": (45, 207), "getrandom": (318, 278), "statx": (332, 291), "rseq": (334, 293),
+    "faccessat2": (439, 439),
 }  # fmt: skip
 OPEN, OPENAT, IOCTL, FCNTL, PRLIMIT = (2, None), (257, 56), (16, 29), (72, 25), (302, 261)
 # An event loop wakes itself up through a pair of sockets; a thread is a clone that shares all of its process.
 CLONE, SOCKETPAIR, SENDTO = (56, 220), (53, 199), (44, 206)
+# What the stage of a whole program needs beside, to fork a run of it and to see its end (stage.py).
+FORKING = {
+    "dup3": (292, 24), "recvmsg": (47, 212), "wait4": (61, 260), "prctl": (157, 167), "pidfd_send_signal": (424, 424),
+    "pidfd_open": (434, 434),
+}  # fmt: skip
+FORK = (0x1200011, 0x11)  # the flags with which glibc and musl fork
 # Calls whose absence libc knows how to work round; EPERM would look like a fault.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000  # the last is __O_TMPFILE
@@ -70,8 +77,10 @@ LOAD, EQUAL, AT_LEAST, ANY_BIT, ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06  # the fiv
 ALLOW, REFUSE, UNKNOWN = 0x7FFF0000, 0x00050000 | EPERM, 0x00050000 | ENOSYS
 
 
-def seccomp_program(opening: bool = True) -> bytes:
+def seccomp_program(opening: bool = True, forking: bool = False) -> bytes:
     """The allow-list as classic BPF, struct sock_filter[]; `opening` False refuses to open any file at all.
+
+    forking: it allows to fork and what goes with it, and to lay another filter over this one.
 
     Everything not listed fails with EPERM, so a submission sees PermissionError and goes on. The numbers are searched
     as a tree: the kernel tries a new filter on every system call that there is, so a chain of comparisons is dear.
@@ -82,7 +91,9 @@ def seccomp_program(opening: bool = True) -> bytes:
     for number, index in ((OPEN[which], 1), (OPENAT[which], 2)) if opening else ():
         rules[number] = [argument(index), (ANY_BIT, 0, 1, WRITING), (ANSWER, 0, 0, REFUSE), (ANSWER, 0, 0, ALLOW)]  # type: ignore[index]
     rules[IOCTL[which]] = one_of(1, IOCTLS)
-    rules[CLONE[which]] = one_of(0, THREAD)
+    if forking:
+        rules |= {numbers[which]: [(ANSWER, 0, 0, ALLOW)] for numbers in FORKING.values()}
+    rules[CLONE[which]] = one_of(0, (*THREAD, *FORK) if forking else THREAD)
     rules[SOCKETPAIR[which]] = [argument(0), (EQUAL, 1, 0, AF_UNIX), (ANSWER, 0, 0, REFUSE), *one_of(1, STREAMS)]
     rules[SENDTO[which]] = null(4)  # to the other end of a pair, and to no address
     rules[FCNTL[which]] = one_of(1, FCNTL_COMMANDS)
@@ -100,6 +111,17 @@ def seccomp_program(opening: bool = True) -> bytes:
                 steps.append((start, code))
     # The x32 calls share the architecture x86_64 and lie far above; the last step refuses them with all the rest.
     code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, audit), (ANSWER, 0, 0, REFUSE), (LOAD, 0, 0, 0), *tree(steps)]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def end_forking_program() -> bytes:
+    """A filter to be laid over the one that allows forking: what that allows beside is refused again."""
+    which, _ = ARCHITECTURES[os.uname().machine]
+    clone = one_of(0, THREAD)
+    numbers = [found[which] for found in FORKING.values()]
+    tests = [(EQUAL, len(numbers) - i + len(clone) + 1, 0, number) for i, number in enumerate(numbers)]
+    code = [(LOAD, 0, 0, 0), *tests, (EQUAL, 0, len(clone), CLONE[which]), *clone, (ANSWER, 0, 0, ALLOW),
+            (ANSWER, 0, 0, REFUSE)]  # fmt: skip
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 

@@ -117,6 +117,42 @@ class Misused(ast.NodeVisitor):
             self.found.add(self.origin(node))
 
 
+# What a test does in its own process alone, where the submission is not: it would see nothing, or change nothing.
+STREAMS = {"redirect_stdout", "redirect_stderr", "capsys", "capfd"}
+PATCHES = {"patch", "monkeypatch"}
+SYSTEM = {"stdin", "stdout", "stderr", "argv"}
+LOOKS = {"signature", "getsource", "getfullargspec", "getmembers", "isgeneratorfunction", "iscoroutinefunction"}
+
+
+def own_process(trees: list[ast.Module]) -> str:
+    """Why the tests need the submission in their own process, "" if they do not."""
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        owner = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else ""
+        stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if name in STREAMS or (stored and owner == "sys" and name in SYSTEM):
+            return f"its tests catch or feed a stream ({name}), which is another in the submission's process"
+        if stored and owner == "builtins":
+            return f"its tests replace {name}, which stays as it is in the submission's process"
+        if owner == "inspect" and name in LOOKS:
+            return f"its tests look at the submission's code (inspect.{name})"
+        if name in PATCHES and (owner in ("", "mock") and imported(trees, name, owner)):
+            return f"its tests replace what the submission calls ({name})"
+    return ""
+
+
+def imported(trees: list[ast.Module], name: str, owner: str) -> bool:
+    """Whether `name`, or its `owner` where there is one, comes from unittest.mock or is pytest's own."""
+    wanted = owner or name
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return any(isinstance(node, ast.arg) and node.arg == wanted == "monkeypatch" for node in nodes) or any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("unittest")
+        and wanted in {alias.asname or alias.name for alias in node.names}
+        for node in nodes
+    )
+
+
 def from_prompt(prompt: str, entry_point: str, needed: set[str]) -> ast.Module | None:
     """The prompt's own imports, functions, classes and constants, if a test needs one of them."""
     try:

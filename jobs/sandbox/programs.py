@@ -1,16 +1,17 @@
-"""Whole programs, run once a test with its input, in a child of their own each; what is expected stays in the judge."""
+"""Whole programs, run once a test with its input, in a process of its own each; what is expected stays in the judge."""
 
-import contextlib
 import os
 import select
 import signal
+import socket
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.programs import OUTPUT_RULES
-from jobs.sandbox.child import JUDGING_SECONDS, Child, Source
+from jobs.sandbox.child import JUDGING_SECONDS, QUICK, Child, Source
 from jobs.sandbox.outputs import agrees
-from jobs.sandbox.protocol import STATUS, WAIT, dumps
+from jobs.sandbox.protocol import END, PID, RUN, STATUS, dumps
 from jobs.sandbox.remote import rebuilt
 from jobs.sandbox.verdict import Counts, Invalid, Lost, faults, line
 
@@ -24,83 +25,89 @@ TOTAL = 60.0  # seconds of all runs of a submission together, beyond which no fu
 
 
 class ProgramSource(Source):
-    """Where children for whole programs come from (program_server.py)."""
+    """Where stages for whole programs come from (program_server.py)."""
 
     server = "jobs.sandbox.program_server"
-    descriptors = 4
-    owed = False  # whether the server has been asked how a child ended and its answer was not read
-
-    def start(self) -> None:
-        self.owed = False
-        super().start()
 
     def seen(self, descriptors: list[int], pid: int) -> "Program":
-        return Program(self, descriptors, pid)
+        return Program(self, descriptors[0], pid)
 
     def child(self) -> "Program":
-        if self.owed and self.process is not None:
-            with contextlib.suppress(OSError):
-                self.status()
         found = super().child()
         assert isinstance(found, Program)
         return found
 
-    def status(self) -> int | None:
-        """How the child has ended: its wait status, or None where the server has died."""
-        self.owed = False
-        data = self.control.recv(STATUS.size)
-        return STATUS.unpack(data)[0] if len(data) == STATUS.size else None
-
 
 class Program(Child):
-    """A process that becomes a program: its input, what it writes, and how it ends."""
+    """A stage, which has one program and runs it: what a run writes, and how it ends."""
 
-    source: ProgramSource
-
-    def __init__(self, source: ProgramSource, descriptors: list[int], pid: int) -> None:
-        super().__init__(source, descriptors[0], pid)
-        self.stdin, self.out, self.error = descriptors[1:]
-        for descriptor in (self.out, self.error):
-            os.set_blocking(descriptor, False)
+    def __init__(self, source: Source, descriptor: int, pid: int) -> None:
+        super().__init__(source, descriptor, pid)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor)
         self.written = bytearray()
         self.complaints = bytearray()
 
     def __exit__(self, *exception: object) -> None:
-        for descriptor in (self.stdin, self.out, self.error):
-            os.close(descriptor)
+        self.socket.detach()
         super().__exit__(*exception)
 
-    def load(self, request: dict[str, Any]) -> str:
-        """Has the program compiled and begun; the compiled program. Errors: Invalid, Lost."""
+    def load(self, code: str, prelude: str = "", any_exit: bool = False) -> None:
+        """Has the program compiled. Errors: Invalid, Lost."""
         try:
-            self.send(dumps(request), self.deadline)
+            self.send(dumps({"code": code, "prelude": prelude, "any_exit": any_exit}), self.deadline)
         except OverflowError:
             raise Invalid("the program is too long") from None
         reply = self.receive(self.deadline)
-        if type(reply) is not dict or not ("invalid" in reply or type(reply.get("r")) is str):
+        if type(reply) is not dict or not ("invalid" in reply or reply.get("r") is True):
             self.lose("crashed", "broke the protocol: a reply to no question")
         if "invalid" in reply:
             raise Invalid(line(rebuilt(reply["invalid"])))
-        return reply["r"]
 
-    def give(self, text: bytes) -> None:
-        """Fills the file that is the program's standard input, before it begins."""
-        at = 0
-        while at < len(text):
-            at += os.pwrite(self.stdin, text[at : at + (1 << 20)], at)
+    def run(self, text: bytes, seconds: float, most: int) -> int | None:
+        """The wait status of a run with `text` as its input, or None where it wrote over `most` bytes.
 
-    def finish(self, most: int) -> int | None:
-        """The wait status at the program's end, or None where it wrote over `most` bytes. Errors: Lost at the deadline."""
+        Errors: Lost where it takes over `seconds`, not counting what it waits for a core.
+        """
+        self.written, self.complaints = bytearray(), bytearray()
+        (out, its_out), (error, its_error) = os.pipe(), os.pipe()
+        given = file_of(text)
         try:
-            self.source.control.sendall(WAIT)
-        except OSError:
-            self.lose("infrastructure_error", "the fork server died")
-        self.source.owed = True
-        control = self.source.control.fileno()
+            self.deadline = time.monotonic() + seconds
+            self.queued, self.waited = self.queue_time(), 0.0
+            try:
+                socket.send_fds(self.socket, [RUN], [given, its_out, its_error])
+            except OSError:
+                self.lose("crashed", "the process ended")
+            finally:
+                for descriptor in (given, its_out, its_error):
+                    os.close(descriptor)
+            stage = self.pid
+            try:
+                return self.finish(out, error, most)
+            finally:
+                self.pid = stage
+        finally:
+            os.close(out)
+            os.close(error)
+
+    def number_of(self, form: struct.Struct) -> int:
+        """The next number that the stage says. Errors: Lost."""
+        self.fill(form.size, self.deadline)
+        number = form.unpack_from(self.buffer)[0]
+        del self.buffer[: form.size]
+        return number
+
+    def finish(self, out: int, error: int, most: int) -> int | None:
+        for descriptor in (out, error):
+            os.set_blocking(descriptor, False)
+        # Most runs end soon, and write less than a pipe holds: then it is enough to look once.
+        self.poll.modify(self.descriptor, select.POLLIN)
+        self.poll.poll(min(QUICK, self.deadline - time.monotonic()) * 1000)
         poll = select.poll()
-        for descriptor in (control, self.out, self.error):
+        for descriptor in (self.descriptor, out, error):
             poll.register(descriptor, select.POLLIN)
         poll.register(0, 0)  # reports only that the pool has hung up
+        stage = self.pid
         while True:
             left = self.deadline + self.waited - time.monotonic()
             if left <= 0:
@@ -109,32 +116,53 @@ class Program(Child):
             if 0 in ready:  # there is nobody to tell
                 self.source.stop()
                 os._exit(0)
-            for descriptor in ready & {self.out, self.error}:
-                if not self.drain(descriptor):
+            for descriptor, text in ((out, self.written), (error, self.complaints)):
+                if descriptor in ready and not drain(descriptor, text):
                     poll.unregister(descriptor)
+            del self.complaints[:-ERROR_TAIL]
+            if self.descriptor in ready and self.pid == stage:
+                self.pid = self.number_of(PID)
+                self.queued = self.waited = 0.0
+                if not self.buffer:
+                    continue
             if len(self.written) > most:
+                self.end_run(stage)
                 return None
-            if control in ready:
-                status = self.source.status()
-                if status is None:
-                    self.lose("infrastructure_error", "the fork server died")
-                while self.drain(self.out) and len(self.written) <= most:
+            if self.descriptor in ready:
+                status = self.number_of(STATUS)
+                while drain(out, self.written) and len(self.written) <= most:
                     pass
-                self.drain(self.error)
+                drain(error, self.complaints)
                 return status if len(self.written) <= most else None
 
-    def drain(self, descriptor: int) -> bool:
-        """Reads what is there, up to a pipe's worth. False at the end, or where there is nothing."""
-        try:
-            part = os.read(descriptor, 1 << 17)
-        except BlockingIOError:
-            return False
-        if descriptor == self.out:
-            self.written += part
-        else:
-            self.complaints += part
-            del self.complaints[:-ERROR_TAIL]
-        return bool(part)
+    def end_run(self, stage: int) -> None:
+        self.socket.send(END)
+        self.deadline = time.monotonic() + JUDGING_SECONDS
+        if self.pid == stage:
+            self.number_of(PID)
+        self.number_of(STATUS)
+
+
+def drain(descriptor: int, text: bytearray) -> bool:
+    """Reads what is there, up to a pipe's worth, to the end of `text`. False at the end, or where there is nothing."""
+    try:
+        part = os.read(descriptor, 1 << 17)
+    except BlockingIOError:
+        return False
+    text += part
+    return bool(part)
+
+
+def file_of(text: bytes) -> int:
+    """A descriptor to read `text` from, of a file in memory."""
+    file = os.memfd_create("stdin")
+    try:
+        at = 0
+        while at < len(text):
+            at += os.pwrite(file, text[at : at + (1 << 20)], at)
+        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    finally:
+        os.close(file)
 
 
 class Programs:
@@ -167,28 +195,27 @@ class Programs:
         benchmark = judge.config["benchmark"]
         limit = float(self.limit) if self.limit and benchmark else judge.timeout
         source = judge.program_source(code, self.prelude)
-        request = {"code": code, "prelude": self.prelude, "any_exit": self.rule == "livecodebench", "compiled": ""}
         began = time.monotonic()
-        for i, (text, expected) in enumerate(self.tests):
-            with source.child() as child, faults(counts):
-                child.deadline = time.monotonic() + limit
-                child.limit_judging(JUDGING_SECONDS)
-                child.give(text)
-                compiled = child.load(request)
-                if compiled:
-                    request |= {"compiled": compiled, "code": "", "prelude": ""}
+        with source.child() as child:
+            child.deadline = began + limit
+            child.limit_judging(JUDGING_SECONDS)
+            with faults(counts):
+                child.load(code, self.prelude, any_exit=self.rule == "livecodebench")
+            for i, (text, expected) in enumerate(self.tests):
+                if counts.status or (benchmark and i and not counts.passed[i - 1]):
+                    break
+                if i and time.monotonic() - began > max(TOTAL, limit):
+                    counts.fault("timeout", f"the first {i} of {self.total} tests took over {max(TOTAL, limit):.0f} s")
+                    break
                 most = min(MOST_OUTPUT, max(LEAST_OUTPUT, 4 * len(expected)))
-                wrong = self.examine(child, child.finish(most), expected, most)
-                counts.passed[i] = not wrong
-                if wrong:
-                    counts.error = counts.error or f"test {i + 1}: {wrong}"
-            if counts.status in ("timeout", "crashed"):
-                counts.error = f"test {i + 1}: {counts.error}"
-            if counts.status or (benchmark and not counts.passed[i]):
-                break
-            if time.monotonic() - began > max(TOTAL, limit) and i + 1 < self.total:
-                counts.fault("timeout", f"the first {i + 1} of {self.total} tests took over {max(TOTAL, limit):.0f} s")
-                break
+                child.limit_judging(JUDGING_SECONDS)
+                with faults(counts):
+                    wrong = self.examine(child, child.run(text, limit, most), expected, most)
+                    counts.passed[i] = not wrong
+                    if wrong:
+                        counts.error = counts.error or f"test {i + 1}: {wrong}"
+                if counts.status in ("timeout", "crashed"):
+                    counts.error = f"test {i + 1}: {counts.error}"
         judge.name_what_is_missing(counts, source)
         return counts
 

@@ -10,7 +10,8 @@ answer carries the number of its question, so that no reply can ever be taken fo
     {"n", "op": "batch", "name", "inputs", "each"}               one [n, i, "r" or "x", value or exception] an input
     {"n", "a": value} or {"n", "stop": 1}, which answers:        {"c": [function, arguments, named]}, a call back
 
-An exception is [[names of its classes], text, its arguments if they are scalars]. `changes` are what a call has made of
+An exception is [[names of its classes], text, its arguments if they are scalars, {attribute: scalar}, group], where group
+is [] or the message and exceptions of an exception group, each such a list. `changes` are what a call has made of
 its arguments: [[number of a container, its content]], the containers counted as codec.containers finds them.
 """
 
@@ -22,8 +23,9 @@ from typing import Any
 SOCKET = 3  # the descriptor of a child's socket, and of a server's control socket
 PID = struct.Struct("<I")  # what comes with the socket of a new child
 NEXT = b"n"  # to a server: have the child in use killed, and hand over the next one
-WAIT = b"w"  # to a server of programs: tell how the child in use has ended, once it has
-STATUS = struct.Struct("<i")  # its answer, a wait status
+RUN = b"r"  # to a stage, with the descriptors of a run: begin it
+END = b"e"  # to a stage: end the run
+STATUS = struct.Struct("<i")  # its answer after PID, a wait status
 HEADER = struct.Struct("<I")
 MAX_FRAME = 1 << 24  # bytes of one message; a longer one is a broken protocol
 

@@ -14,6 +14,7 @@ judged: Unsupported. Operators between two of the submission's objects are answe
 """
 
 import builtins
+import contextlib
 import itertools
 import operator
 import sys
@@ -297,6 +298,9 @@ class Remote:
     def __index__(self) -> int:
         return self._ask("index")
 
+    def __bytes__(self) -> bytes:
+        return self._ask("bytes")
+
     def __str__(self) -> str:
         return self._ask("str")
 
@@ -322,6 +326,20 @@ class Remote:
         if kind is not None:
             return False
         return self._session.call(self._session.ask("getattr", self, "__exit__"), [None, None, None], {})
+
+    def __mro_entries__(self, bases: Any) -> NoReturn:
+        raise Unsupported("its tests derive a class from one of the submission's")
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return self._session.ask("anext", self)
+        except RemoteError as error:
+            if error.args[:1] == ("StopAsyncIteration",):
+                raise StopAsyncIteration from None
+            raise
 
     # ---- items: one thing, a list's or a dict's, whichever way a test looks at them
 
@@ -399,6 +417,8 @@ class Remote:
             return self._ask("eq", other)
         if self._session.of_class and self._ask("own", "__eq__"):
             raise Unsupported(f"compares a {type(self).__name__}, a class of the submission's own, with plain data")
+        if type(other).__module__ in sys.stdlib_module_names and not callable(other):
+            comparable(other)
         return False
 
     def __ne__(self, other: Any) -> bool:
@@ -602,27 +622,55 @@ DOC = property(lambda self: self.__getattr__("__doc__"))
 ITEMS, LENGTH = b"items", b"len" + dumps([])
 
 
-def rebuilt(raised: Any) -> Exception:
+def comparable(value: Any) -> None:
+    """Errors: Unsupported for a value of a library's class that the codec does not carry: no answer can be equal to it."""
+    try:
+        pack(value)
+    except TypeError:
+        raise Unsupported(f"compares with a {type(value).__name__}, which cannot be carried") from None
+    except (RecursionError, OverflowError):
+        return
+
+
+def rebuilt(raised: Any, depth: int = 0) -> Exception:
     """The submission's exception: the nearest class of Python's own, so that a test can expect it, or RemoteError.
 
     StopIteration is never raised here: inside a test's `all(map(...))` it would end the loop as if all were well.
     """
-    if type(raised) is not list or len(raised) != 3 or type(raised[0]) is not list or type(raised[1]) is not str:
+    shape = (list, str, list, dict, list)
+    if type(raised) is not list or tuple(map(type, raised)) != shape or depth > 5:
         raise Malformed("an exception that is none")
-    names, text, arguments = raised
+    names, text, arguments, attributes, group = raised
+    error = nearest(names, text, arguments, group, depth)
+    if LEAVES.issuperset(map(type, attributes.values())):
+        for name, value in attributes.items():
+            if name.isidentifier() and not name.startswith("_") and not hasattr(error, name):
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    setattr(error, name, value)
+    return error
+
+
+def nearest(names: list, text: str, arguments: list, group: list, depth: int) -> Exception:
+    """An exception of the first class in `names` that is Python's own and no more general than Exception's heirs."""
     for name in names:
         kind = exception_class(name) if type(name) is str else None
         if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (StopIteration, StopAsyncIteration):
             if kind is Exception:
                 break
+            if issubclass(kind, ExceptionGroup):
+                if len(group) == 2 and type(group[0]) is str and type(group[1]) is list and group[1]:
+                    return kind(group[0], [rebuilt(inner, depth + 1) for inner in group[1]])
+                break
             error = kind.__new__(kind)
-            error.args = tuple(arguments) if type(arguments) is list and LEAVES.issuperset(map(type, arguments)) else ()
+            error.args = tuple(arguments) if LEAVES.issuperset(map(type, arguments)) else ()
             if str_of(error) != text and text:
                 error = kind.__new__(kind, text)
                 error.args = (text,)
+                if isinstance(error, SyntaxError):
+                    error.msg = text
             return error
     first = names[0].rpartition(".")[2] if names and type(names[0]) is str else "?"
-    return RemoteError(first, text)
+    return type(first if first.isidentifier() else "RemoteError", (RemoteError,), {})(first, text)
 
 
 def str_of(error: Exception) -> str:

@@ -20,9 +20,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from jobs.sandbox import agent, isolation
+from jobs.sandbox import agent, isolation, semaphores
 from jobs.sandbox.protocol import NEXT, PID, SOCKET, dumps
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def prepared() -> tuple[socket.socket, "Layers"]:
 
         open_places(config["places"])
         sys.path.append(config["folder"])
+    sys.modules["_multiprocessing"] = semaphores
     for name in config["modules"]:
         importlib.import_module(name)
     control = socket.socket(fileno=SOCKET)
@@ -70,6 +72,8 @@ class Layers:
         self.missing: dict[str, str] = dict.fromkeys(config["without"], "switched off")
         self.ruleset = -1
         self.filter: isolation.Filter | None = None
+        self.forking: isolation.Filter | None = None
+        self.last: isolation.Filter | None = None
         self.memory = (config["memory_mib"] << 20) + isolation.address_space()
         self.processes = -1.0  # when the limit on processes was last set
         self.find("unprivileged")
@@ -87,8 +91,11 @@ class Layers:
                 self.ruleset = isolation.landlock_prepare(self.config["readable"], self.config["listable"])
             elif layer == "seccomp":
                 # With nothing to guard the files, none may be opened at all.
-                program = isolation.seccomp_program(opening="landlock" not in self.missing)
-                self.filter, self.buffer = isolation.seccomp_prepare(program)
+                opening = "landlock" not in self.missing
+                self.filter, self.buffer = isolation.seccomp_prepare(isolation.seccomp_program(opening))
+                program = isolation.seccomp_program(opening, forking=True)
+                self.forking, self.forking_buffer = isolation.seccomp_prepare(program)
+                self.last, self.last_buffer = isolation.seccomp_prepare(isolation.end_forking_program())
             error = self.probe(layer)
         except KeyError:
             error = f"no table of system calls for {os.uname().machine}"
@@ -133,10 +140,11 @@ class Layers:
         """
         now = time.monotonic()
         if self.processes < 0 or now - self.processes > 1:
-            most = 0
+            most = THREADS
             with contextlib.suppress(OSError), open("/proc/loadavg") as file:
                 most = int(file.read().split()[3].split("/")[1]) + THREADS
             self.own_limits = isolation.limits(CPU=self.config["cpu"], NPROC=0 if "seccomp" in self.missing else most)
+            self.stage_limits = isolation.limits(CPU=self.config["cpu"], NPROC=most)
             self.processes = now
 
     def inherit(self) -> None:
@@ -146,9 +154,12 @@ class Layers:
         )
         isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
 
-    def apply(self, server: int) -> None:
-        """All of it, in an order that still allows each step. Errors: OSError, and the child must not go on."""
-        isolation.limit(self.own_limits)
+    def apply(self, server: int, forking: bool = False) -> None:
+        """All of it, in an order that still allows each step. Errors: OSError, and the child must not go on.
+
+        forking: but for the right to fork, of which `end_forking` takes what comes of it.
+        """
+        isolation.limit(self.stage_limits if forking else self.own_limits)
         if "unprivileged" not in self.missing:
             isolation.drop_root()
         isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
@@ -159,8 +170,22 @@ class Layers:
             isolation.landlock_apply(self.ruleset)
         if self.ruleset >= 0:
             os.close(self.ruleset)
-        if "seccomp" not in self.missing and self.filter is not None:
-            isolation.seccomp_apply(self.filter)
+        chosen = self.forking if forking else self.filter
+        if "seccomp" not in self.missing and chosen is not None:
+            isolation.seccomp_apply(chosen)
+
+    def fork(self) -> int:
+        return fork()
+
+    def end_forking(self, parent: int) -> None:
+        """The rest of it, in a process that a child of the server has forked. Errors: OSError."""
+        isolation.prctl(isolation.PR_SET_PDEATHSIG, isolation.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        if "seccomp" in self.missing:
+            isolation.limit(self.own_limits)
+        elif self.last is not None:
+            isolation.seccomp_apply(self.last)
 
 
 def reach_libraries() -> None:
@@ -205,7 +230,10 @@ def open_to_others(folder: str) -> bool:
 fork = ctypes.PyDLL(None).fork
 
 
-def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
+def fork_for_ever(
+    control: socket.socket, layers: Layers, stage: Callable[[Layers], NoReturn] | None = None
+) -> NoReturn:
+    """stage: what a child does that forks in its turn; None: it runs one submission (agent.py)."""
     server, child = os.getpid(), 0
     while True:
         try:
@@ -215,6 +243,8 @@ def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
         if child:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+            if stage:
+                end_orphans()
         if command != NEXT:  # the judge is gone
             os._exit(0)
         ours, theirs = socket.socketpair()
@@ -226,8 +256,10 @@ def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
                 control.detach()
                 ours.close()
                 theirs.close()
-                layers.apply(server)
+                layers.apply(server, forking=stage is not None)
                 agent.send({"n": 0, "r": True})
+                if stage:
+                    stage(layers)
                 agent.serve()
             finally:
                 os._exit(0)
@@ -235,3 +267,17 @@ def fork_for_ever(control: socket.socket, layers: Layers) -> NoReturn:
         with contextlib.suppress(BrokenPipeError):  # the next turn ends it
             socket.send_fds(control, [PID.pack(child)], [ours.fileno()])
         ours.close()
+
+
+def end_orphans() -> None:
+    """Kills and reaps what a killed stage has left to this process, its subreaper."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            return
+        with contextlib.suppress(OSError), open("/proc/thread-self/children") as file:
+            for pid in map(int, file.read().split()):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.0002)

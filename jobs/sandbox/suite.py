@@ -15,7 +15,7 @@ import sys
 from types import CodeType
 from typing import Any
 
-from jobs.sandbox.names import BUILTINS, MODULES, Misused, bound, free, from_prompt, imports
+from jobs.sandbox.names import BUILTINS, MODULES, Misused, bound, free, from_prompt, imports, own_process
 from jobs.sandbox.protocol import Malformed
 from jobs.sandbox.verdict import Counts, line
 
@@ -48,6 +48,7 @@ class Suite:
         self.setup = compile(setup, "<setup>", "exec") if setup.body else None
         sources = [record.get("setup"), record.get("check"), *record.get("tests", [])]
         self.imports = imports("\n".join(filter(None, sources)))  # what tests hand over may be of these modules' types
+        self.unsupported = own_process([setup, *trees])
         self.resolve(record.get("prompt") or "", [setup, *trees], entry)
 
     def resolve(self, prompt: str, trees: list[ast.Module], entry: set[str]) -> None:
@@ -66,7 +67,6 @@ class Suite:
         self.modules = sorted((needed & MODULES) - {self.entry_point} - own - defined)
         supplied = needed - BUILTINS - MODULES - own - {self.entry_point} | (needed & classes)
         misused = Misused(supplied, entry, trees).found if supplied else set()
-        self.unsupported = ""
         if misused:
             names = ", ".join(sorted(misused)[:5])
             self.unsupported = f"its tests take {names} from the submission, for neither they nor the prompt define it"

@@ -100,9 +100,8 @@ class Unittests:
         with judge.unittests.child() as child, faults(counts):
             child.deadline = time.monotonic() + self.limit
             child.limit_judging(JUDGING_SECONDS)
-            child.give(f"{word}\n".encode())
-            child.load({"code": program, "prelude": "", "any_exit": False, "compiled": ""})
-            status = child.finish(LEAST_OUTPUT)
+            child.load(program)
+            status = child.run(f"{word}\n".encode(), self.limit, LEAST_OUTPUT)
             self.read(counts, reported(bytes(child.written), word), status, child.complaints)
         judge.name_what_is_missing(counts, judge.unittests)
         return counts

@@ -62,6 +62,9 @@ class Invalid(Exception):
 class RemoteError(Exception):
     """The submission raised something that is no ordinary built-in exception: its class's name, and its text."""
 
+    def __str__(self) -> str:
+        return str(self.args[-1])
+
 
 class Counts:
     """What is known of one submission so far: a flag for each test, and the first thing that went wrong."""

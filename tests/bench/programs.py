@@ -5,11 +5,13 @@
 FOLDER holds LiveCodeBench's own package (`livecodebench/evaluation/`, as the package nvidia-livecodebench unpacks). It
 starts a multiprocessing.Manager and a process a submission, and runs all tests of it inside that process, without any
 isolation and with the expected outputs beside the program. The sandbox forks a process a test. Prints submissions per
-second for 1, 5 and 20 tests, and how many passed.
+second for 1, 5 and 20 tests, and how many passed; and the milliseconds that a bare fork a test takes, of an interpreter
+that holds what the sandbox's server holds, without isolation or judge: what no fork a test can be faster than.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs.sandbox import Sandbox
+from jobs.sandbox.child import COMMON
 
 PROGRAM = """
 import sys
@@ -39,6 +42,37 @@ def main():
 if __name__ == "__main__":
     main()
 """
+
+
+BARE = """
+import ctypes, gc, io, os, sys, time
+import {modules}
+code = compile({program!r}, "main", "exec")
+fork = ctypes.PyDLL(None).fork
+gc.collect()
+gc.freeze()
+began = time.perf_counter()
+for _ in range(200):
+    reader, writer = os.pipe()
+    child = fork()
+    if child == 0:
+        sys.stdin, sys.stdout = io.StringIO({given!r}), io.StringIO()
+        exec(code, {{"__name__": "__main__"}})
+        os.write(writer, sys.stdout.getvalue().encode())
+        os._exit(0)
+    os.close(writer)
+    os.read(reader, 1 << 16)
+    os.waitpid(child, 0)
+    os.close(reader)
+print((time.perf_counter() - began) / 200 * 1000)
+"""
+
+
+def bare() -> float:
+    """Milliseconds of a fork, a run of the program and its end, one after another."""
+    code = BARE.format(program=PROGRAM, given=tests(1)[0]["input"], modules=", ".join(COMMON))
+    done = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, check=True)
+    return round(float(done.stdout), 2)
 
 
 def tests(count: int) -> list[dict]:
@@ -79,6 +113,7 @@ def main() -> None:
     sys.path.insert(0, str(options.runner))
     from livecodebench.evaluation.compute_code_generation_metrics import check_correctness
 
+    print(json.dumps({"bare_fork_ms_a_test": bare()}), flush=True)
     with Sandbox(options.workers) as sandbox:
         for count in (1, 5, 20):
             made = tests(count)

@@ -140,6 +140,8 @@ INDENTED = "".join(f"   {line}\n" for line in WHOLE.splitlines())
     f"<THINK>one</THINK><thinking>{DRAFT}</thinking>{BODY}",
     "def area(r):\n    return math.pi * r ** 2 if '</think>' else 0\n",
     f"<think>a</think>\ndef area(r):\n    marks = '<think>'\n{BODY}",
+    f"<seed:think>\n{DRAFT}</seed:think>\n{WHOLE}", f'<thinking effort="high">{DRAFT}</thinking>\n{WHOLE}',
+    f"<|begin_of_thought|>\n{DRAFT}<|end_of_thought|>\n{WHOLE}", f"[THINK]{DRAFT}[/THINK]{WHOLE}",
 ])  # fmt: skip
 def test_thinking_is_no_answer(text):
     assert value(extract(text, PROMPT, "area", "plain"), "area(1)") == pytest.approx(3.14159, abs=1e-4)
@@ -164,6 +166,7 @@ def test_thinking_without_an_end_leaves_nothing():
     cot(f'def area(r):\n    """In </SOLUTION> and <SOLUTION> it stands."""\n{BODY}'),
     cot(f"def area(r):\n    # after </END_WORKING_OUT>, <START_WORKING_OUT>\n{BODY}"),
     f"<SOLUTION>def area(r):\n    # </END_WORKING_OUT>\n{BODY}</SOLUTION>",
+    f"<START_WORKING_OUT>{DRAFT}</ END_WORKING_OUT>\n< SOLUTION >\n{WHOLE}\n</ SOLUTION >",
 ])  # fmt: skip
 def test_of_the_tags_the_first_complete_solution_counts(text):
     assert value(extract(text, PROMPT, "area", "cot"), "area(1)") == pytest.approx(3.14159, abs=1e-4)
@@ -184,7 +187,8 @@ def test_of_the_tags_the_first_complete_solution_counts(text):
     "```python\nfrom operator import *\n```\n```python\ndef area(r):\n    return mul(3.14159265, r ** 2)\n```",
     "```python\ndef area(r):\n    return pi() * square(r)\n```\nwhere\n```python\nPI = 3.14159265\n\ndef square(x):\n"
     "    return x ** 2\n\ndef pi():\n    return PI\n\nprint(1 / 0)\n```",
-    "`def area(r): return math.pi * r ** 2`",
+    "`def area(r): return math.pi * r ** 2`", "``def area(r): return math.pi * r ** 2``",
+    "```diff\n@@ -1 +1,2 @@\n" + "".join(f"+{line}\n" for line in WHOLE.splitlines()) + "```",
 ])  # fmt: skip
 def test_fences_of_every_kind(text):
     for mode, answer in (("plain", text), ("cot", cot(text))):
@@ -202,6 +206,8 @@ def test_fences_of_every_kind(text):
     f"{WHOLE}\nassert area(1) == 3\nprint(area(input()))\nif __name__ == '__main__':\n    raise SystemExit(3)\n",
     f"{BODY}\n\nThis is the area.", f"So here it is:\n\n{WHOLE}\nand that was it", f"{BODY}\n\ndef area(r):\n    pass\n",
     f"{BODY}\n\n{DRAFT}", f"def area(r):\n    ...\n\n\n{WHOLE}", f"{PROMPT}{BODY}",
+    "".join(f"> {line}\n" for line in WHOLE.splitlines()),
+    "In [3]: def area(r):\n   ...:     return math.pi * r ** 2\n   ...:\nOut[3]: 1\nIn [4]: x = 1\n",
     f"    # Task 1: the square\n    if not r:\n        return math.pi * 0\n    # Task 2: pi\n{BODY}",
 ])  # fmt: skip
 def test_plain_text_of_every_kind(text):

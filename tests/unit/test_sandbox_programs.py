@@ -1,9 +1,13 @@
 """Whole programs with standard input and output, and calls of methods: what they may do, and what verdict they get."""
 
+import sys
+import time
+
 import pytest
 
 from jobs.sandbox import Sandbox
 from jobs.sandbox.outputs import agrees
+from tests.attacks.test_attacks import below
 
 SUM = [{"input": "2 3\n", "output": "5\n"}, {"input": "10 -4\n", "output": "6\n"}]
 
@@ -120,6 +124,40 @@ def test_each_run_is_a_process_of_its_own(sandbox):
     code = "import sys, builtins\nseen = getattr(builtins, 'seen', 0) + 1\nbuiltins.seen = seen\nprint(seen)"
     tests = [{"input": "", "output": "1"}] * 3
     assert sandbox.run([(program(tests), code)])[0].tests_passed == 3
+
+
+def test_what_a_run_has_changed_is_gone_in_the_next(sandbox):
+    """Limits of the interpreter, handlers of signals, modules, streams, descriptors: each run begins as the first did."""
+    code = (
+        "import builtins, math, os, signal, sys\n"
+        "print(sys.getrecursionlimit(), signal.getsignal(signal.SIGTERM), math.pi > 3, input())\n"
+        "sys.setrecursionlimit(99)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nmath.pi = 0\nsys.stdin.read()\n"
+        "sys.stdout.flush()\nos.close(0)\nos.close(2)\nbuiltins.print = None\n"
+    )
+    tests = [{"input": f"{n} \nmore", "output": f"{sys.getrecursionlimit()} 0 True {n}"} for n in range(3)]
+    verdict = sandbox.run([(program(tests), code)])[0]
+    assert (verdict.tests_passed, verdict.error) == (3, "")
+
+
+def test_nothing_is_left_of_a_run_that_was_cut_short():
+    """A program that ignores signals and has threads, ended for its time or its output, leaves no process."""
+    code = (
+        "import os, signal, threading, time\n"
+        "for number in range(1, 32):\n    try: signal.signal(number, signal.SIG_IGN)\n    except Exception: pass\n"
+        "for _ in range(3): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print(open('/proc/self/stat').read().split()[0] if os.access('/proc/self/stat', os.R_OK) else '')\n"
+    )
+    with Sandbox(workers=1, timeout=0.5) as sandbox:
+        judge = sandbox.judges[0].process.pid
+        sandbox.run([(program(), IDIOMS["input"]), (program(), code)])  # each has a server of its own
+        before = below(judge)
+        for end in ("while True: pass", "while True: print('x' * 100_000)", "time.sleep(60)"):
+            assert not sandbox.run([(program(), code + end)])[0].passed
+            assert sandbox.run([(program(), IDIOMS["input"])])[0].passed
+        deadline = time.monotonic() + 5
+        while len(below(judge)) > len(before) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(below(judge)) == len(before)
 
 
 def test_large_inputs_and_outputs_come_whole(sandbox):

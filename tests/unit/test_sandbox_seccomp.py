@@ -86,6 +86,24 @@ def test_the_filter_allows_what_is_listed_and_nothing_else():
     assert outcome(program, isolation.IOCTL[WHICH], (0, 0x5401, 0, 0, 0, 0)) == isolation.ALLOW
 
 
+def test_a_stage_may_fork_and_what_it_forks_may_not():
+    """The filter of a stage allows a few calls more; the one laid over it in a run takes just these back."""
+    plain, stage = isolation.seccomp_program(), isolation.seccomp_program(forking=True)
+    last = isolation.end_forking_program()
+    more = {numbers[WHICH] for numbers in isolation.FORKING.values()}
+    clone = isolation.CLONE[WHICH]
+    for number in range(1024):
+        assert (outcome(stage, number) == isolation.ALLOW) == (
+            number in more or outcome(plain, number) == isolation.ALLOW
+        ), number
+        assert (outcome(last, number) == isolation.ALLOW) == (number not in more and number != clone), number
+    for flags in (*isolation.FORK, *isolation.THREAD, 0, 0x4111, 0x10000000 | 17):
+        arguments = (flags, 0, 0, 0, 0, 0)
+        allowed = {program: outcome(program, clone, arguments) == isolation.ALLOW for program in (plain, stage, last)}
+        thread = flags in isolation.THREAD
+        assert allowed == {plain: thread, stage: thread or flags in isolation.FORK, last: thread}, flags
+
+
 @pytest.fixture(scope="module")
 def libseccomp():
     try:
@@ -143,7 +161,7 @@ def theirs(library, opening):
 
 
 def test_the_numbers_are_libseccomps_on_both_machines(libseccomp):
-    for name, numbers in (isolation.ALLOWED | isolation.ABSENT | SPECIAL).items():
+    for name, numbers in (isolation.ALLOWED | isolation.FORKING | isolation.ABSENT | SPECIAL).items():
         for (_, token), ours in zip(isolation.ARCHITECTURES.values(), numbers, strict=True):
             found = libseccomp.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(token), name.encode())
             assert (found if found >= 0 else None) == ours, (name, hex(token))

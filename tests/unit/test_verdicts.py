@@ -1,10 +1,16 @@
 """Verdicts: what cannot pass, what must, and what is refused, kind by kind; each kind in several unlike dresses."""
 
 import json
+import os
+import socket
+import time
+import types
 
 import pytest
 
 from jobs.sandbox import Sandbox
+from jobs.sandbox.child import Child
+from jobs.sandbox.verdict import Lost
 from tests.submissions import task, verdict
 
 FAULTS = {"failed", "timeout", "crashed"}
@@ -306,6 +312,27 @@ def test_a_tests_own_limit_counts_what_the_judge_waits(kind):
         assert verdict(sandbox, record, "import time\ndef f(x):\n    time.sleep(0.1)\n    return x").passed
 
 
+@pytest.mark.parametrize(
+    ("queued", "granted"),
+    [([0.0, 3.0, 3.0], 0.0), ([0.0, 3.0, 3.05, 3.05], 0.05), ([2.0, 2.0, 2.01, 2.02, 2.02], 0.02)],
+    ids=["before it", "before and in it", "in it alone"],
+)
+def test_a_tests_own_limit_is_not_moved_by_what_was_queued_in_an_earlier_test(monkeypatch, queued, granted):
+    ours, theirs = socket.socketpair()
+    source = types.SimpleNamespace(config={"timeout": 2.0}, is_dead=lambda: False, release=lambda: None)
+    readings = iter(queued)
+    monkeypatch.setattr(Child, "queue_time", lambda _: next(readings))
+    with theirs, Child(source, ours.detach(), os.getpid()) as child:
+        child.poll.unregister(0)  # the pool's end of the judge, which is the terminal here
+        child.most_queued = lambda: 16.0
+        child.deadline = time.monotonic() + 60
+        with pytest.raises(Lost) as lost:
+            child.receive_within(0.05)
+        assert lost.value.status == "timeout"
+        assert child.waited == pytest.approx(granted)
+        assert child.moved == pytest.approx(queued[1] - queued[0])
+
+
 # ---- honest programs pass
 
 HONEST = """
@@ -447,6 +474,61 @@ def f(n):
     for t in ts: t.start()
     for t in ts: t.join()
     return total[0]
+## multiprocessing's pool of threads
+assert f([3, 4]) == [9, 16]
+--
+from multiprocessing.dummy import Pool
+def f(x):
+    with Pool(2) as p:
+        return p.map(lambda v: v * v, x)
+## multiprocessing's locks between threads
+assert f(3) == (3, [True, False])
+--
+import multiprocessing, threading
+def f(n):
+    lock, seats, done = multiprocessing.RLock(), multiprocessing.BoundedSemaphore(1), []
+    def g():
+        with lock, lock: done.append(1)
+    ts = [threading.Thread(target=g) for _ in range(n)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    return len(done), [seats.acquire(timeout=0.01) for _ in range(2)]
+## an asynchronous generator
+import asyncio
+async def all_of(n): return [x async for x in f(n)]
+assert asyncio.run(all_of(3)) == [0, 1, 4]
+--
+import asyncio
+async def f(n):
+    for i in range(n):
+        await asyncio.sleep(0)
+        yield i * i
+## an exception with attributes
+try:
+    f(7)
+    raise AssertionError
+except Exception as error:
+    assert type(error).__name__ == 'Refused' and error.limit == 7 and str(error) == 'over 7'
+--
+class Refused(Exception):
+    def __init__(self, limit):
+        super().__init__(f'over {limit}')
+        self.limit = limit
+def f(x): raise Refused(x)
+## a group of exceptions
+try:
+    f()
+    raise AssertionError
+except* KeyError as group:
+    assert [error.args for error in group.exceptions] == [('a',)]
+except* ValueError as group:
+    assert len(group.exceptions) == 1
+--
+def f(): raise ExceptionGroup('two', [KeyError('a'), ValueError('b')])
+## a view of bytes
+assert bytes(f(b'abc')) == b'bc' and f(b'abc')[0] == 98
+--
+def f(b): return memoryview(b)[1:]
 """
 HONEST_PROGRAMS = {
     name: tuple(rest.split("\n--\n")) for name, rest in (part.split("\n", 1) for part in HONEST.split("## ")[1:])
@@ -476,6 +558,19 @@ def test_an_honest_program_passes(sandbox, kind):
         (task("assert Pair(1) == 1", entry_point="Pair"),
          "class Pair:\n    def __init__(s, a): s.a = a\n    def __eq__(s, o): return True", "compares a Pair"),
         (task("class K: pass\nassert f(K()) == 1"), "def f(x): return 1", "cannot be handed"),
+        (task("import array\nassert f(1) == array.array('i', [1])"),
+         "from array import array\ndef f(x): return array('i', [x])", "compares with a array"),
+        (task("class Loud(Animal): pass\nassert Loud().legs == 4", entry_point="Animal"),
+         "class Animal:\n    legs = 4", "derive a class"),
+        (task("import io, contextlib\nout = io.StringIO()\nwith contextlib.redirect_stdout(out): f(1)\n"
+              "assert out.getvalue() == '1\\n'"), "def f(x): print(x)", "redirect_stdout"),
+        (task("import io, sys\nsys.stdin = io.StringIO('4')\nassert f() == 4"), "def f(): return int(input())", "stdin"),
+        (task("import builtins\nbuiltins.input = lambda: '4'\nassert f() == 4"), "def f(): return int(input())",
+         "replace input"),
+        (task("from unittest.mock import patch\nwith patch('time.time', return_value=1): assert f() == 1"),
+         "import time\ndef f(): return time.time()", "replace what the submission calls"),
+        (task("import inspect\nassert list(inspect.signature(f).parameters) == ['a']"), "def f(a): pass",
+         "look at the submission's code"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_judged_exactly_is_unsupported_and_says_why(sandbox, record, code, why):

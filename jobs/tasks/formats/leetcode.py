@@ -1,4 +1,4 @@
-"""LeetCodeDataset (newfacade/LeetCodeDataset): problems of LeetCode with a class Solution.
+"""LeetCodeDataset (newfacade/LeetCodeDataset, version 0.3.1): problems of LeetCode with a class Solution.
 
 problem_description, starter_code, prompt (imports and helpers), completion, entry_point as "Solution().name", test (a
 function check(candidate) of assertions), difficulty, estimated_date. The assertions are read, not run: calls with plain
@@ -6,6 +6,7 @@ arguments, and lists and trees of nodes by the data set's own helpers.
 """
 
 import ast
+import math
 from typing import Any
 
 from jobs.tasks.formats import Converted
@@ -104,6 +105,13 @@ def read(test: ast.expr, names: list[str]) -> tuple[list, Any, list[str | None],
     return [item for item, _ in values], value, [shape for _, shape in values], result
 
 
+class Infinities(ast.NodeTransformer):
+    """Puts numbers for the name `inf`, which the data set's own prompts define."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(math.inf) if node.id == "inf" else node
+
+
 def plain(node: ast.expr) -> tuple[Any, str | None]:
     """The plain value of an argument, and which nodes it stands for. Errors: ValueError for anything else."""
     if (
@@ -114,6 +122,6 @@ def plain(node: ast.expr) -> tuple[Any, str | None]:
     ):
         return plain(node.args[0])[0], MAKERS[node.func.id]
     try:
-        return ast.literal_eval(node), None
+        return ast.literal_eval(Infinities().visit(node)), None
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"has a value that is not plain: {ast.unparse(node)[:60]}") from None

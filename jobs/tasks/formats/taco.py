@@ -1,7 +1,8 @@
 """TACO (BAAI/TACO) and APPS (codeparrot/apps), whose rows have the same fields.
 
 question, solutions (JSON: a list of programs), starter_code, input_output (JSON: inputs, outputs and, for functions,
-fn_name), difficulty; TACO also url, date, time_limit. APPS was MIT, TACO Apache-2.0; the statements are the sites' own.
+fn_name), difficulty, url; APPS also problem_id, TACO date, time_limit and what is not used here. APPS is MIT, TACO
+Apache-2.0; the statements are the sites' own.
 """
 
 from typing import Any
