@@ -127,7 +127,7 @@ def trained(
     if settings.engine == "unsloth":
         from jobs.training import unsloth
 
-        model = unsloth.load(params, base, None, rollout=False)
+        model = unsloth.load(params, base, None, params.sft)
     else:
         model = loop.load_model(base, settings.lora, None, params.seed)
     loop.check_fits(model, tokenizer, base)

@@ -283,11 +283,17 @@ def make_trainer(
     )
     if settings.beta:
         trainer.add_callback(ReferenceCheck())
-    if settings.engine == "transformers" and settings.rollout == "vllm":
-        from jobs.grpo.rollout import Rollout
+    if settings.rollout != "transformers" and not shares_weights(settings):
+        from jobs.grpo.rollout import MergedRollout, Rollout
 
-        trainer.use_rollout(Rollout(params, base, trainer.model))
+        kind = MergedRollout if settings.rollout == "vllm_merged" else Rollout
+        trainer.use_rollout(kind(params, base, trainer.model))
     return trainer
+
+
+def shares_weights(settings: "Grpo") -> bool:
+    """Whether Unsloth builds the engine of the rollouts, which then has no weights of its own."""
+    return settings.engine == "unsloth" and settings.rollout == "vllm"
 
 
 def load_model(params: "Params", base: Path, adapter: Path):
@@ -296,11 +302,14 @@ def load_model(params: "Params", base: Path, adapter: Path):
         from jobs.training import loop
 
         return loop.load_model(base, params.sft.lora, adapter, params.seed)
-    from jobs.grpo.rollout import unsloth_engine_options
     from jobs.training import unsloth
 
+    if not shares_weights(params.grpo):
+        return unsloth.load(params, base, adapter, params.grpo)
+    from jobs.grpo.rollout import unsloth_engine_options
+
     with unsloth_engine_options(params):
-        return unsloth.load(params, base, adapter, rollout=True)
+        return unsloth.load(params, base, adapter, params.grpo, rollout=True)
 
 
 def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
@@ -316,12 +325,12 @@ def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
             f"{path}: has {tasks} tasks{' in grpo.difficulty' if settings.difficulty else ''}, "
             f"a step needs {completions // settings.generations}"
         )
-    if settings.importance_correction and settings.rollout == "vllm" and settings.top_p != 1:
+    if settings.importance_correction and settings.rollout != "transformers" and settings.top_p != 1:
         raise UsageError(
             "grpo.top_p must be 1 with grpo.importance_correction: a truncated distribution biases the ratio"
         )
-    if settings.engine == "unsloth" and settings.rollout != "vllm":
-        raise UsageError("grpo.rollout must be vllm with grpo.engine unsloth")
+    if settings.engine == "unsloth" and settings.rollout == "transformers":
+        raise UsageError("grpo.rollout must be vllm or vllm_merged with grpo.engine unsloth")
 
 
 def configuration(params: "Params", weights: list[float], directory: Path):
@@ -331,9 +340,10 @@ def configuration(params: "Params", weights: list[float], directory: Path):
     from jobs.training import loop
 
     settings = params.grpo
-    vllm = settings.engine == "unsloth"  # with transformers the job brings its own rollout
+    vllm = shares_weights(settings)  # else the job brings its own rollout
     # Unsloth would split a batch into passes by the memory that is free at that moment, another number in every step.
-    unsloth: dict = {"unsloth_grpo_mini_batch": 1, "unsloth_logit_chunk_multiplier": 1} if vllm else {}
+    passes = {"unsloth_grpo_mini_batch": 1, "unsloth_logit_chunk_multiplier": 1}
+    unsloth: dict = passes if settings.engine == "unsloth" else {}
     return GRPOConfig(
         **unsloth,
         **loop.arguments(settings, params.checkpoints, directory, params.seed),

@@ -1,7 +1,9 @@
-"""GRPO's rollouts by vLLM in the place of TRL's own: the adapter is synced natively, never merged into the base.
+"""GRPO's rollouts by vLLM in the place of TRL's own, which merges the adapter into the trained bfloat16 base at every step
+and takes it out again: that changes the base itself.
 
-TRL merges the adapter into vLLM's bfloat16 base at every step and takes it out again, which changes the base itself.
-Here vLLM holds the untouched base, and every step's adapter is written to shared memory and loaded as a new LoRA.
+Either vLLM holds the untouched base, and every step's adapter is written to shared memory and loaded as a new LoRA. Or it
+holds the sum of base and adapter in float16, made anew for every step from the trainer's base in float32: a decode step is
+then as fast as without an adapter, nothing adds up from step to step, and rounding takes next to nothing of an update.
 """
 
 import atexit
@@ -12,13 +14,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jobs.common.errors import JobError, one_line
 from jobs.common.files import process_folder
 from jobs.grpo import turns
 from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Rollout:
@@ -37,10 +43,7 @@ class Rollout:
         atexit.register(self.close)
         self.llm = LLM(
             str(base),
-            dtype="bfloat16",
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=params.sft.lora.rank,
+            **self.holding(params),
             # Within a process group, each rank has an engine of its own, on the card that is the rank's.
             distributed_executor_backend="external_launcher" if launch.is_rank() else None,
             max_model_len=room(settings),
@@ -52,6 +55,11 @@ class Rollout:
             **engine_options(params),
         )
 
+    def holding(self, params: Params) -> dict[str, Any]:
+        """vLLM's options for what it holds."""
+        rank = params.sft.lora.rank
+        return {"dtype": "bfloat16", "enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | lora_targets(params)
+
     def sync_weights(self) -> None:
         """Writes the adapter as it is now, under a number that vLLM has not seen."""
         with contextlib.suppress(FileNotFoundError):
@@ -59,11 +67,9 @@ class Rollout:
         self.version += 1
         self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
 
-    def generate(self, prompts: list[list[int]], images, num_generations: int, profiler):
-        """Completions for prompts of token ids, each repeated `num_generations` times in a row.
-
-        Returns (prompt ids, completion ids, [[[logprob]]], None) with one entry a completion, as TRL expects.
-        """
+    def generate(self, prompts: list[list[int]], num_generations: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Completions for prompts of token ids, each repeated `num_generations` times in a row, and the log-probabilities
+        of the completions' tokens under the distribution they were drawn from."""
         from vllm import SamplingParams, TokensPrompt
 
         settings = self.settings
@@ -80,11 +86,10 @@ class Rollout:
             detokenize=False,
         )
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
-        with profiler:
-            outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
+        outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
-        logprobs = [[[value] for value in c.logprobs.logprobs] for c in completions]  # one a token: the sampled one's
-        return prompts, [list(c.token_ids) for c in completions], logprobs, None
+        # vLLM gives one log-probability a token, the sampled one's.
+        return [list(c.token_ids) for c in completions], [list(c.logprobs.logprobs) for c in completions]
 
     def lora(self):
         """vLLM's name for the adapter that was synced last."""
@@ -100,6 +105,63 @@ class Rollout:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MergedRollout(Rollout):
+    """A Rollout whose vLLM holds the sum of the base and the adapter in float16, and knows of no adapter."""
+
+    merged: set[str]  # the names of vLLM's parameters that are such sums
+
+    def __init__(self, params: Params, base: Path, model) -> None:
+        super().__init__(params, base, model)
+        self.sync_weights()
+
+    def holding(self, params: Params) -> dict[str, Any]:
+        return {"dtype": "float16"}
+
+    def sync_weights(self) -> None:
+        """Errors: JobError for weights that vLLM has no place for, or that float16 cannot hold."""
+        import torch
+
+        bad = torch.zeros((), dtype=torch.bool, device=self.model.device)
+
+        def told() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in sums(self.model):
+                bad.logical_or_(~weight.isfinite().all())
+                yield name, weight
+
+        try:
+            [self.merged] = self.llm.apply_model(lambda model: set(model.load_weights(told())))
+        except (KeyError, ValueError) as error:
+            raise JobError(
+                f"grpo.rollout: vllm_merged cannot put this model's layers into vLLM; set vllm ({one_line(error)})"
+            ) from error
+        if bad:
+            raise JobError("grpo.rollout: vllm_merged: float16 cannot hold the sum of base and adapter; set vllm")
+        self.llm.reset_prefix_cache()  # its keys and values are those of the weights before
+
+    def lora(self) -> None:
+        return None
+
+    def fingerprint(self) -> dict[str, int]:
+        """Of what no step changes: the sums are made anew from the trainer's base."""
+        return {name: bits for name, bits in super().fingerprint().items() if name not in self.merged}
+
+
+def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """The layers of a PEFT model that have a factor pair, as float16 weights under their names in the base.
+
+    The sum is taken in float32, of the frozen weight and scaling x B A.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, Linear) and "default" in layer.lora_A:
+                base: Any = layer.get_base_layer()
+                whole = base.weight.float() + layer.get_delta_weight("default").float()
+                yield f"{name.removeprefix('base_model.model.')}.weight", whole.to(torch.float16)
 
 
 def room(settings: Grpo) -> int:
@@ -167,16 +229,18 @@ def answers(
 def engine_options(params: Params) -> dict[str, Any]:
     """Settings of vLLM's engine that are the same here and in Unsloth."""
     sequences = math.prod(params.grpo.share)
-    targets = params.sft.lora.targets
-    # Without the targets: LoRA kernels in every layer, on zeros. That is right where all layers are trained.
-    named = {} if targets == [ALL_LINEAR] else {"lora_target_modules": list(targets)}
     return {
         "seed": params.seed + launch.rank(),
         "max_num_seqs": sequences,
         "compilation_config": compilation(sequences),
         "kv_cache_memory_bytes": cache_bytes(params.grpo.kv_cache_gib),
-        **named,
     }
+
+
+def lora_targets(params: Params) -> dict[str, list[str]]:
+    """Without it: LoRA kernels in every layer, on zeros. That is right where all layers are trained."""
+    targets = params.sft.lora.targets
+    return {} if targets == [ALL_LINEAR] else {"lora_target_modules": list(targets)}
 
 
 @contextlib.contextmanager
@@ -189,7 +253,7 @@ def unsloth_engine_options(params: Params) -> Iterator[None]:
     class Engine(original):
         def __init__(self, *arguments, **options) -> None:
             prepare()  # Unsloth has switched FlashInfer's sampler on
-            super().__init__(*arguments, **options | engine_options(params))
+            super().__init__(*arguments, **options | engine_options(params) | lora_targets(params))
 
     vllm.LLM = Engine
     try:

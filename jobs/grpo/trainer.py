@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl import GRPOTrainer
@@ -18,14 +18,11 @@ from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
 from jobs.grpo import batches, difficulty, order, turns
 from jobs.grpo.rewards import Scorer
-from jobs.grpo.rollout import answers, watch
+from jobs.grpo.rollout import Rollout, answers, watch
 from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
 from jobs.training import ranks
 from jobs.training.loop import fingerprint, seen_through
-
-if TYPE_CHECKING:
-    from jobs.grpo.rollout import Rollout
 
 COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
 COMPARED_EVERY = 10  # steps; the first is compared too
@@ -75,10 +72,19 @@ class Trainer(GRPOTrainer):
         self.prompted = tasks_by_prompt(prompt_ids, self.asked)
         if self.grpo.rollout == "transformers":
             return self.timed("rollout", self.sampled, prompt_ids), None
+        own = isinstance(self.vllm_generation, Rollout)
+        generate = self.rolled_out if own else super()._generate_single_turn
         with watch(self.vllm_generation.llm, self.judge):
-            result = self.timed("rollout", super()._generate_single_turn, prompt_ids, *arguments, **options)
+            result = self.timed("rollout", generate, prompt_ids, *arguments, **options)
         self.sampled_logps = result[1]
         return result
+
+    def rolled_out(self, prompt_ids: list[list[int]], images, multimodal_fields, num_generations: int, *_):
+        """What TRL's `_generate_single_turn` does, by a Rollout: completions and the log-probabilities of their tokens."""
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        return self.vllm_generation.generate(prompt_ids, num_generations)
 
     def judge(self, prompt: list[int], completion: list[int]) -> None:
         """Sends an answer to the sandbox the moment it ends, while others are still being written.
@@ -122,7 +128,7 @@ class Trainer(GRPOTrainer):
         and torch's generators stay as they are.
         """
         ids = [self.processing_class(prompt)["input_ids"] for prompt in prompts]
-        if self.grpo.rollout == "vllm":
+        if self.grpo.rollout != "transformers":
             folder = self.directory / "vllm-adapter"
             found = answers(self.vllm_generation, ids, n, temperature, self.grpo, self.args.seed, folder)
             return [self.processing_class.batch_decode(of_prompt, skip_special_tokens=True) for of_prompt in found]
@@ -181,7 +187,7 @@ class Trainer(GRPOTrainer):
     def get_train_dataloader(self):
         return seen_through(super().get_train_dataloader())
 
-    def use_rollout(self, rollout: "Rollout") -> None:
+    def use_rollout(self, rollout: Rollout) -> None:
         """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
 

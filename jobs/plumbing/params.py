@@ -430,7 +430,7 @@ class Grpo(Optimizer):
     """Reinforcement learning; see jobs/grpo/job.py."""
 
     engine: Engine
-    rollout: Literal["vllm", "transformers"]
+    rollout: Literal["vllm", "vllm_merged", "transformers"]
     difficulty: Shares | None
     mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
     curriculum: Fraction

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.plumbing.params import Params
+from jobs.plumbing.params import Grpo, Params, Sft
 from jobs.training.loop import check_adapter, load_adapter, targets_in
 from jobs.weights.adapter import check_base
 from jobs.weights.safetensors import shards
 
 
-def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
-    """The base in bfloat16 with a trainable LoRA adapter; with `rollout`, a vLLM engine beside it.
+def load(params: Params, base: Path, adapter: Path | None, settings: Sft | Grpo, *, rollout: bool = False):
+    """The base in bfloat16 with a trainable LoRA adapter; with `rollout`, a vLLM engine on the same weights.
 
     Errors: JobError for an adapter that is not of the shape in sft.lora, or whose tensors do not fit the model.
     """
@@ -24,8 +24,10 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
 
     shards(base)
     lora = params.sft.lora
-    settings = params.grpo if rollout else params.sft
-    length = params.grpo.max_prompt_length + params.grpo.max_completion_length if rollout else params.sft.max_length
+    if isinstance(settings, Grpo):
+        length = settings.max_prompt_length + settings.max_completion_length
+    else:
+        length = settings.max_length
     engine = (
         {"fast_inference": True, "max_lora_rank": lora.rank, "gpu_memory_utilization": params.grpo.gpu_memory}
         if rollout
@@ -57,7 +59,7 @@ def load(params: Params, base: Path, adapter: Path | None, *, rollout: bool):
         check_adapter(adapter, lora, targets)
         check_base(adapter, base)
         load_adapter(model, adapter)
-        if rollout and params.grpo.beta:
+        if isinstance(settings, Grpo) and settings.beta:
             keep_reference(model)
     return model
 

@@ -1,6 +1,6 @@
 """Where a decode step of vLLM's goes: milliseconds a step for 64 sequences, one difference at a time, and GPU time alone.
 
-    python tests/bench/decode.py MODEL [ADAPTER] [--evaluation] [--as-vllm-comes] [--attention TRITON_ATTN]
+    python tests/bench/decode.py MODEL [ADAPTER] [--evaluation] [--as-vllm-comes] [--attention TRITON_ATTN] [--splits 1]
 
 Run by tests/bench/gpu.py (cases `decode`, with an adapter, and `decode-evaluation`). The engine runs in this process, so
 that torch's profiler sees its kernels.
@@ -25,6 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--as-vllm-comes", action="store_true", help="torch.compile, and LoRA kernels in every layer")
     parser.add_argument("--attention", metavar="BACKEND", help="another of vLLM's attention kernels than it chooses")
+    parser.add_argument("--splits", type=int, help="into which attention may divide a sequence's keys in a CUDA graph")
     asked = parser.parse_args()
     adapter, sequences, tokens = asked.adapter, *((164, 1024) if asked.evaluation else (64, 256))
     sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -39,6 +40,8 @@ def main() -> None:
     options: dict = {} if asked.as_vllm_comes else {"compilation_config": compilation(most)}
     if asked.attention:
         options["attention_backend"] = asked.attention
+    if asked.splits:
+        options["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": asked.splits}
     if adapter:
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 32}
         if not asked.as_vllm_comes:

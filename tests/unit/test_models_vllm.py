@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs.common.errors import JobError, UsageError
-from jobs.grpo.rollout import engine_options, unsloth_engine_options
+from jobs.grpo.rollout import engine_options, lora_targets, unsloth_engine_options
 from jobs.inference import Completion, Sampling, sample_seed
 from jobs.inference import vllm as engine
 from jobs.inference.vllm_settings import compilation
@@ -138,6 +138,6 @@ def test_the_engine_that_unsloth_builds_gets_the_options_of_ours(calls):
 
         assert isinstance(LLM("base", seed=0, max_num_seqs=256, dtype="bfloat16"), original)
     assert sys.modules["vllm"].LLM is original
-    assert calls["options"] == {"dtype": "bfloat16", **engine_options(params)}
+    assert calls["options"] == {"dtype": "bfloat16", **engine_options(params), **lora_targets(params)}
     assert (calls["options"]["seed"], calls["options"]["max_num_seqs"]) == (5, 64)
     assert calls["options"]["lora_target_modules"] == list(params.sft.lora.targets)

@@ -1,11 +1,21 @@
-"""An answer is judged the moment it ends: vLLM's engine is a stand-in here, laid out as vLLM 0.25 lays it out."""
+"""Rollouts by vLLM, for which a stand-in is here: answers are judged as they end, and base and adapter are summed."""
 
-from types import SimpleNamespace
+import copy
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.grpo.rollout import watch
+from jobs.common.errors import JobError
+from jobs.grpo.rollout import MergedRollout, watch
 from jobs.grpo.trainer import tasks_by_prompt
+from jobs.plumbing.params import load
+
+ROOT = Path(__file__).parents[2]
 
 
 class Engine:
@@ -62,3 +72,109 @@ def test_the_engine_is_left_as_it_was_even_after_an_error():
 def test_prompts_that_two_tasks_share_are_known():
     found = tasks_by_prompt([[1], [1], [2], [1]], ["a", "a", "b", "c"])
     assert found == {(1,): {"a", "c"}, (2,): {"b"}}
+
+
+class Weights(torch.nn.Module):
+    """What holds a model's weights in vLLM: it knows the base's names, and refuses others."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self.names, self.loaded, self.head = names, {}, torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def load_weights(self, pairs):
+        self.loaded = {name: weight.clone() for name, weight in pairs}
+        if unknown := self.loaded.keys() - self.names:
+            raise ValueError(f"There is no module or parameter named {min(unknown)!r}")
+        return self.loaded.keys()
+
+
+@pytest.fixture
+def adapted():
+    """A tiny Llama with an adapter that changes two kinds of its layers."""
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    shape = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    return get_peft_model(LlamaForCausalLM(config), shape)
+
+
+@pytest.fixture
+def merged(adapted, monkeypatch, tmp_path):
+    """A MergedRollout over a stand-in of vLLM that has the base's names; and what vLLM was asked."""
+    held = Weights({name.replace("base_layer.", "") for name in adapted.base_model.model.state_dict()})
+    asked = {"forgotten": 0}
+
+    class LLM:
+        def __init__(self, *_, **options) -> None:
+            asked["options"] = options
+
+        def apply_model(self, function):
+            return [function(held)]
+
+        def reset_prefix_cache(self):
+            asked["forgotten"] += 1
+
+    package = ModuleType("vllm")
+    package.LLM = LLM
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    rollout = MergedRollout(load(ROOT / "params.yaml"), tmp_path, adapted)
+    yield rollout, held, asked
+    rollout.close()
+
+
+def test_merged_rollouts_hold_the_sum_of_base_and_adapter(merged, adapted):
+    rollout, held, asked = merged
+    assert asked["options"]["dtype"] == "float16"
+    assert "enable_lora" not in asked["options"] and rollout.lora() is None
+    whole = copy.deepcopy(adapted).merge_and_unload().state_dict()
+    assert len(held.loaded) == 4
+    for name, weight in held.loaded.items():
+        assert weight.dtype == torch.float16
+        torch.testing.assert_close(weight, whole[name].to(torch.float16))
+
+
+def test_the_sum_is_made_anew_from_the_base_and_earlier_keys_and_values_are_forgotten(merged, adapted):
+    rollout, held, asked = merged
+    first, forgotten = dict(held.loaded), asked["forgotten"]
+    factors = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
+    kept = {name: weight.detach().clone() for name, weight in factors.items()}
+    for value in (1000.0, 0.0):
+        for weight in factors.values():
+            weight.data.fill_(value)
+        rollout.sync_weights()
+    base = adapted.base_model.model.state_dict()
+    name = "model.layers.1.mlp.down_proj"
+    torch.testing.assert_close(held.loaded[f"{name}.weight"], base[f"{name}.base_layer.weight"].to(torch.float16))
+    for name, weight in factors.items():
+        weight.data.copy_(kept[name])
+    rollout.sync_weights()
+    assert all(torch.equal(held.loaded[name], weight) for name, weight in first.items())
+    assert asked["forgotten"] == forgotten + 3
+
+
+def test_the_check_of_the_base_is_of_what_no_step_changes(merged):
+    rollout, held, _ = merged
+    held.register_parameter("changes", torch.nn.Parameter(torch.ones(3), requires_grad=False))
+    rollout.merged = {"changes"}
+    before = rollout.fingerprint()
+    held.changes.data.fill_(2)
+    assert rollout.fingerprint() == before
+    held.head.data.fill_(2)
+    assert rollout.fingerprint() != before
+
+
+def test_layers_that_vllm_names_otherwise_are_refused(merged):
+    rollout, held, _ = merged
+    held.names.discard("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises(JobError, match=r"grpo.rollout: vllm_merged cannot put.*q_proj.*set vllm|set vllm.*q_proj"):
+        rollout.sync_weights()
+
+
+def test_sums_that_float16_cannot_hold_are_refused(merged, adapted):
+    rollout, _, _ = merged
+    next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).data.fill_(1e8)
+    with pytest.raises(JobError, match="float16 cannot hold"):
+        rollout.sync_weights()
