@@ -106,6 +106,12 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "phi3": lambda out: make_pieces_tokenizer(out, prepend=True),
 }
 
+ROLLOUTS = {
+    "transformers": ", on a CPU",
+    "vllm": " and vLLM",
+    "vllm_merged": " and vLLM on the sum of base and adapter",
+}
+
 
 def make(family: str, out: Path) -> None:
     """Writes the random model of a family, with its tokenizer."""
@@ -139,7 +145,7 @@ def settings(family: str, base: Path, engine: str, rollout: str) -> Params:
     limits = json.dumps({kind: {"kl": kl, "top1": 0.0, "drop": 1.0} for kind, kl in
                          (("F16", 1e-3), ("Q8_0", 0.05), ("Q4_K_M", 0.5))})  # fmt: skip
     targets = json.dumps(TARGETS.get(family, ["q_proj", "k_proj", "v_proj", "o_proj"]))
-    dtype = "float32" if rollout == "transformers" else "bfloat16"
+    sampling, dtype = ("transformers", "float32") if rollout == "transformers" else ("vllm", "bfloat16")
     return load(
         ROOT / "params.yaml",
         [
@@ -148,8 +154,9 @@ def settings(family: str, base: Path, engine: str, rollout: str) -> Params:
             "sft.gradient_accumulation=1", "sft.max_length=512", f"sft.lora={{rank: 8, alpha: 8, targets: {targets}}}",
             f"grpo.engine={engine}", f"grpo.rollout={rollout}", "grpo.optimizer=adamw_torch", "grpo.steps=2",
             "grpo.generations=2", "grpo.batch_size=4", "grpo.gradient_accumulation=1", "grpo.max_completion_length=12",
-            "merge.dtype=float32", f"evaluate.engine={rollout}", f"evaluate.dtype={dtype}", "evaluate.max_tokens=12",
-            "evaluate.gpu_memory=0.3", "evaluate.benchmarks=[toy]",
+            "merge.dtype=float32", f"evaluate.engine={sampling}", f"evaluate.dtype={dtype}", "evaluate.max_tokens=12",
+            "grpo.gpu_memory=0.06", "grpo.kv_cache_gib=1", "evaluate.gpu_memory=0.06", "evaluate.kv_cache_gib=1",
+            "evaluate.benchmarks=[toy]",
             "evaluate.sampled={n: 1, temperature: 0.8, top_p: 0.95}",
             "gguf.types=[F16, Q8_0, Q4_K_M]", f"gguf.limits={limits}", "gguf.tasks=2", "gguf.max_tokens=12",
             "sandbox.require=[]", "sandbox.workers=1",
@@ -209,7 +216,7 @@ def answering() -> list[Path]:
 def cells(family: str, engine: str, rollout: str, wanted: Sequence[str]) -> dict[str, str]:
     """By stage: "works", or why not. The stages that train or sum are not reached once one of them has refused.
 
-    With the engines of a GPU every stage has a process of its own, as in a run: they leave too much behind.
+    With vLLM every stage has a process of its own, as in a run: they leave too much behind.
     """
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +228,7 @@ def cells(family: str, engine: str, rollout: str, wanted: Sequence[str]) -> dict
         for stage in (stage for stage in STAGES if stage in wanted):
             if stage in ("grpo", "merge") and found.get("sft") != "works":
                 found[stage] = "not reached"
-            elif engine == "transformers":
+            elif rollout == "transformers":
                 found[stage] = cell(family, engine, rollout, stage)
             else:
                 found[stage] = apart("--here", "--stages", stage, *arguments(family, engine, rollout))
@@ -316,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument("--engine", default="transformers", choices=("transformers", "unsloth"), help="of training")
-    parser.add_argument("--rollout", default="transformers", choices=("transformers", "vllm"), help="and of sampling")
+    parser.add_argument("--rollout", default="transformers", choices=ROLLOUTS, help="and of sampling")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES, help="where llama.cpp is not installed")
     parser.add_argument("--one", action="store_true", help="of --only's family, as JSON on stdout; keeps nothing")
     parser.add_argument("--here", action="store_true", help="the same of --stages' one, in the working folder")
@@ -327,7 +334,8 @@ def main() -> None:
     if asked.one:
         print(json.dumps(cells(asked.only[0], asked.engine, asked.rollout, asked.stages)))
         return
-    name = "Plain transformers, PEFT and TRL, on a CPU" if asked.engine == "transformers" else "Unsloth and vLLM"
+    name = "Plain transformers, PEFT and TRL" if asked.engine == "transformers" else "Unsloth"
+    name += ROLLOUTS[asked.rollout]
     for family in asked.only or FAMILIES:
         row = apart("--one", "--stages", *asked.stages, *arguments(family, asked.engine, asked.rollout))
         print(family, json.dumps(row), file=sys.stderr, flush=True)

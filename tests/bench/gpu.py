@@ -6,8 +6,8 @@ Reads   --tokenizer  a folder with the Qwen3 tokenizer      --tasks  data/tasks 
 Writes  --out        table.md, results.json and each job's log; the model and the jobs' outputs go to --work
 
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
-steps). Peak memory is the card's, sampled by nvidia-smi. `toy` runs the smoke run's pipeline by Unsloth and vLLM, and
-`toy-transformers` by plain TRL and vLLM; `toy-losses` takes a few steps by every loss; `resume` kills the toy's GRPO and
+steps). Peak memory is the card's, sampled by nvidia-smi. The `toy` cases run the smoke run's pipeline by Unsloth or plain
+TRL, with vLLM; `losses-toy` and `losses-toy-transformers` take a few steps by every loss; `resume` kills the toy's GRPO and
 lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
 with its notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
 Results in --out are kept and added to, so the cases may run in several calls.
@@ -231,9 +231,8 @@ def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
 
 
 SPECIAL = {
-    "toy": gpu_toy.toy,
-    "toy-transformers": gpu_toy.toy,
-    "toy-losses": gpu_toy.losses,
+    **dict.fromkeys(gpu_toy.ENGINES, gpu_toy.toy),
+    **{f"losses-{case}": gpu_toy.losses for case in ("toy", "toy-transformers")},
     "resume": gpu_toy.resume,
     "decode": decode,
     "decode-evaluation": decode,

@@ -16,8 +16,15 @@ from pathlib import Path
 from tests.bench.gpu_jobs import ENVIRONMENT, REPO, job, rows
 
 MODELS = ("base", "sft", "grpo")
+# The engine, and what completions are sampled by. Each but the first kind shows that it learns as the others do.
+ENGINES = {
+    "toy": ("unsloth", "vllm"),
+    "toy-merged": ("unsloth", "vllm_merged"),
+    "toy-transformers": ("transformers", "vllm"),
+    "toy-transformers-merged": ("transformers", "vllm_merged"),
+}
 GRADED = ("--tasks", "data/graded.jsonl", "--validation", "data/validation.jsonl")
-# What each case of `toy-losses` sets; the names are those of docs/grpo.md.
+# What the `losses-` cases set; the names are those of docs/grpo.md.
 LOSSES: dict[str, dict[str, object]] = {
     "dapo": {"loss": "dapo", "clip_high": 0.28, "mask_truncated": "true"},
     "gspo": {"loss": "grpo", "ratio": "sequence", "clip_low": 0.0003, "clip_high": 0.0004, "iterations": 2},
@@ -31,7 +38,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
 
     Validation, grading and the event log are on, so that a run shows them working by this engine.
     """
-    folder = laid_out(options.work / case, "unsloth" if case == "toy" else "transformers")
+    folder = laid_out(options.work / case, *ENGINES[case])
     merges = [
         f"merge --adapter models/adapters/{m} --out models/{m} --metrics metrics/merge-{m}.json "
         f"--plot plots/merge-{m}.csv".split()
@@ -61,7 +68,7 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     }
 
 
-def laid_out(folder: Path, engine: str) -> Path:
+def laid_out(folder: Path, engine: str, rollout: str) -> Path:
     """A folder with the smoke run's params, by GPU engines."""
     import yaml
 
@@ -76,7 +83,7 @@ def laid_out(folder: Path, engine: str) -> Path:
         "grade": {"samples": 8, "validation": 40},
         "grpo": {
             "engine": engine,
-            "rollout": "vllm",
+            "rollout": rollout,
             "optimizer": "adamw_8bit",
             "gpu_memory": 0.1,
             "kv_cache_gib": 2,
@@ -96,22 +103,22 @@ def mean_pass_at_1(metrics: Path) -> float:
 
 
 def losses(case: str, options: argparse.Namespace, model: Path) -> dict:
-    """Six steps by each of LOSSES, by both engines, from what `toy` has trained: first and last reward, and the losses."""
+    """Six steps by each of LOSSES, from what a toy case has trained, after whose name this one is called."""
     found = {}
-    for engine, of in (("unsloth", "toy"), ("transformers", "toy-transformers")):
-        for name, settings in LOSSES.items():
-            out = options.work / "losses" / f"{name}-{engine}"
-            sets = [f"--set=grpo.{key}={value}" for key, value in {"steps": 6, "keep": "last", **settings}.items()]
-            outs = {"out": out, "metrics": f"{out}.json", "curve": f"{out}.csv", "completions": f"{out}.jsonl"}
-            words = ["grpo", *GRADED, *(f"--{key}={path}" for key, path in outs.items()), *sets]
-            try:
-                took = job(words, options.work / of, options.out / f"{case}-{name}-{engine}.log")
-            except subprocess.CalledProcessError as error:
-                found[f"{name}-{engine}"] = {"failed": error.returncode}
-                continue
-            curve = rows(out.with_suffix(".csv"))
-            said = {key: [row[key] for row in curve] for key in ("reward", "loss", "grad_norm")}
-            found[f"{name}-{engine}"] = {"seconds": took["seconds"], **said}
+    of = case.removeprefix("losses-")
+    for name, settings in LOSSES.items():
+        out = options.work / "losses" / f"{name}-{of}"
+        sets = [f"--set=grpo.{key}={value}" for key, value in {"steps": 6, "keep": "last", **settings}.items()]
+        outs = {"out": out, "metrics": f"{out}.json", "curve": f"{out}.csv", "completions": f"{out}.jsonl"}
+        words = ["grpo", *GRADED, *(f"--{key}={path}" for key, path in outs.items()), *sets]
+        try:
+            took = job(words, options.work / of, options.out / f"{case}-{name}.log")
+        except subprocess.CalledProcessError as error:
+            found[name] = {"failed": error.returncode}
+            continue
+        curve = rows(out.with_suffix(".csv"))
+        said = {key: [row[key] for row in curve] for key in ("reward", "loss", "grad_norm")}
+        found[name] = {"seconds": took["seconds"], **said}
     return found
 
 

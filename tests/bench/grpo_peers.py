@@ -4,7 +4,8 @@
 
 Reads   MODEL    a model folder      ADAPTER  an SFT adapter of rank 32 on all linear layers; only `ours` continues one
         TASKS    tasks with prompts (jobs/common/task.py)
-Writes  --out    steps.json: seconds of every step by system and case; SYSTEM.log
+Writes  --out    steps.json: seconds of every step by system and case; SYSTEM-CASE.log; with --profile also the Python
+                 functions that take most of a step's time, which itself takes longer then: SYSTEM-CASE.profile
 
 Cases: `flat` forces every completion to 512 tokens, `reference` to lengths as the reference run had them (270 on average,
 a long tail), 64 completions a step; both in one process, by each request's own max_tokens. `own` lets a real small model
@@ -18,9 +19,11 @@ A step's seconds are those from the end of the one before to its own end; the fi
 """
 
 import argparse
+import cProfile
 import hashlib
 import json
 import os
+import pstats
 import random
 import statistics
 import subprocess
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=SHAPES, default=["flat", "reference"])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for `ours`")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in ("model", "adapter", "tasks", "out"):
@@ -115,8 +119,10 @@ def run(options: argparse.Namespace) -> None:
 class Clock:
     """Seconds of each step, and of the calls of vLLM's generate in it. Forces the lengths of the case."""
 
-    def __init__(self, cases: list[str]) -> None:
-        self.cases, self.step, self.ended, self.generated, self.tokens = cases, 0, 0.0, 0.0, 0
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.cases, self.step, self.ended, self.generated, self.tokens = options.cases, 0, 0.0, 0.0, 0
+        self.profiler = cProfile.Profile() if options.profile else None
+        self.profile = options.out / f"{options.one}-{options.cases[0]}.profile"
 
     @property
     def case(self) -> str:
@@ -170,8 +176,19 @@ class Clock:
                 print("STEP", json.dumps(row | {"tokens": clock.tokens}), flush=True)
                 clock.ended, clock.generated, clock.tokens = now, 0.0, 0
                 clock.step += 1
+                if clock.profiler and clock.step == STEPS - 2:
+                    clock.profiler.enable()
+                if clock.profiler and clock.step == STEPS:
+                    clock.write_profile()
 
         return AtTheEnd()
+
+    def write_profile(self) -> None:
+        self.profiler.disable()
+        with open(self.profile, "w") as file:
+            found = pstats.Stats(self.profiler, stream=file)
+            found.sort_stats("cumulative").print_stats(90)
+            found.sort_stats("tottime").print_stats(45)
 
 
 def lengths(case: str) -> list[int]:
@@ -197,7 +214,7 @@ def ours(options: argparse.Namespace) -> None:
     from jobs.grpo.rewards import Score, Scorer
     from jobs.training import loop
 
-    clock = Clock(options.cases)
+    clock = Clock(options)
     case = options.cases[0]
     train = loop.train
 
@@ -258,7 +275,7 @@ def trl(options: argparse.Namespace) -> None:
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
-    clock = Clock(options.cases)
+    clock = Clock(options)
     args = configuration(
         options, GRPOConfig, use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.3,
         vllm_max_model_length=1024, model_init_kwargs={"dtype": torch.bfloat16},
@@ -277,7 +294,7 @@ def unsloth(options: argparse.Namespace) -> None:
     from trl import GRPOConfig, GRPOTrainer
     from vllm import SamplingParams
 
-    clock = Clock(options.cases)
+    clock = Clock(options)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(options.model), max_seq_length=1024, load_in_4bit=False, fast_inference=True, max_lora_rank=32,
         gpu_memory_utilization=0.6,
