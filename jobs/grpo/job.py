@@ -127,6 +127,8 @@ def run(
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
+        if params.grpo.rollout == "vllm_merged":
+            families.require_float16(base, "grpo.rollout: vllm_merged")
         loop.prepare(params.grpo.engine)
         with ranks.joined("grpo.processes", params.grpo.processes):
             trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))

@@ -67,9 +67,13 @@ class Rollout:
         self.version += 1
         self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
 
-    def generate(self, prompts: list[list[int]], num_generations: int) -> tuple[list[list[int]], list[list[float]]]:
-        """Completions for prompts of token ids, each repeated `num_generations` times in a row, and the log-probabilities
-        of the completions' tokens under the distribution they were drawn from."""
+    def generate(
+        self, prompts: list[list[int]], num_generations: int, *, logps: bool
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Completions for prompts of token ids, each repeated `num_generations` times in a row.
+
+        With `logps` also the log-probabilities of their tokens under the distribution they were drawn from.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         settings = self.settings
@@ -81,15 +85,16 @@ class Rollout:
             min_p=0.0,
             repetition_penalty=1.0,
             max_tokens=settings.max_completion_length,
-            logprobs=0,
-            flat_logprobs=True,
+            logprobs=0 if logps else None,
+            flat_logprobs=logps,
             detokenize=False,
         )
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
         outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
+        ids = [list(completion.token_ids) for completion in completions]
         # vLLM gives one log-probability a token, the sampled one's.
-        return [list(c.token_ids) for c in completions], [list(c.logprobs.logprobs) for c in completions]
+        return ids, [list(completion.logprobs.logprobs) for completion in completions] if logps else None
 
     def lora(self):
         """vLLM's name for the adapter that was synced last."""

@@ -80,11 +80,13 @@ class Trainer(GRPOTrainer):
         return result
 
     def rolled_out(self, prompt_ids: list[list[int]], images, multimodal_fields, num_generations: int, *_):
-        """What TRL's `_generate_single_turn` does, by a Rollout: completions and the log-probabilities of their tokens."""
+        """What TRL's `_generate_single_turn` does, by a Rollout: completions, and the log-probabilities of their tokens in
+        the steps that have a use for them. They are a sixth of what the engine's own loop does for a completion's token."""
         if self.state.global_step != self._last_loaded_step:
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
-        return self.vllm_generation.generate(prompt_ids, num_generations)
+        wanted = self.grpo.importance_correction or self.compares_logps()
+        return self.vllm_generation.generate(prompt_ids, num_generations, logps=wanted)
 
     def judge(self, prompt: list[int], completion: list[int]) -> None:
         """Sends an answer to the sandbox the moment it ends, while others are still being written.

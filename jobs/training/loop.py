@@ -408,14 +408,24 @@ def save_adapter(model, base: Path, out: Path) -> None:
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
     source = record_of(base).get("source") or {}
-    # PEFT keeps targets in a set, whose order changes with every process.
     config |= {
-        "target_modules": sorted(config["target_modules"]),
+        "target_modules": named_targets(model, config["target_modules"]),
         "base_model_name_or_path": source.get("repo"),
         "revision": source.get("revision"),
         "inference_mode": True,
     }
     write_json(out / "adapter_config.json", config)
+
+
+def named_targets(model, targets: str | list[str]) -> list[str]:
+    """The modules that an adapter is on, by the last part of their names, sorted: PEFT keeps them in a set.
+
+    Unsloth makes a regular expression of them for some families, which means the same and which no other tool reads alike.
+    """
+    if not isinstance(targets, str):
+        return sorted(targets)
+    layers = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    return sorted({name.rpartition(".")[2] for name in layers})
 
 
 def run_record(

@@ -14,6 +14,7 @@ from jobs.weights.safetensors import is_tied
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 WINDOW_ALWAYS = {"mistral", "mixtral"}  # wherever sliding_window is a number
 WINDOW_IF_USED = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}  # where use_sliding_window is true too
+NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}  # whose activations leave it: vLLM refuses them
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts"}
 ENDS = {"embed_tokens", "lm_head", "wte", "embed_in", "word_embeddings", "embed_out"}
@@ -82,6 +83,14 @@ def unlike_llama_cpp(text: dict) -> str | None:
     if kind == "gpt_oss" and rope.get("rope_type", rope.get("type")) == "yarn":
         return "scales its rotary positions by YaRN, where llama.cpp's gpt_oss computes other ones"
     return None
+
+
+def require_float16(base: Path, key: str) -> None:
+    """Errors: JobError for a model that vLLM does not run in float16, as the value `key` of the params would have it."""
+    config = read_json(base / "config.json")
+    kinds = {part.get("model_type") for part in (config, config.get("text_config") or {})}
+    if found := NO_FLOAT16 & kinds:
+        raise JobError(f"{key}: {base} is a {min(found)}, whose activations do not fit in float16; set vllm")
 
 
 def require_taken(stage: str, base: Path, targets: Iterable[str] = ()) -> None:

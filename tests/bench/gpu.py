@@ -36,7 +36,15 @@ TEN, FIVE = ["--set", "grpo.steps=10"], ["--set", "grpo.steps=5"]
 GRPO = ["--set", "grpo.log_completions_every=0", "--set", "checkpoints.every=1000"]
 HALF = ["--set", "grpo.batch_size=8", "--set", "grpo.gradient_accumulation=8"]  # plain TRL keeps every logit
 # What makes the real run fit a card of 40 GB. gpu_memory is, to Unsloth, a share of the memory that is free.
-SMALL = [*HALF, "--set", "grpo.gradient_checkpointing=true", "--set", "grpo.gpu_memory=0.5"]
+SMALL = [
+    *HALF,
+    "--set",
+    "grpo.rollout=vllm",
+    "--set",
+    "grpo.gradient_checkpointing=true",
+    "--set",
+    "grpo.gpu_memory=0.5",
+]
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 

@@ -25,6 +25,7 @@ import json
 import os
 import pstats
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -92,8 +93,8 @@ def alone(system: str, options: argparse.Namespace) -> dict:
             stderr=subprocess.STDOUT, env=ENVIRONMENT, timeout=SECONDS,
         ).returncode  # fmt: skip
     memory.stopped.set()
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("STEP ")]
-    steps = [json.loads(line.removeprefix("STEP ")) for line in lines]
+    said = log.read_text(errors="replace")  # a progress bar may stand before it on its line
+    steps = [json.loads(found) for found in re.findall(r"STEP (\{.*?\})", said)]
     result: dict = {"code": code, "wall": round(time.perf_counter() - began, 1), "peak_gib": memory.peak}
     for case in options.cases:
         of_case = [step for step in steps if step["case"] == case][1:]

@@ -227,6 +227,19 @@ def test_all_linear_layers_but_the_head_are_trained_and_merged(world, tmp_path):
         load_model(base, lora(["q_proj"]), tmp_path, 1)
 
 
+def test_targets_that_became_a_regular_expression_are_written_as_names(world, tmp_path):
+    """Unsloth makes one of the names it is given, for some families; GRPO then wants the names again."""
+    from jobs.training.loop import load_model, save_adapter
+
+    base, targets = world / "models/base", ["o_proj", "q_proj"]
+    model = load_model(base, lora(targets), None, 1)
+    model.peft_config["default"].target_modules = r"(?:.*?self_attn.*?(?:q_proj|o_proj).*?)"
+    save_adapter(model, base, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == targets
+    continued = load_model(base, lora(targets), tmp_path, 1)
+    assert len([n for n, _ in continued.named_modules() if n.endswith("lora_A")]) == 4
+
+
 def test_a_target_that_matches_nothing_is_refused_by_name(world):
     with pytest.raises(
         JobError, match=r"sft\.lora\.targets: qkv_proj is no module of .*; its linear layers: down_proj, gate"

@@ -136,6 +136,28 @@ def test_merged_rollouts_hold_the_sum_of_base_and_adapter(merged, adapted):
         torch.testing.assert_close(weight, whole[name].to(torch.float16))
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_log_probabilities_are_computed_where_they_are_wanted(merged, wanted):
+    rollout, _, _ = merged
+    asked = []
+
+    def generate(requests, sampling, **options):
+        asked.append((requests, sampling, options))
+        logprobs = SimpleNamespace(logprobs=[-0.5, -0.25]) if sampling.logprobs is not None else None
+        done = [SimpleNamespace(token_ids=(7, 8), logprobs=logprobs) for _ in range(sampling.n)]
+        return [SimpleNamespace(outputs=done) for _ in requests]
+
+    package = sys.modules["vllm"]
+    package.SamplingParams, package.TokensPrompt = (lambda **fields: SimpleNamespace(**fields) for _ in range(2))
+    rollout.llm.generate = generate
+    ids, logps = rollout.generate([[1], [1], [2, 3], [2, 3]], 2, logps=wanted)
+    assert ids == [[7, 8]] * 4
+    assert logps == ([[-0.5, -0.25]] * 4 if wanted else None)
+    [(requests, sampling, options)] = asked
+    assert [request.prompt_token_ids for request in requests] == [[1], [2, 3]]
+    assert sampling.flat_logprobs is wanted and options["lora_request"] is None
+
+
 def test_the_sum_is_made_anew_from_the_base_and_earlier_keys_and_values_are_forgotten(merged, adapted):
     rollout, held, asked = merged
     first, forgotten = dict(held.loaded), asked["forgotten"]

@@ -114,3 +114,16 @@ def test_targets_of_an_untied_model_and_of_dense_layers_are_free(tmp_path):
 )
 def test_what_sdpa_does_not_compute_is_computed_eagerly(tmp_path, config, attention):
     assert attention_for(folder(tmp_path, **config), "sdpa") == attention
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "gemma2"}, {"model_type": "other", "text_config": {"model_type": "gemma3_text"}}]
+)
+def test_what_float16_cannot_hold_is_refused_by_the_key_that_wants_it(tmp_path, config):
+    base = folder(tmp_path, **config)
+    with pytest.raises(JobError, match=r"^grpo.rollout: vllm_merged: .* is a gemma.*set vllm$"):
+        families.require_float16(base, "grpo.rollout: vllm_merged")
+
+
+def test_what_float16_can_hold_is_taken(tmp_path):
+    families.require_float16(folder(tmp_path, model_type="qwen3", text_config={}), "grpo.rollout")
