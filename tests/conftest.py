@@ -4,7 +4,7 @@
 else xdist begins with the files of most tests, which are short ones). A file that is not named comes after them.
 """
 
-# As `pytest --durations` told them on two cores, the longest first; the order alone matters.
+# Roughly the longest first, some by `pytest --durations` and some by what they start; the order alone matters.
 LONGEST = (
     "test_smoke",
     "test_attacks",
