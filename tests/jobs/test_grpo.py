@@ -41,11 +41,11 @@ def world(tmp_path_factory):
     return folder
 
 
-def grpo(world, out, *settings):
+def grpo(world, out, *settings, apart=False):
     out.mkdir(exist_ok=True)
     inputs = ("--base", world / "models/base", "--adapter", world / "models/adapters/sft")
     tasks = ("--tasks", world / "data/tasks/train.jsonl")
-    return program.run(out, "grpo", *inputs, *tasks, settings=(*SMALL, *settings), check=True)
+    return program.run(out, "grpo", *inputs, *tasks, settings=(*SMALL, *settings), check=True, apart=apart)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(world, done, tmp_p
 
     shutil.rmtree(tmp_path / "models/adapters/grpo")
     shutil.rmtree(checkpoints / "checkpoint-4")
-    again = grpo(world, tmp_path)
+    again = grpo(world, tmp_path, apart=True)
     assert "resuming from" in again.stderr and "checkpoint-2" in again.stderr
     for name in OUTS:
         assert sha256(tmp_path / name) == sha256(done / name), name
@@ -125,7 +125,7 @@ def test_a_short_run_that_is_resumed_logs_its_last_step_too(world, tmp_path):
     assert {row["step"] for row in read_jsonl(tmp_path / "data/grpo/completions.jsonl")} == {4}
     shutil.rmtree(checkpoints / "checkpoint-4")
     (tmp_path / "data/grpo/completions.jsonl").unlink()
-    assert "checkpoint-2" in grpo(world, tmp_path, short).stderr
+    assert "checkpoint-2" in grpo(world, tmp_path, short, apart=True).stderr
     assert (tmp_path / "data/grpo/completions.jsonl").read_bytes() == before
 
 
@@ -267,8 +267,8 @@ def test_a_mix_is_what_is_trained_on_and_a_resumed_run_takes_the_same(world, tmp
     write_jsonl(mixed, [row | {"source": "few" if i < 3 else "many"} for i, row in enumerate(rows)])
     inputs = ("--base", world / "models/base", "--adapter", world / "models/adapters/sft", "--tasks", mixed)
 
-    def run():
-        return program.run(tmp_path, "grpo", *inputs, settings=(*SMALL, *MIXED), check=True)
+    def run(apart=False):
+        return program.run(tmp_path, "grpo", *inputs, settings=(*SMALL, *MIXED), check=True, apart=apart)
 
     run()
     found = groups_of(tmp_path, mixed)
@@ -279,5 +279,5 @@ def test_a_mix_is_what_is_trained_on_and_a_resumed_run_takes_the_same(world, tmp
     (checkpoints,) = (p for p in (tmp_path / ".checkpoints/grpo").iterdir() if p.is_dir())
     shutil.rmtree(tmp_path / "models/adapters/grpo")
     shutil.rmtree(checkpoints / "checkpoint-4")
-    assert "checkpoint-3" in run().stderr
+    assert "checkpoint-3" in run(apart=True).stderr
     assert before == (sha256(tmp_path / "models/adapters/grpo"), sha256(tmp_path / "data/grpo/completions.jsonl"))

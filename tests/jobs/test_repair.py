@@ -125,10 +125,10 @@ def test_an_answer_that_was_cut_has_no_second(here, monkeypatch):  # noqa: F811
 TWO = ("grpo.turns=2", "grpo.log_completions_every=1")
 
 
-def grpo(world, out, *settings):  # noqa: F811
+def grpo(world, out, *settings, apart=False):  # noqa: F811
     inputs = ("--base", world / "models/base", "--adapter", world / "models/adapters/sft")
     return program.run(out, "grpo", *inputs, "--tasks", world / "data/tasks/train.jsonl",
-                       settings=(*SMALL, *TWO, *settings), check=True)  # fmt: skip
+                       settings=(*SMALL, *TWO, *settings), check=True, apart=apart)  # fmt: skip
 
 
 def test_a_run_with_two_turns_is_whole_and_a_resumed_one_ends_with_its_bytes(world, tmp_path):  # noqa: F811
@@ -145,7 +145,7 @@ def test_a_run_with_two_turns_is_whole_and_a_resumed_one_ends_with_its_bytes(wor
     (checkpoints,) = (p for p in (tmp_path / ".checkpoints/grpo").iterdir() if p.is_dir())
     shutil.rmtree(tmp_path / "models/adapters/grpo")
     shutil.rmtree(checkpoints / "checkpoint-4")
-    assert "checkpoint-2" in grpo(world, tmp_path, *settings).stderr
+    assert "checkpoint-2" in grpo(world, tmp_path, *settings, apart=True).stderr
     assert before == {name: sha256(tmp_path / name) for name in OUTS}
 
 

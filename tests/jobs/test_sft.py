@@ -33,10 +33,10 @@ def world(tmp_path_factory):
     return folder
 
 
-def sft(world, out):
+def sft(world, out, apart=False):
     out.mkdir(exist_ok=True)
     inputs = ("--base", world / "models/base", "--examples", world / "examples.jsonl")
-    return program.run(out, "sft", *inputs, settings=SMALL, check=True)
+    return program.run(out, "sft", *inputs, settings=SMALL, check=True, apart=apart)
 
 
 def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
@@ -45,7 +45,7 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
     assert r'learns "<START_WORKING_OUT>\nadd 0\n' in done.stderr, "what the loss is on is in the log"
     result = json.loads(done.stdout)
     assert result["last_loss"] < 0.8 * result["first_loss"]
-    sft(world, second)
+    sft(world, second, apart=True)
     for name in ("models/adapters/sft", "plots/sft.csv", "metrics/sft.json"):
         assert sha256(first / name) == sha256(second / name), name
     config = json.loads((first / "models/adapters/sft/adapter_config.json").read_text())
@@ -73,7 +73,7 @@ def test_the_loss_of_examples_set_aside_is_measured_after_every_epoch(world, tmp
     (checkpoints,) = (p for p in (tmp_path / ".checkpoints/sft").iterdir() if p.is_dir())
     shutil.rmtree(checkpoints / "checkpoint-6")
     shutil.rmtree(tmp_path / "models/adapters/sft")
-    again = program.run(tmp_path, "sft", *inputs, settings=settings, check=True)
+    again = program.run(tmp_path, "sft", *inputs, settings=settings, check=True, apart=True)
     assert "checkpoint-5" in again.stderr
     assert [sha256(tmp_path / name) for name in names] == before
 
