@@ -34,6 +34,7 @@ from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
 from jobs.weights.families import refusals
 from jobs.weights.safetensors import shards
+from jobs.weights.tokenizer import left_out, load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, LocalBase, Params
@@ -78,10 +79,29 @@ def run(params: "Params", out: Path) -> None:
             fetch(params.base, partial)
         set_chat_template(partial)
         set_record(partial, source=source(params.base))
-        refused = refusals(partial)
+        refused, unread = about_tokenizer(partial)
+        refused |= refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
-    provenance("base", refused=refused, **facts)
+    provenance("base", refused=refused, unread_bytes=unread, **facts)
+
+
+def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
+    """Why the stages that load the tokenizer refuse it, by stage, and the bytes that it has no token for.
+
+    Texts with such a byte are trained and answered as if it were not there.
+    """
+    try:
+        load_tokenizer(model_dir)
+    except JobError as error:
+        reason = f"has no tokenizer to work with: {str(error).removeprefix(f'{model_dir}: ')}"
+        return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason), []
+    if unread := left_out(model_dir):
+        named = ", ".join(f"0x{byte:02X}" for byte in unread)
+        log.warning(
+            "the tokenizer has no token for the bytes %s: characters with these are left out of what is read", named
+        )
+    return {}, unread
 
 
 def source(base: "Base") -> dict:

@@ -75,11 +75,13 @@ def hold_to_reference(
     return figures
 
 
-def long_text(reference: Reference, texts: list[str]) -> tuple[list[int], int]:
-    """Tokens of `texts`, again and again until they reach `reference.far`, and the first of the last positions compared."""
+def long_text(reference: Reference, texts: list[str]) -> "tuple[list[int], int, np.ndarray]":
+    """Tokens of `texts`, again and again until they reach `reference.far`, the first of the last positions compared, and
+    the reference's logits there."""
     ids = reference.tokenize("\n\n".join(texts))
     tokens = (ids * (reference.far // len(ids) + 1))[: reference.far]
-    return tokens, max(0, len(tokens) - FAR)
+    first = max(0, len(tokens) - FAR)
+    return tokens, first, reference.logits(tokens, first)
 
 
 def within(kind: str, figures: dict, reference: float, limits) -> None:
@@ -133,27 +135,27 @@ def spelled(tokenizer: Any) -> list[str]:
 
 
 def compare(
-    file: Path, spans: list[tuple[list[int], int]], long: tuple[list[int], int], reference: Reference
+    file: Path, spans: list[tuple[list[int], int]], long: "tuple[list[int], int, np.ndarray]", reference: Reference
 ) -> dict[str, float]:
     """kl: mean over the answers' tokens of KL(reference || file) in nats; top1: share of equal first choices.
 
-    spans: tokens, and the first position compared. kl_far: the mean KL at the end of the `long` one.
+    spans: tokens, and the first position compared. kl_far: the mean KL at the end of the `long` one, as of `long_text`.
     """
     import numpy as np
 
     from jobs.inference.llama_cpp import opened
 
-    model = opened(file, n_ctx=max(len(tokens) for tokens, _ in [*spans, long]))
+    (far_tokens, far_first, far_logits) = long
+    model = opened(file, n_ctx=max(len(tokens) for tokens in [far_tokens, *(tokens for tokens, _ in spans)]))
     divergences, agreements = [], []
     try:
-        for tokens, first in progress([*spans, long], label=file.name):
+        far = kl(far_logits, logits(model, far_tokens, far_first))
+        for tokens, first in progress(spans, label=file.name):
             expected, got = reference.logits(tokens, first), logits(model, tokens, first)
             divergences.append(kl(expected, got))
             agreements.append(expected.argmax(-1) == got.argmax(-1))
     finally:
         model.close()
-    far = divergences.pop()
-    agreements.pop()
     all_kl = np.concatenate(divergences)
     return {
         "kl": float(all_kl.mean()),

@@ -79,6 +79,7 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "NO_LOCAL_GGUF": "1",
+        "GGML_NO_BACKTRACE": "1",  # where llama.cpp stops by itself, its last line is why
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1"),

@@ -12,7 +12,6 @@ keeping nothing, if one cuts text into other tokens or is further off than its l
 """
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 DIRECT = ("F32", "F16", "BF16")  # what the converter writes itself
 FLOAT16_MAX = 65504
-ERROR = 3  # llama.cpp's level of a message
 QUANTIZE_BUFFER = 1 << 30  # bytes of rows llama.cpp holds at once
 
 
@@ -109,30 +107,18 @@ def quantize(source: Path, path: Path, kind: str) -> None:
 
     Errors: JobError for a type that it cannot make, and for weights too large for it.
     """
-    import llama_cpp
-    from llama_cpp._logger import llama_log_callback
+    from jobs.inference.llama_cpp import SAID, begin
 
+    llama_cpp = begin(source)
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = file_type(kind)
     settings.nthread = os.cpu_count() or 1
     settings.max_buf_size = QUANTIZE_BUFFER
     log.info("quantize %s", path.name)
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    said: list[str] = []
-
-    @llama_cpp.llama_log_callback
-    def hear(level: int, text: bytes, _data: object) -> None:
-        if level == ERROR:
-            said.append(text.decode(errors="replace").strip())
-
-    llama_cpp.llama_log_set(hear, None)
-    try:
-        code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
-    finally:
-        llama_cpp.llama_log_set(llama_log_callback, None)
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
     if code != 0:
         check_fits(source, kind)
-        why = said[-1] if said else f"it returned {code}"
+        why = SAID[-1] if SAID else f"it returned {code}"
         raise JobError(f"gguf.types: llama.cpp could not quantize to {kind} ({why}; below 3 bits it wants an imatrix)")
 
 

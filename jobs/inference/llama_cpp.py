@@ -1,11 +1,16 @@
 """Sampling from a GGUF file by llama.cpp, one sequence at a time."""
 
 import codecs
+import contextlib
+import ctypes
+import functools
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.errors import JobError, UsageError
+from jobs.common.errors import JobError, UsageError, one_line
 from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 
 if TYPE_CHECKING:
@@ -77,19 +82,68 @@ class File:
             self.model = opened(self.path, n_ctx=min(need, self.room or need))
 
 
+OPEN: list[Path] = []  # the file that llama.cpp works on, named where it stops
+SAID: list[str] = []  # the errors that it has logged since
+ERROR = 4  # llama.cpp's level of a message (ggml.h)
+
+
+@functools.cache
+def library():
+    """The module `llama_cpp`, which logs nothing, and ends the process in one line where one of its assertions fails.
+
+    By itself it would print where in its C++ it stands, or, while it loads a file, nothing at all, and end by SIGABRT.
+    """
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # read as the library is loaded
+    import llama_cpp
+    from llama_cpp import _internals, llama
+
+    llama_cpp.llama_log_set(hear, None)
+    ctypes.CDLL("libggml-base.so.0").ggml_set_abort_callback(say_and_end)
+    for module in (_internals, llama):  # it sends to /dev/null what an abort says; there is nothing else to hide
+        setattr(module, "suppress_stdout_stderr", lambda disable: contextlib.nullcontext())  # noqa: B010
+    return llama_cpp
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def hear(level: int, text: bytes, _data: object) -> None:
+    if level == ERROR:
+        SAID.append(text.decode(errors="replace").strip())
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def say_and_end(message: bytes) -> None:
+    """Nothing of Python's can be unwound from here: the C++ that calls this never goes on."""
+    where, _, what = message.decode(errors="replace").strip().partition(": ")
+    about = f"{OPEN[-1]}: " if OPEN else ""
+    sys.stdout.flush()
+    print(f"error: {about}llama.cpp stops: {what} ({Path(where).name})", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def begin(path: Path):
+    """The module `llama_cpp`, to be used for `path`."""
+    OPEN[:], SAID[:] = [path], []
+    return library()
+
+
+def unloadable(path: Path, error: Exception) -> JobError:
+    """Why the file was not loaded, by the first error that llama.cpp logged."""
+    why = SAID[0].rpartition("error loading model")[2].strip(" :") if SAID else ""
+    return JobError(f"{path}: cannot be loaded by llama.cpp ({why or one_line(error)})")
+
+
 def opened(path: Path, **options: Any):
     """The file in llama.cpp. Keys and values are kept in float32, not in float16 as by default: that rounding is not the
     file's, and changes an answer wherever two tokens are nearly as likely.
 
     Errors: JobError if it cannot be loaded.
     """
-    import llama_cpp
-
+    llama_cpp = begin(path)
     float32: dict[str, Any] = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     try:
         return llama_cpp.Llama(str(path), n_gpu_layers=-1, verbose=False, **float32, **options)
     except (ValueError, RuntimeError) as error:
-        raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
+        raise unloadable(path, error) from error
 
 
 def vocabulary(path: Path):
@@ -97,7 +151,7 @@ def vocabulary(path: Path):
 
     Errors: JobError if llama.cpp cannot load it.
     """
-    import llama_cpp
+    llama_cpp = begin(path)
     from llama_cpp._internals import LlamaModel
 
     settings = llama_cpp.llama_model_default_params()
@@ -105,7 +159,7 @@ def vocabulary(path: Path):
     try:
         return LlamaModel(path_model=str(path), params=settings, verbose=False)
     except (ValueError, RuntimeError) as error:
-        raise JobError(f"{path}: cannot be loaded by llama.cpp ({error})") from error
+        raise unloadable(path, error) from error
 
 
 def stream(file: File, prompt: Prompt, sampling: Sampling, sample: int = 0) -> Stream:
@@ -113,8 +167,7 @@ def stream(file: File, prompt: Prompt, sampling: Sampling, sample: int = 0) -> S
 
     Text that may turn out to begin a stop string is held back until it is clear.
     """
-    import llama_cpp
-
+    llama_cpp = library()
     file.make_room([prompt], sampling.max_tokens)
     tokens, model = file.tokenize(prompt), file.model
     model.reset()  # a sample does not depend on what the last one left in the cache

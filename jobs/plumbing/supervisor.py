@@ -27,6 +27,7 @@ from typing import NoReturn
 from jobs.plumbing.launch import is_rank
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 GRACE = 2.0  # seconds that a job has to end by itself once it is told to
 ORPHANS = 0.4  # seconds that what a job leaves behind has to end by itself
 OF_STAGES = 30.0  # in the place of both, for a command that starts stages
@@ -115,6 +116,13 @@ def wait_for(job: int, ours: int, theirs: int, heard: list[signal.Signals], stag
     if first and status:
         os._exit(128 + first)
     if os.WIFSIGNALED(status):
+        if os.WTERMSIG(status) in CRASHES:
+            name = signal.Signals(os.WTERMSIG(status)).name
+            print(
+                f"error: a library's own code ended the job ({name}); what it said is above",
+                file=sys.stderr,
+                flush=True,
+            )
         die_by(os.WTERMSIG(status))
     os._exit(os.waitstatus_to_exitcode(status))
 

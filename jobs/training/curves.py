@@ -3,11 +3,12 @@
 import csv
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.common.errors import UsageError
+from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import replace_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def write_curve(history: list[dict], columns: dict[str, str], path: Path) -> lis
             found = {name: round(entry[k], 6) for k, name in columns.items() if entry.get(k) is not None}
             by_step.setdefault(entry["step"], {"step": entry["step"]}).update(found)
     rows = list(by_step.values())
-    with replace_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with replace_file(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["step", *columns.values()], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -49,8 +50,28 @@ def growing(columns: dict[str, str], path: Path) -> "TrainerCallback":
     return Growing()
 
 
-def trackers(names: Sequence[str], job: str) -> list[str]:
-    """transformers' `report_to` for these trackers, each set to write below ROOM and to ask no network.
+def callbacks(names: Sequence[str], job: str) -> "list[TrainerCallback | type[TrainerCallback]]":
+    """transformers' own callbacks for these trackers, to be added to a trainer once `trackers` has set them.
+
+    Errors: JobError where DVCLive finds a git repository without a commit, which it cannot name.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    found: list = [INTEGRATION_TO_CALLBACK[name] for name in names if name != "dvclive"]
+    if "dvclive" in names:
+        from dvclive import Live
+
+        folder = ROOM.absolute() / "dvclive" / job  # by itself it writes beside the params, and commits
+        try:
+            live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+        except Exception as error:  # of git's and DVC's many types
+            raise JobError(f"tracking: dvclive cannot begin ({one_line(error)})") from error
+        found.append(INTEGRATION_TO_CALLBACK["dvclive"](live=live))
+    return found
+
+
+def trackers(names: Sequence[str], job: str) -> "Callable[[], list]":
+    """What gives the `callbacks` of these trackers, each set to write below ROOM and to ask no network.
 
     Errors: UsageError naming a tracker whose package is not installed.
     """
@@ -71,4 +92,4 @@ def trackers(names: Sequence[str], job: str) -> list[str]:
             os.environ.setdefault(key, str(value))
     if names:
         folder.mkdir(parents=True, exist_ok=True)
-    return list(names)
+    return partial(callbacks, names, job)

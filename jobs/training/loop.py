@@ -221,22 +221,21 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
     }
 
 
-def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallback", trackers: list[str]) -> None:
+def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallback", trackers: Callable) -> None:
     """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
 
-    curve: what writes the curve as it grows. trackers: transformers' names of them.
+    curve: what writes the curve as it grows. trackers: gives the callbacks that the first rank has besides.
     Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, for a
     checkpoint that cannot be written, and for weights that are not what they must be; the checkpoints before it stay.
     """
     import torch
     from transformers import TrainerState
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     check = checked_weights(trainer)
-    writing = (curve, *map(INTEGRATION_TO_CALLBACK.get, trackers)) if ranks.main() else ()
+    writing = (curve, *trackers()) if ranks.main() else ()
     for callback in (watcher(keep, check), *writing):
         trainer.add_callback(callback)
     found = ranks.from_main(lambda: checkpoint.last(directory))

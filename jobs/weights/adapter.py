@@ -33,6 +33,10 @@ def config_of(folder: Path) -> dict[str, Any]:
         raise JobError(f"{file}: r is {rank!r}, not a positive whole number")
     if not is_number(config["lora_alpha"]):
         raise JobError(f"{file}: lora_alpha is {config['lora_alpha']!r}, not a number")
+    targets = config.get("target_modules")
+    names = targets if isinstance(targets, list) else [] if targets is None else [targets]
+    if not all(isinstance(name, str) for name in names):
+        raise JobError(f"{file}: target_modules is {targets!r}, neither a list of names nor a regular expression")
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict):
@@ -161,6 +165,9 @@ def attach(model, adapter: Path, base: Path, trainable: bool = False):
     except Exception as error:  # what does not fit surfaces as one of many types
         raise JobError(f"{adapter}: the adapter cannot be loaded ({one_line(error)})") from error
     check_places(adapter, result.unexpected_keys, result.missing_keys)
+    broken = sorted(name for name, tensor in weights.items() if not tensor.float().isfinite().all())
+    if broken:
+        raise JobError(f"{adapter}: {', '.join(broken[:3])}{more(broken)} holds numbers that are not finite")
     return peft
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, one_line
+from jobs.weights import byte_level
 from jobs.weights.tokenizer import padding
 
 ROWS = ("eos", "bos", "padding", "unknown")
@@ -24,24 +25,9 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
     Errors: JobError naming the file, for one that cannot be read or whose family transformers does not know.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     facts = metadata(path)
-    try:
-        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        if head := facts.get(f"{facts.get('general.architecture')}.attention.key_length"):
-            config.head_dim = head  # transformers does not read it, and takes the family's default
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
-        raise JobError(f"{path}: cannot be read as a model ({one_line(error)})") from error
+    loaded, tokenizer = read(path, facts)
     special = dict(zip(ROWS, special_tokens(facts, tokenizer), strict=True))
     if special["eos"] is None:
         raise JobError(f"{path}: names no end-of-sequence token (tokenizer.ggml.eos_token_id)")
@@ -73,6 +59,40 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
         "eos": tokenizer.eos_token,
         "pad": tokenizer.pad_token,
     }
+
+
+def read(path: Path, facts: dict) -> tuple[Any, Any]:
+    """The file's model in float32, and its tokenizer. Errors: JobError naming the file."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        tokenizer = tokenizer_of(path, facts)  # refuses in a second what the weights take a minute for
+        config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        if head := facts.get(f"{facts.get('general.architecture')}.attention.key_length"):
+            config.head_dim = head  # transformers does not read it, and takes the family's default
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except JobError:
+        raise
+    except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
+        raise JobError(f"{path}: cannot be read as a model ({one_line(error)})") from error
+    return loaded, tokenizer
+
+
+def tokenizer_of(path: Path, facts: dict) -> Any:
+    """The file's tokenizer: byte-level BPE as the file itself says, any other as transformers reads it for the family."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if facts.get("tokenizer.ggml.model") == "gpt2":
+        return PreTrainedTokenizerFast(tokenizer_object=byte_level.tokenizer_of(path))
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
 
 
 def metadata(path: Path) -> dict:

@@ -5,6 +5,7 @@ that it is: as the token it would end the text in the middle, in training as in 
 before a text (a BOS) stays, in every job.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,26 @@ def make_special(tokenizer) -> None:
     looking = [str(token) for token in held if not token.special and LOOKS_SPECIAL.fullmatch(str(token))]
     if looking:
         tokenizer.backend_tokenizer.add_special_tokens([AddedToken(name, special=True) for name in looking])
+
+
+def left_out(folder: Path) -> list[int]:
+    """The bytes of text for which the folder's byte-level BPE has no token, and which it therefore does not read at all.
+
+    Empty for any other tokenizer, and for one that puts a token of its own in their place.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    file = folder / "tokenizer.json"
+    held = read_json(file) if file.is_file() else {}
+    model = held.get("model") or {}
+    if (
+        model.get("type") != "BPE"
+        or model.get("unk_token")
+        or '"ByteLevel"' not in json.dumps(held.get("pre_tokenizer"))
+    ):
+        return []
+    in_utf8 = set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
+    return sorted(byte for byte in in_utf8 if bytes_to_unicode()[byte] not in model["vocab"])
 
 
 def ids_of(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[str, ...]) -> list[int]:

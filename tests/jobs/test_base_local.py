@@ -106,3 +106,38 @@ def test_what_a_later_stage_will_refuse_is_said_and_recorded_at_once(folder, tmp
     recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
     assert list(recorded) == ["gguf"]
     assert f"gguf will refuse this model: it {recorded['gguf']}" in caplog.text
+
+
+def test_a_pre_tokenizer_that_is_not_known_is_refused_before_any_weight_is_read(folder, tmp_path, monkeypatch):
+    from jobs.gguf.convert import convert
+
+    file = tmp_path / "mine.gguf"
+    convert(folder, [], "F32", file, "mine")
+    file.write_bytes(file.read_bytes().replace(b"qwen2", b"qwen9"))  # as many characters: the file stays whole
+    with pytest.raises(JobError, match=r"mine\.gguf: names a pre-tokenizer that is not known here, qwen9"):
+        made(tmp_path, monkeypatch, params("gguf", file))
+    assert not (tmp_path / "models/base").exists()
+
+
+def test_bytes_that_the_tokenizer_does_not_know_are_told_and_recorded(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["[unused]"] = vocabulary.pop("Ć")  # how byte-level BPE writes 0x06
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made(tmp_path, monkeypatch, params("folder", own))
+    recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())
+    assert recorded["unread_bytes"] == [0x06]
+    assert "no token for the bytes 0x06" in caplog.text
+
+
+def test_a_tokenizer_that_no_stage_takes_is_told_at_once(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    made(tmp_path, monkeypatch, params("folder", own))
+    recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
+    assert set(recorded) == {"sft", "grpo", "sample", "gguf"}
+    assert "sft will refuse this model: it has no tokenizer to work with" in caplog.text

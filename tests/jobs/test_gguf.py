@@ -323,7 +323,9 @@ def test_positions_far_from_the_begin_are_compared(models, tmp_path):
     windowed = changed(models["untied"], tmp_path / "windowed", "config.json", **keys)
     reference = load_reference(windowed, [])
     ids = reference.tokenize("def f(a):\n    return a\n" * 40)
-    found = compare(models["untied-F32"], [(ids[:20], 10)], (ids[:200], 150), reference)
+    found = compare(
+        models["untied-F32"], [(ids[:20], 10)], (ids[:200], 150, reference.logits(ids[:200], 150)), reference
+    )
     assert found["kl"] < 1e-6 < 1e-4 < found["kl_far"]
 
 
@@ -360,7 +362,9 @@ def test_a_family_whose_converter_counts_its_layers_first_is_converted(tmp_path)
     assert text(tmp_path / "x.gguf", "qwen3next.block_count") == 4
     reference = load_reference(tmp_path / "base", [])
     ids = reference.tokenize("def f(a):\n    return a\n" * 20)
-    figures = compare(tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150), reference)
+    figures = compare(
+        tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150, reference.logits(ids[:200], 150)), reference
+    )
     assert max(figures["kl"], figures["kl_far"]) < 1e-4
 
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="tracking: wandb is not installed"):
         curves.trackers(["wandb"], "sft")
-    assert curves.trackers([], "sft") == []
+    assert curves.trackers([], "sft")() == []
 
 
 def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
@@ -56,13 +57,56 @@ def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
     for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "TRACKIO_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    assert curves.trackers(["tensorboard", "wandb"], "grpo") == ["tensorboard", "wandb"]
+    curves.trackers(["tensorboard", "wandb"], "grpo")
     assert os.environ["WANDB_MODE"] == "offline"
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "reports/tracking/tensorboard/grpo")
     assert (tmp_path / "reports/tracking").is_dir()
     for value in ("[mlflow]", "[wandb, wandb]", "wandb"):
         with pytest.raises(UsageError, match="tracking"):
             load(ROOT / "params.yaml", [f"tracking={value}"])
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio", "dvclive"])
+def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch, tmp_path, name):
+    """A trainer of transformers' on one number: three steps logged, and what lies below reports/tracking after each."""
+    if not importlib.util.find_spec(name):  # not imported here: trackio takes its folder as it is imported
+        pytest.skip(f"{name} is not installed")
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    monkeypatch.chdir(tmp_path)
+    for key in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_DIR"):
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
+
+    class One(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x, labels=None):
+            return {"loss": ((x * self.weight) ** 2).mean()}
+
+    seen = []
+
+    class Size(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(
+                sum(path.stat().st_size for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file())
+            )
+
+    args = TrainingArguments(
+        str(tmp_path / "out"), max_steps=3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True
+    )
+    trainer = Trainer(One(), args, train_dataset=[{"x": torch.ones(1)}] * 8)
+    for callback in (*curves.trackers([name], "sft")(), Size()):
+        trainer.add_callback(callback)
+    trainer.train()
+    if name == "wandb":  # which writes in another process, and here does not end with this one
+        sys.modules["wandb"].finish()
+    files = [path for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) > seen[0]
+    assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
 
 
 @pytest.mark.parametrize(("steps", "ratio", "fine"), [(1, 0.1, False), (1, 0.0, True), (2, 0.1, True), (2, 1.0, True)])

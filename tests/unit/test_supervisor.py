@@ -129,6 +129,16 @@ def test_a_job_that_dies_is_seen_to_die(number):
     assert job(f"import os; os.kill(os.getpid(), {int(number)})").wait(30) == -number
 
 
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_library_that_ends_the_job_is_told_of_in_a_line(number):
+    running = job(
+        f"import os, resource\nresource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nos.kill(os.getpid(), {int(number)})"
+    )
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == -number
+    assert said.strip() == f"error: a library's own code ended the job ({number.name}); what it said is above"
+
+
 def test_a_job_dies_with_its_supervisor():
     process = job(STALLS["a call that holds the interpreter"])
     pid = int(process.stdout.readline())

@@ -103,6 +103,8 @@ def test_what_other_tools_write_is_the_same_adapter(base, plain, copy, tmp_path,
         ({"rank_pattern": {"q_proj(": 8}}, "no regular expression"),
         ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern gives 'q_proj' '8'"),
         ({"rank_pattern": [8]}, "rank_pattern is"),
+        ({"target_modules": 7}, "target_modules is 7"),
+        ({"target_modules": [["q_proj"]]}, "target_modules is"),
     ],
 )
 def test_a_configuration_that_cannot_be_meant_is_one_line(base, copy, config, says):
@@ -110,6 +112,15 @@ def test_a_configuration_that_cannot_be_meant_is_one_line(base, copy, config, sa
     for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
         with pytest.raises(JobError, match=says):
             use()
+
+
+def test_an_adapter_of_numbers_that_are_none_is_not_answered_with(base, copy):
+    weights = load_file(copy / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    save_file(weights | {name: weights[name] * float("nan")}, copy / "adapter_model.safetensors")
+    with pytest.raises(JobError, match="holds numbers that are not finite") as caught:
+        attached(base, copy)
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])

@@ -1,0 +1,169 @@
+r"""The byte-level BPE tokenizer that a GGUF file holds, cut into words as the file itself says.
+
+The file names how text is split before its merges apply (`tokenizer.ggml.pre`). transformers does not read that name and
+splits by the family: SmolLM2, a Llama in its architecture, then loses the splitting of digits. The expressions here are
+llama.cpp's for these names (src/llama-vocab.cpp), not the models' own, from which some differ outside ASCII: each splits
+what those before it have left, and matches and the text between them are words alike.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.errors import JobError, one_line
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CONTROL, USER_DEFINED = 3, 4  # types of tokens, llama.cpp's
+
+SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+OTHERS = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
+UPPER, LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+CASED = [rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"]
+PATHS = rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+CJK = r"[一-龥぀-ゟ゠-ヿ]+"
+DEEPSEEK = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    rf"|{SPACES}"
+)
+
+# The names that are split alike, and the expressions.
+GROUPS: list[tuple[str, list[str]]] = [
+    (
+        "gpt-2 phi-2 jina-es jina-de gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling",
+        [WORDS],
+    ),
+    (
+        "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+        [r"\p{N}", WORDS],
+    ),
+    (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4 glm5",
+        [rf"{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{OTHERS}"],
+    ),
+    (
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
+        [rf"{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{OTHERS}"],
+    ),
+    (
+        "qwen35",
+        [rf"{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"],
+    ),
+    (
+        "seed-coder",
+        [rf"{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}"],
+    ),
+    (
+        "bailingmoe bailingmoe2 llada-moe",
+        [
+            r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+            r"\s*[\r\n]|\s+(?!\S)|\s+"
+        ],
+    ),
+    (
+        "tekken",
+        ["|".join([*CASED, r"\p{N}", PATHS])],
+    ),
+    (
+        "gpt-4o llama4 kanana2 minimax-m2",
+        ["|".join([*(f"{word}{SUFFIX}?" for word in CASED), r"\p{N}{1,3}", PATHS])],
+    ),
+    (
+        "deepseek-v3 hunyuan-dense joyai-llm",
+        [r"\p{N}{1,3}", CJK, DEEPSEEK],
+    ),
+    (
+        "deepseek-coder",
+        [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
+    ),
+    (
+        "falcon",
+        [r"[\p{P}\$\+<=>\^~\|`]+", WORDS, "[0-9][0-9][0-9]"],
+    ),
+    (
+        "poro-chat bloom gpt3-finnish",
+        [r" ?[^(\s|.,!?…。，、।۔،)]+"],
+    ),
+    (
+        "viking",
+        [r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"],
+    ),
+    (
+        "default",
+        [r"[\p{P}\$\+<=>\^~\|]+", WORDS, r"\p{N}+", "[0-9][0-9][0-9]"],
+    ),
+]
+SPLITS = {name: split for names, split in GROUPS for name in names.split()}
+LLAMA_3 = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
+WHOLE_WORDS = LLAMA_3 | {"glm4", "glm5", "tekken"}  # a word that is a token is that token, whatever the merges say
+BEGIN = LLAMA_3 | {"tekken"}  # a text begins with BOS where the file does not say
+
+
+def tokenizer_of(path: Path) -> "Tokenizer":
+    """The tokenizer of the GGUF file `path`, whose tokens are those of llama.cpp for every text.
+
+    A byte for which the vocabulary has no token is left out, as llama.cpp leaves it out, and parts the tokens around it.
+    Errors: JobError for a pre-tokenizer that is not known here, and for merges that do not fit the vocabulary.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    fields = fields_of(path)
+    pre = fields.get("tokenizer.ggml.pre")
+    if pre not in SPLITS:
+        said = f"names a pre-tokenizer that is not known here, {pre}" if pre else "names no pre-tokenizer"
+        raise JobError(
+            f"{path}: {said} (tokenizer.ggml.pre), and its text would be cut into other tokens; take the model from its "
+            f"folder, or one of {', '.join(sorted(SPLITS))}"
+        )
+    tokens, types = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type") or []
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    merges = [(merge[: (at := merge.index(" ", 1))], merge[at + 1 :]) for merge in fields["tokenizer.ggml.merges"]]
+    try:
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise JobError(f"{path}: its merges do not fit its vocabulary ({one_line(error)})") from error
+    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in SPLITS[pre]]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    if missing := [letter for letter in bytes_to_unicode().values() if letter not in vocabulary]:
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, missing))), "removed"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = dict(zip(tokens, types, strict=False))
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens if kinds.get(token) == CONTROL]
+    )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens if kinds.get(token) == USER_DEFINED])
+    put_around(tokenizer, fields, pre)
+    return tokenizer
+
+
+def put_around(tokenizer: "Tokenizer", fields: dict, pre: str) -> None:
+    """Has the tokenizer put BOS before a text, and EOS after it, where the file says so."""
+    from tokenizers import processors
+
+    tokens = fields["tokenizer.ggml.tokens"]
+
+    def named(kind: str, default: bool) -> list[str]:
+        number = fields.get(f"tokenizer.ggml.{kind}_token_id")
+        wanted = fields.get(f"tokenizer.ggml.add_{kind}_token", default)
+        return [tokens[number]] if wanted and number is not None else []
+
+    begin, end = named("bos", pre in BEGIN), named("eos", False)
+    if begin or end:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, *begin, "$B", *end],
+            special_tokens=[(token, tokens.index(token)) for token in {*begin, *end}],
+        )
+
+
+def fields_of(path: Path) -> dict:
+    """What the file says of its tokenizer, by key."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.ggml.")}
