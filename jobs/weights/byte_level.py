@@ -137,12 +137,12 @@ def tokenizer_of(path: Path) -> "Tokenizer":
         [AddedToken(token, special=True, normalized=False) for token in tokens if kinds.get(token) == CONTROL]
     )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens if kinds.get(token) == USER_DEFINED])
-    put_around(tokenizer, fields, pre)
+    put_around(tokenizer, fields, begin=pre in BEGIN)
     return tokenizer
 
 
-def put_around(tokenizer: "Tokenizer", fields: dict, pre: str) -> None:
-    """Has the tokenizer put BOS before a text, and EOS after it, where the file says so."""
+def put_around(tokenizer: "Tokenizer", fields: dict, *, begin: bool) -> None:
+    """Has the tokenizer put BOS before a text, and EOS after it, as the file says; begin: BOS where it does not."""
     from tokenizers import processors
 
     tokens = fields["tokenizer.ggml.tokens"]
@@ -152,12 +152,12 @@ def put_around(tokenizer: "Tokenizer", fields: dict, pre: str) -> None:
         wanted = fields.get(f"tokenizer.ggml.add_{kind}_token", default)
         return [tokens[number]] if wanted and number is not None else []
 
-    begin, end = named("bos", pre in BEGIN), named("eos", False)
-    if begin or end:
+    first, last = named("bos", begin), named("eos", False)
+    if first or last:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*begin, "$A", *end],
-            pair=[*begin, "$A", *end, *begin, "$B", *end],
-            special_tokens=[(token, tokens.index(token)) for token in {*begin, *end}],
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *first, "$B", *last],
+            special_tokens=[(token, tokens.index(token)) for token in {*first, *last}],
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, one_line
-from jobs.weights import byte_level
+from jobs.weights import byte_level, pieces
 from jobs.weights.tokenizer import padding
 
 ROWS = ("eos", "bos", "padding", "unknown")
@@ -87,11 +87,11 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
 
 
 def tokenizer_of(path: Path, facts: dict) -> Any:
-    """The file's tokenizer: byte-level BPE as the file itself says, any other as transformers reads it for the family."""
+    """The tokenizer as the file itself says; one of neither kind that is read here, as transformers reads it."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if facts.get("tokenizer.ggml.model") == "gpt2":
-        return PreTrainedTokenizerFast(tokenizer_object=byte_level.tokenizer_of(path))
+    if reader := {"gpt2": byte_level, "llama": pieces}.get(facts.get("tokenizer.ggml.model", "")):
+        return PreTrainedTokenizerFast(tokenizer_object=reader.tokenizer_of(path))
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
 
 

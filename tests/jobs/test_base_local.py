@@ -108,6 +108,47 @@ def test_what_a_later_stage_will_refuse_is_said_and_recorded_at_once(folder, tmp
     assert f"gguf will refuse this model: it {recorded['gguf']}" in caplog.text
 
 
+@pytest.mark.parametrize(("family", "prepend"), [("Llama", True), ("Llama", False), ("Gemma2", False)])
+def test_pieces_out_of_a_gguf_file_are_llama_cpps_in_the_base_and_in_what_is_written_of_it(
+    tmp_path, monkeypatch, family, prepend
+):
+    import transformers
+
+    from jobs.gguf.check import check_tokens
+    from jobs.gguf.convert import convert
+    from jobs.gguf.texts import TEXTS
+    from jobs.weights.tokenizer import load_tokenizer
+
+    own = tmp_path / "own"
+    own.mkdir()
+    models.make_pieces_tokenizer(own, prepend)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=256,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(own)
+    file = tmp_path / "mine.gguf"
+    convert(own, [], "F32", file, "mine")
+    out = made(tmp_path, monkeypatch, params("gguf", file))
+    tokenizer, original = load_tokenizer(out), load_tokenizer(own)
+    check_tokens(file, tokenizer, TEXTS)
+    assert tokenizer("def f").input_ids[0] == tokenizer.bos_token_id == original.bos_token_id
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == original(text).input_ids
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    convert(out, [], "F32", tmp_path / "again.gguf", "again")
+    check_tokens(tmp_path / "again.gguf", tokenizer, TEXTS)
+
+
 def test_a_pre_tokenizer_that_is_not_known_is_refused_before_any_weight_is_read(folder, tmp_path, monkeypatch):
     from jobs.gguf.convert import convert
 
