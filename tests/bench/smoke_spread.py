@@ -158,7 +158,8 @@ def by_run(runs: list[dict]) -> list[str]:
     lines = [f"| kernels | seed | {' | '.join([*MODELS.values(), *STEPS.values()])} |", "|---|---|---|---|---|---|---|"]
     for one in runs:
         rates = [f"{one['pass@1'][model]:.3f}" for model in MODELS]
-        steps = [f"{s['mean']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})" for s in one["steps"].values()]
+        measured = [one["steps"][pair] for pair in STEPS]
+        steps = [f"{s['mean']:+.3f} ({s['low']:+.3f} to {s['high']:+.3f})" for s in measured]
         lines.append(f"| {one['kernels']} | {one['seed']} | {' | '.join(rates + steps)} |")
     return lines
 

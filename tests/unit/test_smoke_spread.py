@@ -51,6 +51,16 @@ def test_the_kept_results_are_of_the_smoke_runs_params():
         assert one["params"] == spread.params_of(one["seed"] - first), (one["kernels"], one["seed"])
 
 
+def test_each_step_stands_in_its_own_column_in_whatever_order_it_was_kept():
+    one = measured()
+    for number, pair in enumerate(spread.STEPS):
+        one["steps"][pair] = {"mean": 0.1 + number, "low": 0.0, "high": 1.0}
+    one["steps"] = dict(reversed(one["steps"].items()))
+    head, _, row = spread.by_run([one])
+    cells = {name.strip(): cell.split() for name, cell in zip(head.split("|"), row.split("|"), strict=True)}
+    assert (cells["SFT - base"][0], cells["GRPO - SFT"][0]) == ("+0.100", "+1.100")
+
+
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="marks"):
         spread.marked("a page", "a table")
