@@ -1,12 +1,13 @@
 """Curves of a run, whole at any time: a file that grows with every step, and the trackers that transformers knows."""
 
 import csv
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import replace_file
@@ -59,11 +60,11 @@ def callbacks(names: Sequence[str], job: str) -> "list[TrainerCallback | type[Tr
 
     found: list = [INTEGRATION_TO_CALLBACK[name] for name in names if name != "dvclive"]
     if "dvclive" in names:
-        from dvclive import Live
-
+        # Not by a statement: a run's resume key holds what its code imports, and no tracker changes what is trained.
+        dvclive: Any = importlib.import_module("dvclive")
         folder = ROOM.absolute() / "dvclive" / job  # by itself it writes beside the params, and commits
         try:
-            live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+            live = dvclive.Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
         except Exception as error:  # of git's and DVC's many types
             raise JobError(f"tracking: dvclive cannot begin ({one_line(error)})") from error
         found.append(INTEGRATION_TO_CALLBACK["dvclive"](live=live))

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -89,11 +90,12 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
 
     seen = []
 
+    def written() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file())
+
     class Size(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            seen.append(
-                sum(path.stat().st_size for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file())
-            )
+            seen.append(written())
 
     args = TrainingArguments(
         str(tmp_path / "out"), max_steps=3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True
@@ -104,8 +106,10 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
     trainer.train()
     if name == "wandb":  # which writes in another process, and here does not end with this one
         sys.modules["wandb"].finish()
-    files = [path for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) > seen[0]
+    deadline = time.monotonic() + 30  # trackio writes in a thread, when it comes to it
+    while written() <= seen[0] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert written() > seen[0]
     assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
 
 
