@@ -399,8 +399,9 @@ def tell_of_signal(result: dict) -> None:
         )
 
 
-def summary(history: list[dict], window: int = 10) -> dict:
-    """Steps, those without a signal among them, and means over the first and the last `window` steps."""
+def summary(history: list[dict]) -> dict:
+    """Steps, those without a signal among them, and means over the first and last ten; of fewer than 20, over halves."""
+    window = min(10, -(-len(history) // 2))
     names = ("reward", "format", "reasoning", "correctness", "all_tests_passed", "length", "equal_groups", "kl")
     both = {"first": history[:window], "last": history[-window:]}
     return {

@@ -1,0 +1,16 @@
+"""What GRPO's metrics say of a run: means over its first and its last steps, which are never the same ones."""
+
+import pytest
+
+from jobs.grpo.job import summary
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "last"),
+    [(1, 0.0, 0.0), (2, 0.0, 1.0), (5, 1.0, 3.0), (6, 1.0, 4.0), (20, 4.5, 14.5), (50, 4.5, 44.5)],
+)
+def test_first_and_last_are_ten_steps_each_or_halves(steps, first, last):
+    """Step n earned n; of an odd number the middle one belongs to both."""
+    found = summary([{"step": n + 1, "reward": float(n), "signal": n % 2} for n in range(steps)])
+    assert (found["first"]["reward"], found["last"]["reward"]) == (first, last)
+    assert (found["steps"], found["steps_without_signal"]) == (steps, (steps + 1) // 2)
