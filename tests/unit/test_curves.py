@@ -2,9 +2,11 @@
 
 import csv
 import importlib.util
+import multiprocessing
 import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,16 +71,23 @@ def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio", "dvclive"])
 def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch, tmp_path, name):
-    """A trainer of transformers' on one number: three steps logged, and what lies below reports/tracking after each."""
-    if not importlib.util.find_spec(name):  # not imported here: trackio takes its folder as it is imported
+    """In a process of its own: trackio takes its folder as it is imported, which another test may have done here."""
+    if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
     monkeypatch.chdir(tmp_path)
     for key in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_DIR"):
-        monkeypatch.setenv(key, "")
-        monkeypatch.delenv(key)
+        monkeypatch.delenv(key, raising=False)
+    process = multiprocessing.get_context("spawn").Process(target=track, args=(name,))
+    process.start()
+    process.join(240)
+    assert process.exitcode == 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
+
+
+def track(name: str) -> None:
+    """A trainer of transformers' on one number: three steps logged, and what lies below reports/tracking after each."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class One(torch.nn.Module):
         def __init__(self):
@@ -91,15 +100,13 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
     seen = []
 
     def written() -> int:
-        return sum(path.stat().st_size for path in (tmp_path / "reports/tracking").rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in Path("reports/tracking").rglob("*") if path.is_file())
 
     class Size(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             seen.append(written())
 
-    args = TrainingArguments(
-        str(tmp_path / "out"), max_steps=3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True
-    )
+    args = TrainingArguments("out", max_steps=3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True)
     trainer = Trainer(One(), args, train_dataset=[{"x": torch.ones(1)}] * 8)
     for callback in (*curves.trackers([name], "sft")(), Size()):
         trainer.add_callback(callback)
@@ -110,7 +117,6 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
     while written() <= seen[0] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert written() > seen[0]
-    assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
 
 
 @pytest.mark.parametrize(("steps", "ratio", "fine"), [(1, 0.1, False), (1, 0.0, True), (2, 0.1, True), (2, 1.0, True)])

@@ -1,6 +1,5 @@
 """Whole programs with standard input and output, and calls of methods: what they may do, and what verdict they get."""
 
-import sys
 import time
 
 import pytest
@@ -134,7 +133,7 @@ def test_what_a_run_has_changed_is_gone_in_the_next(sandbox):
         "sys.setrecursionlimit(99)\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nmath.pi = 0\nsys.stdin.read()\n"
         "sys.stdout.flush()\nos.close(0)\nos.close(2)\nbuiltins.print = None\n"
     )
-    tests = [{"input": f"{n} \nmore", "output": f"{sys.getrecursionlimit()} 0 True {n}"} for n in range(3)]
+    tests = [{"input": f"{n} \nmore", "output": f"1000 0 True {n}"} for n in range(3)]  # Python's own limit
     verdict = sandbox.run([(program(tests), code)])[0]
     assert (verdict.tests_passed, verdict.error) == (3, "")
 
