@@ -401,9 +401,10 @@ def tell_of_signal(result: dict) -> None:
 
 def summary(history: list[dict]) -> dict:
     """Steps, those without a signal among them, and means over the first and last ten; of fewer than 20, over halves."""
-    window = min(10, -(-len(history) // 2))
+    drawn = [row for row in history if "reward" in row]  # with several iterations not every step draws a batch
+    window = min(10, -(-len(drawn) // 2))
     names = ("reward", "format", "reasoning", "correctness", "all_tests_passed", "length", "equal_groups", "kl")
-    both = {"first": history[:window], "last": history[-window:]}
+    both = {"first": drawn[:window], "last": drawn[-window:]}
     return {
         "steps": history[-1]["step"],
         "steps_without_signal": sum(row.get("signal") == 0 for row in history),

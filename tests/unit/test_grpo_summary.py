@@ -14,3 +14,11 @@ def test_first_and_last_are_ten_steps_each_or_halves(steps, first, last):
     found = summary([{"step": n + 1, "reward": float(n), "signal": n % 2} for n in range(steps)])
     assert (found["first"]["reward"], found["last"]["reward"]) == (first, last)
     assert (found["steps"], found["steps_without_signal"]) == (steps, (steps + 1) // 2)
+
+
+def test_steps_that_draw_no_batch_are_passed_over():
+    """As those of several iterations on one batch are: they have no reward."""
+    rows = [{"step": n + 1} | ({"reward": float(n)} if n % 3 == 0 else {}) for n in range(9)]
+    found = summary(rows)
+    assert (found["first"]["reward"], found["last"]["reward"], found["steps"]) == (1.5, 4.5, 9)
+    assert summary(rows[:3])["last"]["reward"] == 0.0
