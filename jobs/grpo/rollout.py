@@ -74,21 +74,10 @@ class Rollout:
 
         With `logps` also the log-probabilities of their tokens under the distribution they were drawn from.
         """
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
-        settings = self.settings
-        sampling = SamplingParams(
-            n=num_generations,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=0,
-            min_p=0.0,
-            repetition_penalty=1.0,
-            max_tokens=settings.max_completion_length,
-            logprobs=0 if logps else None,
-            flat_logprobs=logps,
-            detokenize=False,
-        )
+        wanted = {"logprobs": 0 if logps else None, "flat_logprobs": logps}
+        sampling = sampling_params(self.settings, num_generations, self.settings.temperature, **wanted)
         requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[::num_generations]]
         outputs = self.llm.generate(requests, sampling, lora_request=self.lora(), use_tqdm=False)
         completions = [completion for output in outputs for completion in output.outputs]
@@ -208,14 +197,24 @@ def answers(
     generation: a Rollout, or TRL's VLLMGeneration as Unsloth has patched it. folder: where Unsloth may write the
     adapter's configuration.
     """
-    from vllm import SamplingParams, TokensPrompt
+    from vllm import TokensPrompt
 
     if isinstance(generation, Rollout):
         generation.sync_weights()
         lora = generation.lora()
     else:
         lora = generation._unsloth_load_lora(str(folder), load_tensors=True)
-    sampling = SamplingParams(
+    sampling = sampling_params(settings, n, temperature, seed=seed if temperature else None)
+    requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+    outputs = generation.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
+
+
+def sampling_params(settings: Grpo, n: int, temperature: float, **more: Any):
+    """vLLM's SamplingParams for `n` completions, which do not hang on the model's own generation config; 0 is greedy."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
         n=n,
         temperature=temperature,
         top_p=settings.top_p if temperature else 1.0,
@@ -223,12 +222,9 @@ def answers(
         min_p=0.0,
         repetition_penalty=1.0,
         max_tokens=settings.max_completion_length,
-        seed=seed if temperature else None,
         detokenize=False,
+        **more,
     )
-    requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-    outputs = generation.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
-    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
 
 def engine_options(params: Params) -> dict[str, Any]:

@@ -334,12 +334,7 @@ class Remote:
         return self
 
     async def __anext__(self) -> Any:
-        try:
-            return self._session.ask("anext", self)
-        except RemoteError as error:
-            if error.args[:1] == ("StopAsyncIteration",):
-                raise StopAsyncIteration from None
-            raise
+        return following(self, "anext", StopAsyncIteration)
 
     # ---- items: one thing, a list's or a dict's, whichever way a test looks at them
 
@@ -355,12 +350,7 @@ class Remote:
         return self._items.replay(self)
 
     def __next__(self) -> Any:
-        try:
-            return self._session.ask("next", self)
-        except RemoteError as error:
-            if error.args[:1] == ("StopIteration",):
-                raise StopIteration from None
-            raise
+        return following(self, "next", StopIteration)
 
     def __getitem__(self, key: Any) -> Any:
         value = self._ask("getitem", key)
@@ -620,6 +610,16 @@ NAMED_KINDS = tuple(type("Named", (Named, base), {}) for base in (int, float, st
 MUTABLE_NAMES = frozenset({"list", "dict", "set", "bytearray", "deque"})
 DOC = property(lambda self: self.__getattr__("__doc__"))
 ITEMS, LENGTH = b"items", b"len" + dumps([])
+
+
+def following(iterator: Remote, question: str, end: type[Exception]) -> Any:
+    """What an iterator gives next; raises `end` where the submission's own has come to its end."""
+    try:
+        return iterator._session.ask(question, iterator)
+    except RemoteError as error:
+        if error.args[:1] == (end.__name__,):
+            raise end from None
+        raise
 
 
 def comparable(value: Any) -> None:

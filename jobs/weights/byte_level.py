@@ -7,6 +7,7 @@ what those before it have left, and matches and the text between them are words 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from jobs.common.errors import JobError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-CONTROL, USER_DEFINED = 3, 4  # types of tokens, llama.cpp's
 
 SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -108,7 +107,8 @@ def tokenizer_of(path: Path) -> "Tokenizer":
     A byte for which the vocabulary has no token is left out, as llama.cpp leaves it out, and parts the tokens around it.
     Errors: JobError for a pre-tokenizer that is not known here, and for merges that do not fit the vocabulary.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from gguf import TokenType
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     fields = fields_of(path)
@@ -132,13 +132,22 @@ def tokenizer_of(path: Path) -> "Tokenizer":
         steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, missing))), "removed"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = dict(zip(tokens, types, strict=False))
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in tokens if kinds.get(token) == CONTROL]
-    )
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens if kinds.get(token) == USER_DEFINED])
+    put_apart(tokenizer, zip(tokens, types, strict=False), {TokenType.CONTROL})
     put_around(tokenizer, fields, begin=pre in BEGIN)
     return tokenizer
+
+
+def put_apart(tokenizer: "Tokenizer", kinds: Iterable[tuple[str, int]], special: set[int]) -> None:
+    """Has the tokenizer take tokens whole that no merge makes: those of `special` types, and the user's own."""
+    from gguf import TokenType
+    from tokenizers import AddedToken
+
+    kinds = list(kinds)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind in special]
+    )
+    own = [token for token, kind in kinds if kind == TokenType.USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in own])
 
 
 def put_around(tokenizer: "Tokenizer", fields: dict, *, begin: bool) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
-from jobs.weights.byte_level import CONTROL, USER_DEFINED, fields_of, put_around
+from jobs.weights.byte_level import fields_of, put_apart, put_around
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-NORMAL, UNKNOWN, BYTE = 1, 2, 6  # types of tokens, llama.cpp's
 
 
 def tokenizer_of(path: Path) -> "Tokenizer":
@@ -21,16 +19,19 @@ def tokenizer_of(path: Path) -> "Tokenizer":
 
     Errors: JobError for a vocabulary without scores, or without the bytes that everything else falls back to.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from gguf import TokenType
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     fields = fields_of(path)
     tokens, scores = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.scores")
-    types = fields.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    if not scores or BYTE not in types:
+    types = fields.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    if not scores or TokenType.BYTE not in types:
         raise JobError(f"{path}: its pieces have no scores or no bytes (tokenizer.ggml.scores, token_type)")
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    normal = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    normal = {
+        token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == TokenType.NORMAL
+    }
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
     model = models.BPE(vocabulary, merges(normal, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
@@ -38,11 +39,7 @@ def tokenizer_of(path: Path) -> "Tokenizer":
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if prefix else spaces)
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    kinds = list(zip(tokens, types, strict=True))
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind in (CONTROL, UNKNOWN)]
-    )
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == USER_DEFINED])
+    put_apart(tokenizer, zip(tokens, types, strict=True), {TokenType.CONTROL, TokenType.UNKNOWN})
     put_around(tokenizer, fields, begin=True)
     return tokenizer
 

@@ -79,6 +79,20 @@ def below(root: int) -> dict[int, int]:
     return {pid: parents[pid] for pid in known - {root}}
 
 
+def servers_of(judge):
+    return {pid for pid, parent in below(judge).items() if parent == judge}
+
+
+def settled(judge):
+    """Whether the processes below a judge come to be its servers and a child each; a verdict waits for no end."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if len(below(judge)) == 2 * len(servers_of(judge)):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 class Listener:
     """Whatever reaches a socket on this machine."""
 

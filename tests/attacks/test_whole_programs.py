@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.sandbox import STATUSES, Sandbox
-from tests.attacks.test_attacks import ANSWERS, below, harm, world  # noqa: F401  # the fixture's name is its use
+from tests.attacks.test_attacks import ANSWERS, below, harm, settled, world  # noqa: F401  # the fixture's name is its use
 
 PROGRAMS = sorted((Path(__file__).parent / "whole").glob("*.py"))
 TESTS = [{"input": f"{n}\n", "output": f"{answer}\n"} for n, (_, answer) in zip((3, 4, 5), ANSWERS, strict=True)]
@@ -49,17 +49,6 @@ def test_attack(sandbox, world, path):  # noqa: F811
     if bystander.poll() is not None:
         achieved.append("the bystander died")
     assert achieved == []
-
-
-def settled(judge):
-    """Whether the processes below a judge come to be its servers and a child each; a verdict waits for no end."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        found = below(judge)
-        if len(found) <= 2 * sum(parent == judge for parent in found.values()):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_nothing_is_left(world):  # noqa: F811

@@ -1,6 +1,7 @@
 """Running a job for a bench on a GPU: its log, its wall seconds, and the cards' peak memory."""
 
 import csv
+import hashlib
 import os
 import subprocess
 import sys
@@ -75,6 +76,18 @@ sys.stdin.read()
         """Gives the memory back; returns how much of the card was held, in GiB."""
         self.process.communicate()
         return self.gib
+
+
+def drawn(text: str) -> float:
+    """A reward from a text's hash, from 0 to 1: a model with random weights earns none."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def draw_rewards() -> None:
+    """From now on every answer earns what is `drawn` from it, whatever its verdict."""
+    from jobs.grpo.rewards import Score, Scorer
+
+    Scorer.score = lambda self, text, verdict: Score(*[drawn(text)] * 3, verdict)  # type: ignore[assignment,method-assign]
 
 
 def rows(path: Path) -> list[dict]:

@@ -20,7 +20,6 @@ A step's seconds are those from the end of the one before to its own end; the fi
 
 import argparse
 import cProfile
-import hashlib
 import json
 import os
 import pstats
@@ -34,7 +33,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
-from tests.bench.gpu_jobs import ENVIRONMENT, SECONDS, Memory  # noqa: E402
+from tests.bench.gpu_jobs import ENVIRONMENT, SECONDS, Memory, draw_rewards, drawn  # noqa: E402
 
 OURS = {
     "ours": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
@@ -201,10 +200,6 @@ def lengths(case: str) -> list[int]:
     return [max(60, min(most, round(rng.lognormvariate(5.58, 0.45)))) for _ in range(prompts * GROUP)]
 
 
-def drawn(text: str) -> float:
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
-
-
 def reward(completions: list, **_) -> list[float]:
     """A reward function as TRL and Unsloth take it."""
     return [drawn(each if isinstance(each, str) else each[0]["content"]) for each in completions]
@@ -212,7 +207,6 @@ def reward(completions: list, **_) -> list[float]:
 
 def ours(options: argparse.Namespace) -> None:
     from jobs import __main__
-    from jobs.grpo.rewards import Score, Scorer
     from jobs.training import loop
 
     clock = Clock(options)
@@ -225,7 +219,7 @@ def ours(options: argparse.Namespace) -> None:
         train(trainer, *arguments)
 
     loop.train = watched
-    Scorer.score = lambda self, text, verdict: Score(*[drawn(text)] * 3, verdict)  # type: ignore[assignment,method-assign]
+    draw_rewards()
     rows, passes = PASSES[case]
     settings = [
         "sft.lora.rank=32", "sft.lora.alpha=32", f"sft.lora.targets=[{', '.join(LORA_TARGETS)}]", f"grpo.batch_size={rows}",

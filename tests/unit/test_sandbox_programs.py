@@ -1,12 +1,10 @@
 """Whole programs with standard input and output, and calls of methods: what they may do, and what verdict they get."""
 
-import time
-
 import pytest
 
 from jobs.sandbox import Sandbox
 from jobs.sandbox.outputs import agrees
-from tests.attacks.test_attacks import below
+from tests.attacks.test_attacks import servers_of, settled
 
 SUM = [{"input": "2 3\n", "output": "5\n"}, {"input": "10 -4\n", "output": "6\n"}]
 
@@ -149,21 +147,12 @@ def test_nothing_is_left_of_a_run_that_was_cut_short():
     with Sandbox(workers=1, timeout=0.5) as sandbox:
         judge = sandbox.judges[0].process.pid
         sandbox.run([(program(), IDIOMS["input"]), (program(), code)])  # each has a server of its own
-        before = settled(judge)
+        servers = servers_of(judge)
         for end in ("while True: pass", "while True: print('x' * 100_000)", "time.sleep(60)"):
             assert not sandbox.run([(program(), code + end)])[0].passed
             assert sandbox.run([(program(), IDIOMS["input"])])[0].passed
-        assert settled(judge) == before
-
-
-def settled(judge):
-    """How many processes there are below the judge, once that has not changed for a while: servers fork ahead."""
-    count, since = len(below(judge)), time.monotonic()
-    while time.monotonic() < since + 1:
-        time.sleep(0.05)
-        if len(below(judge)) != count:
-            count, since = len(below(judge)), time.monotonic()
-    return count
+        assert settled(judge), "each server has the one child that is made ready, and nothing runs below that"
+        assert servers_of(judge) == servers
 
 
 def test_large_inputs_and_outputs_come_whole(sandbox):
