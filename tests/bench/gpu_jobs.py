@@ -37,11 +37,17 @@ class Memory(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
         while not self.stopped.wait(0.5):
+            self.sample()
+
+    def sample(self) -> None:
+        query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+        try:
             said = subprocess.run(query, capture_output=True, text=True).stdout.split()
-            used = [round(int(mib) / 1024, 1) for mib in said]
-            self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
+        except FileNotFoundError:  # no card
+            return
+        used = [round(int(mib) / 1024, 1) for mib in said]
+        self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
 
 
 def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:

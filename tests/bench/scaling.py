@@ -1,262 +1,482 @@
-"""GRPO on one and on two GPUs of a machine: seconds of a step's parts, memory, hashes.
+"""Several GPUs of one machine: seconds of a GRPO step's parts, memory, hashes; ranks that die; samplings side by side.
 
-    python tests/bench/scaling.py --tokenizer DIR --out DIR [--work DIR] [CASE ...]
+    python tests/bench/scaling.py --out DIR --toy FOLDER --big FOLDER [CASE ...]
 
-Reads   --tokenizer  a folder with the Qwen3 tokenizer, for the cases `4b-*`      Writes  --out  each job's log
+Reads   --toy   a folder in which the smoke run has ended (made here without it, by its first stages)
+        --big   a folder with a base model `model` and an adapter `sft`, as tests/bench/gpu.py leaves in its --work;
+                without it a model of Qwen3-4B's shape with random weights is made here, with the tokenizer in --tokenizer
+Writes  --out   results.json, added to as each case ends, so that a machine that is taken away loses one; logs.tar.gz
 
-Prints a JSON line a case as soon as it has ended, so that a machine that is taken away loses one at most:
+Cases are run one after another, and those joined by `+` (killed+nodes) side by side. Each has --limit seconds; then all
+that it has started is killed. The machine is to have two cards.
 
 - `allreduce`   milliseconds of a gradient's all-reduce between two cards, for adapters of 23.6 and 66.1 million weights
-- `toy-*`       the smoke run's model, made and tuned here, by plain TRL and vLLM
-- `4b-*`        a model of Qwen3-4B's shape with random weights, likewise. A random model earns nothing, so its rewards
-                are drawn from the texts' hashes: the adapter is trained, by a gradient that means nothing
-- `killed`      `toy-2x64` with rank 1 killed after step 7, and resumed: whether it ends with the same adapter
+- `toy-*`       the smoke run's model by plain TRL and vLLM
+- `4b-*`        a model of Qwen3-4B's shape, likewise, in three steps after a first one. A random model earns nothing, so
+                rewards are drawn from the texts' hashes: the adapter is trained, by a gradient that means nothing
+- `killed`      `toy-2x64` with rank 1 killed after step 7, and resumed: what is left, and whether it ends as `toy-2x64`
+- `nodes`       `toy-2x64` on two 'machines' of one card each, NCCL over TCP: two network namespaces with a veth pair where
+                the machine permits them, else two on its loopback; and the all-reduce there
+- `samples`     two samplings at once, each by docker/run with a card of its own, and then one after the other
+- `shards`      one of these samplings by two processes (SHARDS=2)
+- `cores`       tests/bench/cores.py; to be run alone
 
-The cases are RANKSxCOMPLETIONS: 1x64, 2x64, 2x128. With two ranks every checkpoint has been held to equal adapters on both
-and an unchanged base. Memory is the cards', sampled by nvidia-smi.
+The cases are RANKSxCOMPLETIONS: 1x64, 2x64, 2x128. Of 4b-* and toy-* `adapters` has each rank's hash as the job compared
+them at its last checkpoint. Memory is the cards', sampled by nvidia-smi.
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.bench.gpu_jobs import ENVIRONMENT, REPO, SECONDS, Memory, draw_rewards, run_logged
+from tests.bench.gpu_jobs import REPO, Memory, draw_rewards
+from tests.bench.limited import Case, Failed, two_machines
 
 SHAPES = {"1x64": (1, 64), "2x64": (2, 64), "2x128": (2, 128)}
 GPU = {
     "sft": {"engine": "transformers"},
-    "grpo": {"engine": "transformers", "rollout": "vllm", "gpu_memory": 0.3},
+    "grpo": {"engine": "transformers", "rollout": "vllm"},
+    "evaluate": {"engine": "vllm", "dtype": "float16", "batch_invariant": True},
     "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
 }
+# Set, so that engines can start side by side: GiB of keys and values. 64 answers of the 4B shape fill 5.5.
+TOY_CACHE, BIG_CACHE = 2, 7
 ADAPTERS = {"23.6M": 23_592_960, "66.1M": 66_060_288}  # four and seven projections of Qwen3-4B at rank 32
+# NCCL between two 'machines' of one host: over TCP, as it would talk between two hosts without InfiniBand.
+TCP = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_DEBUG": "INFO"}
+PORT = 29577
+KILL_AFTER = 7  # steps
+JOBS = [sys.executable, "-m", "jobs"]
+CHECKED = re.compile(r"^CHECKED rank (\d+): step (\d+): the adapter (\w+)$", re.M)
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--rank"]:
         return as_rank(sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-scaling"))
-    parser.add_argument("cases", nargs="*", metavar="CASE", default=list(CASES))
-    options = parser.parse_args()
-    options.out, options.work = options.out.resolve(), options.work.resolve()
+    options = parsed(sys.argv[1:])
     options.out.mkdir(parents=True, exist_ok=True)
-    for case in options.cases:
-        began = time.perf_counter()
-        try:
-            found = CASES[case](case, options)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            found = {"failed": str(error)[-160:], "log": tail(options.out / f"{case}.log")}
-        print(json.dumps({"case": case, "wall": round(time.perf_counter() - began, 1)} | found), flush=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    for group in options.cases:
+        threads = [threading.Thread(target=measure, args=(name, group, options)) for name in group]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with tarfile.open(options.out / "logs.tar.gz", "w:gz") as archive:
+            archive.add(options.work / "logs", "logs")
     return None
 
 
-def tail(log: Path) -> list[str]:
-    return log.read_text(errors="replace").splitlines()[-6:] if log.exists() else []
+def parsed(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--toy", type=Path)
+    parser.add_argument("--big", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="of Qwen3, without --big")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-scaling"))
+    parser.add_argument("--limit", type=float, default=150.0, help="seconds of a case (150)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every job, as theirs")
+    parser.add_argument("cases", nargs="*", metavar="CASE", default=list(CASES))
+    options = parser.parse_args(words)
+    options.cases = [text.split("+") for text in options.cases]
+    for name in (name for group in options.cases for name in group):
+        if name not in CASES:
+            parser.error(f"no case {name!r}; there are {', '.join(CASES)}")
+    for name in ("out", "toy", "big", "tokenizer", "work"):
+        if path := getattr(options, name):
+            setattr(options, name, path.resolve())
+    return options
 
 
-def allreduce(case: str, options: argparse.Namespace) -> dict:
-    log = options.out / "allreduce.log"
-    torchrun(log, options.out, 2, "allreduce")
-    return json.loads(next(line for line in log.read_text().splitlines() if line.startswith('{"allreduce')))
+LOCK = threading.Lock()  # of results.json, and of what several cases would make
 
 
-def toy(case: str, options: argparse.Namespace) -> dict:
-    ranks, completions = SHAPES[case.removeprefix("toy-")]
-    settings = [f"grpo.gradient_accumulation={completions // 64}", f"grpo.processes={ranks}", "checkpoints.every=5"]
-    return grpo(case, options, toy_inputs(options), [*settings, "grpo.steps=12"], jobs)
+def measure(name: str, group: list[str], options: argparse.Namespace) -> None:
+    """Runs a case, and adds what it found to the results."""
+    shutil.rmtree(options.work / name, ignore_errors=True)
+    case = Case(name, options.work, options.limit)
+    began = time.perf_counter()
+    try:
+        found = CASES[name](case, options)
+    except (Failed, OSError, ValueError, LookupError) as error:
+        found = {"failed": f"{type(error).__name__}: {error}"}
+    finally:
+        case.end()
+    facts = {"case": name, "wall": round(time.perf_counter() - began, 1)}
+    if beside := [other for other in group if other != name]:
+        facts["beside"] = beside
+    record(options.out / "results.json", facts | found)
 
 
-def toy_inputs(options: argparse.Namespace) -> Path:
-    """The smoke run's first stages, once: what GRPO reads, and the params it is run with."""
+def record(path: Path, found: dict) -> None:
+    print(json.dumps(found), flush=True)
+    with LOCK:
+        results = json.loads(path.read_text()) if path.exists() else []
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps([*results, found], indent=1) + "\n")
+        partial.replace(path)
+
+
+def allreduce(case: Case, options: argparse.Namespace) -> dict:
+    return {"allreduce": reduced(case, [[], []], NCCL_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")}
+
+
+def reduced(case: Case, enter: list[list[str]], **around: str) -> dict:
+    """This script as two ranks, each behind the words that put it on its machine."""
+    log = case.log("allreduce")
+    ranks = [
+        case.start([*enter[i], sys.executable, Path(__file__).resolve(), "--rank", "allreduce"], log,
+                   **{"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT + 1)} | around)
+        for i in (0, 1)
+    ]  # fmt: skip
+    for rank in ranks:
+        case.wait(rank, log)
+    return json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+
+
+def toy(case: Case, options: argparse.Namespace) -> dict:
+    ranks, completions = SHAPES[case.name.removeprefix("toy-")]
+    settings = toy_settings(ranks, completions)
+    # The card that `4b-1x64` leaves free, so that the two can run side by side.
+    return grpo(case, toy_inputs(options), [*settings, *options.set], ranks, "1")
+
+
+def toy_settings(ranks: int, completions: int) -> list[str]:
+    shape = [f"grpo.gradient_accumulation={completions // 64}", f"grpo.processes={ranks}"]
+    return [*shape, f"grpo.kv_cache_gib={TOY_CACHE}", "grpo.steps=12", "checkpoints.every=5"]
+
+
+def toy_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    """What GRPO and sampling read of the smoke run, and the params they are run with; made here without --toy."""
     from jobs.plumbing.params import merged
     from jobs.plumbing.yaml12 import dump, read_yaml
 
-    folder = options.work / "toy"
-    if (folder / "models/adapters/sft").exists():
-        return folder
-    folder.mkdir(parents=True)
-    params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
-    (folder / "params.yaml").write_text(dump(merged(params, GPU)))
-    for job in ("base", "tasks", "distill", "sft"):
-        jobs(options.out / f"toy-{job}.log", folder, [job])
-    os.link(folder / "data/tasks/train.jsonl", folder / "tasks.jsonl")
-    return folder
+    with LOCK:
+        place = options.work / "inputs-toy"
+        folder = options.toy or place
+        if not (place / "params.yaml").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
+            (place / "params.yaml").write_text(dump(merged(params, GPU)))
+            for job in () if options.toy else ("base", "tasks", "distill", "sft"):
+                make = Case("inputs-toy", options.work, options.limit)
+                make.run([*JOBS, job], make.log(job))
+    return {
+        "params": place / "params.yaml",
+        "base": folder / "models/base",
+        "adapter": folder / "models/adapters/sft",
+        "tasks": folder / "data/tasks/train.jsonl",
+        "benchmarks": folder / "data/tasks",
+    }
 
 
-def big(case: str, options: argparse.Namespace) -> dict:
-    ranks, completions = SHAPES[case.removeprefix("4b-")]
+def big(case: Case, options: argparse.Namespace) -> dict:
+    ranks, completions = SHAPES[case.name.removeprefix("4b-")]
     shape = ["grpo.batch_size=8", f"grpo.gradient_accumulation={completions // 8}", f"grpo.processes={ranks}"]
-    settings = [*shape, "grpo.steps=4", "checkpoints.every=2", "checkpoints.keep=1"]
-
-    def run(log: Path, folder: Path, words: list[str]) -> None:
-        torchrun(log, folder, ranks, *words)
-
-    return grpo(case, options, big_inputs(options), settings, run)
+    settings = [*shape, f"grpo.kv_cache_gib={BIG_CACHE}", "grpo.steps=4", "checkpoints.every=4", "checkpoints.keep=1"]
+    settings.append("grpo.log_completions_every=0")
+    return grpo(case, big_inputs(options), [*settings, *options.set], ranks, "0", "--draw")
 
 
-def big_inputs(options: argparse.Namespace) -> Path:
-    """A random model of Qwen3-4B's shape, an adapter that one step of SFT made, and generated tasks."""
+def big_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    """A model of Qwen3-4B's shape, an adapter that SFT made, and generated tasks."""
     from jobs.common.files import write_jsonl
     from jobs.plumbing.params import merged
     from jobs.plumbing.yaml12 import dump, read_yaml
     from jobs.toy import world
     from tests.bench.gpu import make_examples, make_model
 
-    folder = options.work / "4b"
-    if (folder / "models/adapters/sft").exists():
-        return folder
-    folder.mkdir(parents=True)
-    (folder / "params.yaml").write_text(dump(merged(read_yaml(REPO / "params.yaml"), GPU)))
-    make_model(options.tokenizer, folder / "models/base")
-    write_jsonl(folder / "tasks.jsonl", world.tasks(1, {"train": 40})["train"])
-    make_examples(folder / "tasks.jsonl", folder / "examples.jsonl")
-    words = ["sft", "--examples", "examples.jsonl", "--set", "sft.epochs=1", "--set", "sft.batch_size=10"]
-    jobs(options.out / "4b-sft.log", folder, words)
-    return folder
+    with LOCK:
+        place = options.work / "inputs-4b"
+        folder = options.big or place
+        if not (place / "params.yaml").exists():
+            make = Case("inputs-4b", options.work, 2 * options.limit)
+            write_jsonl(place / "tasks.jsonl", world.tasks(1, {"train": 40})["train"])
+            params = dump(merged(read_yaml(REPO / "params.yaml"), GPU))
+            if not options.big:
+                (place / "sft.yaml").write_text(params)
+                make_model(options.tokenizer, place / "model")
+                make_examples(place / "tasks.jsonl", place / "examples.jsonl")
+                paths = ["--params", "sft.yaml", "--base", "model", "--examples", "examples.jsonl", "--out", "sft"]
+                make.run([*JOBS, "sft", *paths, *flags(["sft.epochs=1", "sft.batch_size=10"])], make.log("sft"))
+            (place / "params.yaml").write_text(params)  # last of all
+    return {"params": place / "params.yaml", "base": folder / "model", "adapter": folder / "sft",
+            "tasks": place / "tasks.jsonl"}  # fmt: skip
 
 
-def grpo(case: str, options: argparse.Namespace, inputs: Path, settings: list[str], run: Callable) -> dict:
-    """One GRPO run in a folder of its own, by `run(log, folder, words)`: its steps, memory of each card, the adapter."""
-    folder = options.work / case
-    words = words_of(inputs, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+def grpo(case: Case, inputs: dict[str, Path], settings: list[str], ranks: int, card: str, *how: str) -> dict:
+    """One GRPO run: its steps, the memory of each card, the adapter as each rank had it. card: of a single rank."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+    program = [sys.executable, *torchrun, Path(__file__).resolve(), "--rank", *how]
+    around = {"CUDA_VISIBLE_DEVICES": card} if ranks == 1 else {}
     memory = Memory()
     memory.start()
-    run(options.out / f"{case}.log", folder, words)
-    memory.stopped.set()
+    try:
+        case.run([*program, *grpo_words(inputs, settings)], case.log(), **around)
+    finally:
+        memory.stopped.set()
+    checked = CHECKED.findall(case.log().read_text(errors="replace"))
+    return facts_of(case.folder) | {"peak_gib": memory.peak, "adapters": last_checked(checked)}
+
+
+def grpo_words(inputs: dict[str, Path], settings: list[str]) -> list[str]:
+    paths = [f"--{name}={inputs[name]}" for name in ("params", "base", "adapter", "tasks")]
+    return ["grpo", *paths, *flags(settings)]
+
+
+def flags(settings: list[str]) -> list[str]:
+    return [f"--set={setting}" for setting in settings]
+
+
+def last_checked(checked: list[tuple[str, str, str]]) -> dict[str, str]:
+    """By rank, the start of the hash that it named at the last step of `checked`: of (rank, step, hash)."""
+    last = max((int(step) for _, step, _ in checked), default=0)
+    return {rank: digest[:16] for rank, step, digest in sorted(checked) if int(step) == last}
+
+
+def facts_of(folder: Path) -> dict:
     facts = json.loads((folder / "reports/provenance/grpo.json").read_text())
     metrics = json.loads((folder / "metrics/grpo.json").read_text())
     return {
         "seconds_of_a_step": {name: round(value, 3) for name, value in facts["seconds_of_a_step"].items()},
-        "peak_gib": memory.peak,
         "reward": [round(metrics[part]["reward"], 4) for part in ("first", "last")],
         "steps_without_signal": metrics["steps_without_signal"],
-        "adapter": sha256_of(folder),
+        "adapter": sha256_of(folder / "models/adapters/grpo/adapter_model.safetensors"),
         "card": (facts["gpu"] or {}).get("name"),
     }
 
 
-def words_of(inputs: Path, settings: list[str]) -> list[str]:
-    named = [word for setting in settings for word in ("--set", setting)]
-    paths = [
-        "--base",
-        inputs / "models/base",
-        "--adapter",
-        inputs / "models/adapters/sft",
-        "--tasks",
-        inputs / "tasks.jsonl",
-    ]
-    return ["grpo", "--params", str(inputs / "params.yaml"), *map(str, paths), *named]
+def sha256_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def sha256_of(folder: Path) -> str:
-    return hashlib.sha256((folder / "models/adapters/grpo/adapter_model.safetensors").read_bytes()).hexdigest()[:16]
-
-
-def killed(case: str, options: argparse.Namespace) -> dict:
-    folder, log = options.work / case, options.out / "killed.log"
-    settings = ["grpo.processes=2", "checkpoints.every=5", "grpo.steps=12"]
-    words = words_of(toy_inputs(options), settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *words], cwd=folder, stdout=file, stderr=file, env=ENVIRONMENT
-        )
-        curve = folder / "plots/grpo.csv"
-        deadline = time.monotonic() + SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            if curve.exists() and len(curve.read_text().splitlines()) > 7:  # a line of names, and seven steps
-                break
-            time.sleep(0.01)
-        os.kill(rank_in(folder, "1"), signal.SIGKILL)
-        began = time.monotonic()
-        code = process.wait(timeout=60)
-    found = {"ended_after": round(time.monotonic() - began, 2), "exit_code": code, "said": tail(log)[-1:]}
-    jobs(log, folder, words)
-    went_on = [line.rpartition("/")[2] for line in log.read_text().splitlines() if "resuming from" in line]
+def beside_unbroken(folder: Path, options: argparse.Namespace) -> dict:
+    """Whether a run ended as `toy-2x64` did, if that was run, and the first step whose line of the curve is another."""
     unbroken = options.work / "toy-2x64"
-    same = sha256_of(folder) == sha256_of(unbroken) if unbroken.exists() else None
-    return found | {"went_on": went_on, "adapter": sha256_of(folder), "same_as_unbroken": same}
+    if not (unbroken / "models/adapters/grpo").exists():
+        return {"same_as_unbroken": None}
+    names = [place / "models/adapters/grpo/adapter_model.safetensors" for place in (unbroken, folder)]
+    curves = [(place / "plots/grpo.csv").read_text() for place in (unbroken, folder)]
+    return {"same_as_unbroken": sha256_of(names[0]) == sha256_of(names[1]), "other_from_step": first_other(*curves)}
 
 
-def rank_in(folder: Path, number: str) -> int:
-    """The process that supervises a rank which works in a folder; the rank dies with it."""
+def first_other(first: str, second: str) -> str | None:
+    """The step from which on two curves, as CSV, differ."""
+    pair = [list(csv.DictReader(text.splitlines())) for text in (first, second)]
+    for one, other in zip(*pair, strict=False):
+        if one != other:
+            return one["step"]
+    shorter, longer = sorted(pair, key=len)
+    return longer[len(shorter)]["step"] if len(longer) > len(shorter) else None
+
+
+def killed(case: Case, options: argparse.Namespace) -> dict:
+    words = [*JOBS, *grpo_words(toy_inputs(options), [*toy_settings(2, 64), *options.set])]
+    curve = case.folder / "plots/grpo.csv"
+    process = case.start(words, case.log("1"))
+    while not (curve.exists() and len(curve.read_text().splitlines()) > KILL_AFTER):  # a line of names, and the steps
+        if process.poll() is not None or case.left() < 1:
+            raise Failed(f"no step {KILL_AFTER}: {case.log('1').read_text(errors='replace')[-800:]}")
+        time.sleep(0.005)
+    os.kill(rank_in(case, "1"), signal.SIGKILL)
+    began = time.monotonic()
+    try:
+        code = process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        return {"ended_after": None, "left": list(case.processes().values())}
+    found: dict = {"ended_after": round(time.monotonic() - began, 2), "exit_code": code, "left": case.settled()}
+    found |= {"steps_before": len(curve.read_text().splitlines()) - 1, "gib_after": used_gib()}
+    found["said"] = case.log("1").read_text(errors="replace").splitlines()[-1:]
+    case.run(words, case.log("2"))
+    lines = case.log("2").read_text(errors="replace").splitlines()
+    found["went_on"] = [line.rpartition("/")[2] for line in lines if "resuming from" in line]
+    return found | {"left_at_end": case.settled()} | facts_of(case.folder) | beside_unbroken(case.folder, options)
+
+
+def used_gib() -> list[float]:
+    """The memory in use of each card."""
+    memory = Memory()
+    memory.sample()
+    return memory.peak
+
+
+def rank_in(case: Case, number: str) -> int:
+    """The process that supervises a rank of the case; the rank dies with it."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            if (entry / "cwd").resolve() == folder and f"RANK={number}".encode() in variables:
-                found.append(int(entry.name))
-        except OSError:
-            continue
+    for pid in case.processes():
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if f"RANK={number}".encode() in variables:
+            found.append(pid)
     return min(found)
 
 
-def jobs(log: Path, folder: Path, words: list[str]) -> None:
-    run_logged(["-m", "jobs", *words], log, folder)
+def nodes(case: Case, options: argparse.Namespace) -> dict:
+    words = [*JOBS, *grpo_words(toy_inputs(options), [*toy_settings(2, 64), *options.set])]
+    with two_machines() as machines:
+        enter = [machines.enter(number) for number in (0, 1)]
+        around = TCP | {"NCCL_SOCKET_IFNAME": machines.INTERFACE, "GLOO_SOCKET_IFNAME": machines.INTERFACE}
+        around |= {"MASTER_ADDR": machines.ADDRESS, "NCCL_DEBUG_FILE": str(case.logs / "nccl-nodes.%p.log")}
+        found = {"network": machines.kind, "allreduce": reduced(case, enter, **around)}
+        logs = [case.log(str(number)) for number in (0, 1)]
+        own = [{"NODE_RANK": str(i), "CUDA_VISIBLE_DEVICES": str(i), "NCCL_HOSTID": f"bench{i}"} for i in (0, 1)]
+        here = around | {"NODES": "2", "MASTER_PORT": str(PORT)}
+        started = [case.start([*enter[i], *words], logs[i], **here | own[i]) for i in (0, 1)]
+        for process, log in zip(started, logs, strict=True):
+            case.wait(process, log)
+    said = "".join(path.read_text(errors="replace") for path in case.logs.glob("nccl-nodes.*"))
+    return found | {"nccl_via": transports(said), "left_at_end": case.settled()} | facts_of(case.folder) | \
+        beside_unbroken(case.folder, options)  # fmt: skip
 
 
-def torchrun(log: Path, folder: Path, ranks: int, *words: str) -> None:
-    """This script as so many ranks."""
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        str(Path(__file__).resolve()),
+def transports(log: str) -> list[str]:
+    """By what NCCL's channels between ranks go, of its log: `NET/Socket/0`, `P2P/CUMEM`, `SHM/direct/direct` ..."""
+    return sorted(set(re.findall(r"Channel \S+ : \d+\[\w+\] -> \d+\[\w+\].* via (\S+)", log)))
+
+
+def samples(case: Case, options: argparse.Namespace) -> dict:
+    """The base model, and the base with the adapter: at once first, so that what is warm after it helps the other."""
+    began = time.perf_counter()
+    pair = [(name, sample(case, options, f"at-once-{name}", name == "sft")) for name in ("base", "sft")]
+    cards = [card_of(case, process) for _, process in pair]
+    for name, process in pair:
+        case.wait(process, case.log(f"at-once-{name}"))
+    at_once = time.perf_counter() - began
+    began = time.perf_counter()
+    for name in ("base", "sft"):
+        case.wait(sample(case, options, f"alone-{name}", name == "sft"), case.log(f"alone-{name}"))
+    one_by_one = time.perf_counter() - began
+    files = {kind: [drawn_by(case, f"{kind}-{name}") for name in ("base", "sft")] for kind in ("at-once", "alone")}
+    return {
+        "cards": cards,
+        "seconds": {"at_once": round(at_once, 1), "one_by_one": round(one_by_one, 1)},
+        "samples": {kind: [sha256_of(file) for file in pair] for kind, pair in files.items()},
+        "other_rows": [other_rows(*two) for two in zip(*files.values(), strict=True)],
+        "left_at_end": case.settled(),
+    }
+
+
+def shards(case: Case, options: argparse.Namespace) -> dict:
+    for count in (2, 1):
+        case.wait(sample(case, options, f"by-{count}", True, SHARDS=str(count)), case.log(f"by-{count}"))
+    pair = [drawn_by(case, f"by-{count}") for count in (1, 2)]
+    found = [
+        json.loads((case.folder / f"by-{count}/reports/provenance/sample-out.json").read_text()) for count in (1, 2)
     ]
-    run_logged([*command, "--rank", *words], log, folder)
+    return {
+        "samples": list(map(sha256_of, pair)),
+        "other_rows": other_rows(*pair),
+        "rows": len(pair[0].read_text().splitlines()),
+        "seconds_by_phase": [facts["seconds_by_phase"] for facts in found],
+    }
+
+
+def sample(case: Case, options: argparse.Namespace, name: str, adapted: bool, **around: str) -> subprocess.Popen:
+    """docker/run as a stage has it, in a folder of its own, which takes as many cards as it has processes."""
+    inputs = toy_inputs(options)
+    folder = case.folder / name
+    folder.mkdir()
+    for link in ("docker", "jobs", "params.yaml"):
+        (folder / link).symlink_to(REPO / link)
+    words = ["docker/run", "train", "sample", "--params", inputs["params"], "--model", inputs["base"], "--mode", "cot"]
+    words += ["--adapter", inputs["adapter"]] if adapted else []
+    words += ["--benchmark", "toy", "--benchmarks-dir", inputs["benchmarks"], "--out", folder / "out"]
+    words += flags([f"evaluate.kv_cache_gib={TOY_CACHE}", *options.set])
+    return case.start(words, case.log(name), folder, RUNTIME="local", PYTHON=sys.executable, **around)
+
+
+def card_of(case: Case, process: subprocess.Popen) -> str | None:
+    """The card that docker/run has given its job, once it has; None where there is none."""
+    while process.poll() is None and case.left() > 1:
+        entry = Path(f"/proc/{process.pid}")
+        words = (entry / "cmdline").read_bytes().split(b"\0")
+        if words[1:3] == [b"-m", b"jobs"]:  # the shell has become the job
+            variables = dict(pair.partition(b"=")[::2] for pair in (entry / "environ").read_bytes().split(b"\0"))
+            return variables.get(b"CUDA_VISIBLE_DEVICES", b"").decode() or None
+        time.sleep(0.02)
+    return None
+
+
+def drawn_by(case: Case, name: str) -> Path:
+    return case.folder / name / "out/samples-toy.jsonl"
+
+
+def other_rows(first: Path, second: Path) -> int:
+    pair = [file.read_text().splitlines() for file in (first, second)]
+    return sum(one != other for one, other in zip(*pair, strict=True))
+
+
+def cores(case: Case, options: argparse.Namespace) -> dict:
+    case.run([sys.executable, REPO / "tests/bench/cores.py", "--seconds", "3"], case.log())
+    return {"submissions": [json.loads(line) for line in case.log().read_text().splitlines() if line.startswith("{")]}
 
 
 def as_rank(words: list[str]) -> None:
-    """A job with rewards that are drawn from the texts, or the measurement of an all-reduce."""
+    """The measurement of an all-reduce, or a job that prints what its ranks compare; with --draw, its rewards are drawn."""
     if words == ["allreduce"]:
         return measure_allreduce()
     from jobs import __main__
+    from jobs.training import ranks
 
-    draw_rewards()
+    compare = ranks.require_equal
+
+    def told(what: str, value: object) -> None:
+        print(f"\nCHECKED rank {ranks.number()}: {what} {value}", flush=True)
+        compare(what, value)
+
+    ranks.require_equal = told
+    if words[0] == "--draw":
+        draw_rewards()
+        words = words[1:]
     return __main__.main(words)
 
 
 def measure_allreduce() -> None:
     import torch
 
-    card = int(os.environ["LOCAL_RANK"])
-    torch.cuda.set_device(card)
-    torch.distributed.init_process_group("nccl", device_id=torch.device("cuda", card))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     found = {}
     for name, weights in ADAPTERS.items():
-        gradient = torch.ones(weights, device="cuda")
+        gradient = torch.zeros(weights, device=device)
         times = []
-        for _ in range(25):
-            torch.cuda.synchronize()
+        for _ in range(15):
             torch.distributed.barrier()
             began = time.perf_counter()
             torch.distributed.all_reduce(gradient)
-            torch.cuda.synchronize()
+            if cuda:
+                torch.cuda.synchronize()
             times.append(1000 * (time.perf_counter() - began))
         found[name] = {"mb": round(weights * 4 / 1e6), "ms": round(statistics.median(times[5:]), 3)}
     if torch.distributed.get_rank() == 0:
-        print(json.dumps({"allreduce": found}), flush=True)
+        print(json.dumps(found), flush=True)
     torch.distributed.destroy_process_group()
 
 
-CASES: dict[str, Callable[[str, argparse.Namespace], dict]] = {
+CASES: dict[str, Callable[[Case, argparse.Namespace], dict]] = {
     "allreduce": allreduce,
     **{f"toy-{shape}": toy for shape in SHAPES},
     "killed": killed,
+    "nodes": nodes,
+    "samples": samples,
+    "shards": shards,
+    "cores": cores,
     **{f"4b-{shape}": big for shape in SHAPES},
 }
 

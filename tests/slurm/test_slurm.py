@@ -66,8 +66,8 @@ def mended(cluster):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """The pipeline on this host alone, its two processes side by side."""
+def here(cluster, tmp_path_factory):
+    """The pipeline on this host alone, its two processes side by side: over its loopback, which the cluster has set up."""
     run = Run(tmp_path_factory.mktemp("here") / "run")
     code, log = run.repro()
     assert code == 0, log[-3000:]
