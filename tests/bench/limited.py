@@ -36,9 +36,9 @@ class Case:
         return max(0.1, self.deadline - time.monotonic())
 
     def start(self, words: list, log: Path, folder: Path | None = None, **around: str) -> subprocess.Popen:
-        """A command in `folder` (default: the case's), its output added to the log."""
+        """A command in `folder` (default: the case's), its output in the log."""
         environment = ENVIRONMENT | around | dict([self.mark])
-        with open(log, "a") as file:
+        with open(log, "w") as file:
             return subprocess.Popen(
                 list(map(str, words)), cwd=folder or self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 env=environment, start_new_session=True)  # fmt: skip

@@ -116,6 +116,7 @@ def measure(name: str, group: list[str], options: argparse.Namespace) -> None:
         found = {"failed": f"{type(error).__name__}: {error}"}
     finally:
         case.end()
+        ENDED[name].set()
     facts = {"case": name, "wall": round(time.perf_counter() - began, 1)}
     if beside := [other for other in group if other != name]:
         facts["beside"] = beside
@@ -137,15 +138,14 @@ def allreduce(case: Case, options: argparse.Namespace) -> dict:
 
 def reduced(case: Case, enter: list[list[str]], **around: str) -> dict:
     """This script as two ranks, each behind the words that put it on its machine."""
-    log = case.log("allreduce")
-    ranks = [
-        case.start([*enter[i], sys.executable, Path(__file__).resolve(), "--rank", "allreduce"], log,
-                   **{"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT + 1)} | around)
-        for i in (0, 1)
-    ]  # fmt: skip
-    for rank in ranks:
-        case.wait(rank, log)
-    return json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
+    words = [sys.executable, Path(__file__).resolve(), "--rank", "allreduce"]
+    logs, started = [case.log(f"allreduce-{i}") for i in (0, 1)], []
+    for i, log in enumerate(logs):
+        own = {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT + 1)}
+        started.append(case.start([*enter[i], *words], log, **own | around))
+    for process, log in zip(started, logs, strict=True):
+        case.wait(process, log)
+    return json.loads(next(line for line in logs[0].read_text().splitlines() if line.startswith("{")))
 
 
 def toy(case: Case, options: argparse.Namespace) -> dict:
@@ -220,7 +220,7 @@ def big_inputs(options: argparse.Namespace) -> dict[str, Path]:
 
 def grpo(case: Case, inputs: dict[str, Path], settings: list[str], ranks: int, card: str, *how: str) -> dict:
     """One GRPO run: its steps, the memory of each card, the adapter as each rank had it. card: of a single rank."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks > 1 else []
     program = [sys.executable, *torchrun, Path(__file__).resolve(), "--rank", *how]
     around = {"CUDA_VISIBLE_DEVICES": card} if ranks == 1 else {}
     memory = Memory()
@@ -264,13 +264,15 @@ def sha256_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def beside_unbroken(folder: Path, options: argparse.Namespace) -> dict:
+def beside_unbroken(case: Case, options: argparse.Namespace) -> dict:
     """Whether a run ended as `toy-2x64` did, if that was run, and the first step whose line of the curve is another."""
     unbroken = options.work / "toy-2x64"
+    if any({"toy-2x64", case.name} <= set(group) for group in options.cases):  # side by side
+        ENDED["toy-2x64"].wait(case.left())
     if not (unbroken / "models/adapters/grpo").exists():
         return {"same_as_unbroken": None}
-    names = [place / "models/adapters/grpo/adapter_model.safetensors" for place in (unbroken, folder)]
-    curves = [(place / "plots/grpo.csv").read_text() for place in (unbroken, folder)]
+    names = [place / "models/adapters/grpo/adapter_model.safetensors" for place in (unbroken, case.folder)]
+    curves = [(place / "plots/grpo.csv").read_text() for place in (unbroken, case.folder)]
     return {"same_as_unbroken": sha256_of(names[0]) == sha256_of(names[1]), "other_from_step": first_other(*curves)}
 
 
@@ -304,7 +306,7 @@ def killed(case: Case, options: argparse.Namespace) -> dict:
     case.run(words, case.log("2"))
     lines = case.log("2").read_text(errors="replace").splitlines()
     found["went_on"] = [line.rpartition("/")[2] for line in lines if "resuming from" in line]
-    return found | {"left_at_end": case.settled()} | facts_of(case.folder) | beside_unbroken(case.folder, options)
+    return found | {"left_at_end": case.settled()} | facts_of(case.folder) | beside_unbroken(case, options)
 
 
 def used_gib() -> list[float]:
@@ -339,7 +341,7 @@ def nodes(case: Case, options: argparse.Namespace) -> dict:
             case.wait(process, log)
     said = "".join(path.read_text(errors="replace") for path in case.logs.glob("nccl-nodes.*"))
     return found | {"nccl_via": transports(said), "left_at_end": case.settled()} | facts_of(case.folder) | \
-        beside_unbroken(case.folder, options)  # fmt: skip
+        beside_unbroken(case, options)  # fmt: skip
 
 
 def transports(log: str) -> list[str]:
@@ -385,7 +387,7 @@ def shards(case: Case, options: argparse.Namespace) -> dict:
 
 
 def sample(case: Case, options: argparse.Namespace, name: str, adapted: bool, **around: str) -> subprocess.Popen:
-    """docker/run as a stage has it, in a folder of its own, which takes as many cards as it has processes."""
+    """docker/run as a stage has it, in a folder of its own: it takes a card a process, by the case's own locks."""
     inputs = toy_inputs(options)
     folder = case.folder / name
     folder.mkdir()
@@ -395,7 +397,9 @@ def sample(case: Case, options: argparse.Namespace, name: str, adapted: bool, **
     words += ["--adapter", inputs["adapter"]] if adapted else []
     words += ["--benchmark", "toy", "--benchmarks-dir", inputs["benchmarks"], "--out", folder / "out"]
     words += flags([f"evaluate.kv_cache_gib={TOY_CACHE}", *options.set])
-    return case.start(words, case.log(name), folder, RUNTIME="local", PYTHON=sys.executable, **around)
+    return case.start(
+        words, case.log(name), folder, RUNTIME="local", PYTHON=sys.executable, CARD_LOCKS=str(case.folder), **around
+    )
 
 
 def card_of(case: Case, process: subprocess.Popen) -> str | None:
@@ -479,6 +483,8 @@ CASES: dict[str, Callable[[Case, argparse.Namespace], dict]] = {
     "cores": cores,
     **{f"4b-{shape}": big for shape in SHAPES},
 }
+
+ENDED = {name: threading.Event() for name in CASES}
 
 if __name__ == "__main__":
     main()

@@ -85,7 +85,9 @@ def test_each_shape_is_a_batch_that_the_ranks_can_share(kind, shape, tmp_path, m
     settings = validate(params, "the bench's params").grpo
     ranks, completions = scaling.SHAPES[shape]
     assert settings.batch_size * settings.gradient_accumulation == completions
-    assert settings.processes == ranks == told["words"][told["words"].index("--nproc-per-node") + 1]
+    assert settings.processes == ranks
+    assert ("torch.distributed.run" in told["words"]) == (ranks > 1)
+    assert ranks == 1 or told["words"][told["words"].index("--nproc-per-node") + 1] == ranks
     assert (completions // ranks) % settings.generations == 0
     assert settings.gradient_accumulation % ranks == 0 or settings.batch_size % ranks == 0
     assert ("CUDA_VISIBLE_DEVICES" in told["around"]) == (ranks == 1)
@@ -110,6 +112,7 @@ def test_a_case_that_fails_is_a_result_and_the_others_go_on(tmp_path, monkeypatc
         case.run([sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"], case.log())
 
     monkeypatch.setattr(scaling, "CASES", {"bad": failing, "good": lambda case, options: {"found": 1}})
+    monkeypatch.setattr(scaling, "ENDED", {name: threading.Event() for name in scaling.CASES})
     options = scaling.parsed(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "bad", "good"])
     options.work.mkdir()
     for group in options.cases:
@@ -117,6 +120,26 @@ def test_a_case_that_fails_is_a_result_and_the_others_go_on(tmp_path, monkeypatc
     bad, good = json.loads((tmp_path / "results.json").read_text())
     assert "exit code 3" in bad["failed"] and "out of memory" in bad["failed"]
     assert good["found"] == 1
+
+
+def test_a_run_beside_the_unbroken_one_waits_for_its_end_and_is_told_apart(tmp_path, monkeypatch):
+    def made(name: str, loss: str) -> limited.Case:
+        case = limited.Case(name, tmp_path, 60)
+        (case.folder / "models/adapters/grpo").mkdir(parents=True)
+        (case.folder / "models/adapters/grpo/adapter_model.safetensors").write_text(loss)
+        (case.folder / "plots").mkdir()
+        (case.folder / "plots/grpo.csv").write_text(f"step,loss\n1,0.5\n2,{loss}\n")
+        return case
+
+    ended = threading.Event()
+    monkeypatch.setitem(scaling.ENDED, "toy-2x64", ended)
+    options = scaling.parsed(["--out", "x", "--work", str(tmp_path), "toy-2x64+killed", "nodes"])
+    alone = made("nodes", "0.3")
+    assert scaling.beside_unbroken(alone, options) == {"same_as_unbroken": None}
+    case = made("killed", "0.4")
+    threading.Timer(0.2, lambda: (made("toy-2x64", "0.4"), ended.set())).start()
+    assert scaling.beside_unbroken(case, options) == {"same_as_unbroken": True, "other_from_step": None}
+    assert scaling.beside_unbroken(alone, options) == {"same_as_unbroken": False, "other_from_step": "2"}
 
 
 OUTLIVING = """
