@@ -1,9 +1,10 @@
 """What vLLM's settings do to a decode step: each variant in a process and with an engine of its own, a JSON line for each.
 
-    python tests/bench/decode_options.py MODEL [--case rollout evaluation] [--variants NAME ...] [--variant NAME=JSON ...]
+    python tests/bench/decode_options.py MODEL [--case rollout evaluation] [--variants NAME ...] [--variant NAME=JSON]
 
-`rollout`: 64 answers of 512 tokens at temperature 1, by float16 weights and without an adapter, as grpo.rollout: vllm_merged
-has them. `evaluation`: 164 greedy answers of 1,024 tokens, their text made as they grow, as jobs/sample.py asks for them.
+`rollout`: 64 answers of 512 tokens at temperature 1, by float16 weights and without an adapter, as grpo.rollout:
+vllm_merged has them. `evaluation`: 164 greedy answers of 1,024 tokens, their text made as they grow, as jobs/sample.py asks
+for them.
 Each is run once to warm up and twice to be measured; the line has the faster one's milliseconds a step.
 
 A variant is what it changes of the engine's options, beside `compilation` (of its compilation_config), `environment` and
