@@ -58,6 +58,11 @@ def prepare(engine: str) -> None:
         if not torch.cuda.is_available():
             raise JobError("engine: unsloth needs an NVIDIA GPU; set sft.engine and grpo.engine to transformers")
         import unsloth  # noqa: F401  (patches transformers, peft and trl, so it comes before them)
+
+        if os.environ["UNSLOTH_GRPO_SEQ_PACKING"] == "1":  # set by hand, to be measured
+            from jobs.training import varlen
+
+            varlen.install()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
