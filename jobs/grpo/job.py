@@ -127,8 +127,8 @@ def run(
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
-        if params.grpo.rollout == "vllm_merged":
-            families.require_float16(base, "grpo.rollout: vllm_merged")
+        if params.grpo.rollout in ("vllm_merged", "vllm_merged_fp8"):
+            families.require_float16(base, f"grpo.rollout: {params.grpo.rollout}")
         loop.prepare(params.grpo.engine)
         with ranks.joined("grpo.processes", params.grpo.processes):
             trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
@@ -286,10 +286,10 @@ def make_trainer(
     if settings.beta:
         trainer.add_callback(ReferenceCheck())
     if settings.rollout != "transformers" and not shares_weights(settings):
-        from jobs.grpo.rollout import MergedRollout, Rollout
+        from jobs.grpo.rollout import Fp8Rollout, MergedRollout, Rollout
 
-        kind = MergedRollout if settings.rollout == "vllm_merged" else Rollout
-        trainer.use_rollout(kind(params, base, trainer.model))
+        kinds = {"vllm": Rollout, "vllm_merged": MergedRollout, "vllm_merged_fp8": Fp8Rollout}
+        trainer.use_rollout(kinds[settings.rollout](params, base, trainer.model))
     return trainer
 
 
@@ -332,7 +332,7 @@ def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
             "grpo.top_p must be 1 with grpo.importance_correction: a truncated distribution biases the ratio"
         )
     if settings.engine == "unsloth" and settings.rollout == "transformers":
-        raise UsageError("grpo.rollout must be vllm or vllm_merged with grpo.engine unsloth")
+        raise UsageError("grpo.rollout must be vllm, vllm_merged or vllm_merged_fp8 with grpo.engine unsloth")
 
 
 def configuration(params: "Params", weights: list[float], directory: Path):

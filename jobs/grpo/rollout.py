@@ -4,6 +4,7 @@ and takes it out again: that changes the base itself.
 Either vLLM holds the untouched base, and every step's adapter is written to shared memory and loaded as a new LoRA. Or it
 holds the sum of base and adapter in float16, made anew for every step from the trainer's base in float32: a decode step is
 then as fast as without an adapter, nothing adds up from step to step, and rounding takes next to nothing of an update.
+Or it holds that sum in 8 bits (fp8.py): its weights are half as large, and what is sampled is less exactly the policy.
 """
 
 import atexit
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import process_folder
-from jobs.grpo import turns
+from jobs.grpo import fp8, turns
 from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
 from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
@@ -104,6 +105,8 @@ class Rollout:
 class MergedRollout(Rollout):
     """A Rollout whose vLLM holds the sum of the base and the adapter in float16, and knows of no adapter."""
 
+    name, instead = "vllm_merged", "vllm"
+    sums_in = "float16"
     merged: set[str]  # the names of vLLM's parameters that are such sums
 
     def __init__(self, params: Params, base: Path, model) -> None:
@@ -114,25 +117,33 @@ class MergedRollout(Rollout):
         return {"dtype": "float16"}
 
     def sync_weights(self) -> None:
-        """Errors: JobError for weights that vLLM has no place for, or that float16 cannot hold."""
+        """Errors: JobError for weights that vLLM has no place for, or that `sums_in` cannot hold."""
         import torch
 
         bad = torch.zeros((), dtype=torch.bool, device=self.model.device)
 
         def told() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, weight in sums(self.model):
+            for name, whole in sums(self.model):
+                weight = whole.to(getattr(torch, self.sums_in))
                 bad.logical_or_(~weight.isfinite().all())
                 yield name, weight
 
         try:
-            [self.merged] = self.llm.apply_model(lambda model: set(model.load_weights(told())))
+            [self.merged] = self.llm.apply_model(lambda model: self.put(model, told()))
         except (KeyError, ValueError) as error:
             raise JobError(
-                f"grpo.rollout: vllm_merged cannot put this model's layers into vLLM; set vllm ({one_line(error)})"
+                f"grpo.rollout: {self.name} cannot put this model's layers into vLLM; set {self.instead} "
+                f"({one_line(error)})"
             ) from error
         if bad:
-            raise JobError("grpo.rollout: vllm_merged: float16 cannot hold the sum of base and adapter; set vllm")
+            raise JobError(
+                f"grpo.rollout: {self.name}: {self.sums_in} cannot hold the sum of base and adapter; set {self.instead}"
+            )
         self.llm.reset_prefix_cache()  # its keys and values are those of the weights before
+
+    def put(self, model, weights: Iterator[tuple[str, "torch.Tensor"]]) -> set[str]:
+        """Puts weights, by their names in the base, into vLLM's model; returns the names that its parameters have there."""
+        return set(model.load_weights(weights))
 
     def lora(self) -> None:
         return None
@@ -142,8 +153,33 @@ class MergedRollout(Rollout):
         return {name: bits for name, bits in super().fingerprint().items() if name not in self.merged}
 
 
+class Fp8Rollout(MergedRollout):
+    """A MergedRollout whose vLLM holds the linear layers' sums in 8 bits, and the rest in float16.
+
+    The sum goes from float32 to 8 bits at once. What vLLM multiplies it with is rounded to 8 bits as well, by token.
+    """
+
+    name, instead = "vllm_merged_fp8", "vllm_merged"
+    sums_in = "float32"
+
+    def __init__(self, params: Params, base: Path, model) -> None:
+        try:
+            super().__init__(params, base, model)
+        except ValueError as error:
+            raise JobError(
+                f"grpo.rollout: {self.name}: vLLM cannot hold this model in 8 bits on this card; set {self.instead} "
+                f"({one_line(error)})"
+            ) from error
+
+    def holding(self, params: Params) -> dict[str, Any]:
+        return {"dtype": "float16", "quantization": "fp8_per_channel"}
+
+    def put(self, model, weights: Iterator[tuple[str, "torch.Tensor"]]) -> set[str]:
+        return fp8.put(model, weights)
+
+
 def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """The layers of a PEFT model that have a factor pair, as float16 weights under their names in the base.
+    """The layers of a PEFT model that have a factor pair, as float32 weights under their names in the base.
 
     The sum is taken in float32, of the frozen weight and scaling x B A.
     """
@@ -155,7 +191,7 @@ def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:
             if isinstance(layer, Linear) and "default" in layer.lora_A:
                 base: Any = layer.get_base_layer()
                 whole = base.weight.float() + layer.get_delta_weight("default").float()
-                yield f"{name.removeprefix('base_model.model.')}.weight", whole.to(torch.float16)
+                yield f"{name.removeprefix('base_model.model.')}.weight", whole
 
 
 def room(settings: Grpo) -> int:

@@ -430,7 +430,7 @@ class Grpo(Optimizer):
     """Reinforcement learning; see jobs/grpo/job.py."""
 
     engine: Engine
-    rollout: Literal["vllm", "vllm_merged", "transformers"]
+    rollout: Literal["vllm", "vllm_merged", "vllm_merged_fp8", "transformers"]
     difficulty: Shares | None
     mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
     curriculum: Fraction
@@ -505,6 +505,14 @@ class Grpo(Optimizer):
     def unsloth_has_one_turn(self) -> "Grpo":
         if self.turns > 1 and self.engine == "unsloth":
             raise ValueError("turns is 2, which engine unsloth cannot do: set engine to transformers")
+        return self
+
+    @model_validator(mode="after")
+    def eight_bits_are_corrected(self) -> "Grpo":
+        if self.rollout == "vllm_merged_fp8" and not self.importance_correction:
+            raise ValueError(
+                "rollout is vllm_merged_fp8, whose answers are not quite the policy's: set importance_correction to true"
+            )
         return self
 
     @model_validator(mode="after")

@@ -58,6 +58,11 @@ def prepare(engine: str) -> None:
         if not torch.cuda.is_available():
             raise JobError("engine: unsloth needs an NVIDIA GPU; set sft.engine and grpo.engine to transformers")
         import unsloth  # noqa: F401  (patches transformers, peft and trl, so it comes before them)
+
+        if os.environ["UNSLOTH_GRPO_SEQ_PACKING"] == "1":  # set by hand, to be measured
+            from jobs.training import varlen
+
+            varlen.install()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -344,10 +349,17 @@ def fingerprint(model) -> dict[str, int]:
     import torch
 
     return {
-        name: int(torch.hash_tensor(tensor.detach()).cpu().view(torch.int64).item())
+        name: int(torch.hash_tensor(plain(tensor.detach())).cpu().view(torch.int64).item())
         for name, tensor in model.named_parameters()
         if not tensor.requires_grad and "lora_" not in name
     }
+
+
+def plain(tensor):
+    """`tensor`, its bits taken for whole numbers where torch has no hash of such floats, as of those of 8 bits."""
+    import torch
+
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
 
 
 def watcher(keep: int, check: Callable[[int], None]):

@@ -8,8 +8,8 @@ Writes  --out        table.md, results.json and each job's log; the model and th
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
 steps). Peak memory is the card's, sampled by nvidia-smi. The `toy` cases run the smoke run's pipeline by Unsloth or plain
 TRL, with vLLM; `losses-toy` and `losses-toy-transformers` take a few steps by every loss; `resume` kills the toy's GRPO and
-lets it go on; `grpo-40gb` leaves 40 GiB of the card free; `sft-notebook` is plain Unsloth
-with its notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
+lets it go on; `grpo-40gb` and `grpo-24gb` leave as many GiB of the card free; `sft-notebook` is plain Unsloth with its
+notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
 Results in --out are kept and added to, so the cases may run in several calls.
 """
 
@@ -45,6 +45,16 @@ SMALL = [
     "--set",
     "grpo.gpu_memory=0.5",
 ]
+# The same for one of 24 GB: recipes/grpo-24gb.yaml.
+SMALLER = [
+    word
+    for setting in (
+        "rollout=vllm", "gradient_checkpointing=true", "batch_size=4", "gradient_accumulation=16", "gpu_memory=0.6",
+        "kv_cache_gib=4.5",
+    )
+    for word in ("--set", f"grpo.{setting}")
+]  # fmt: skip
+FREE = {"grpo-40gb": 40, "grpo-24gb": 24}  # GiB of the card that a case has
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 
@@ -81,6 +91,7 @@ CASES = {
     "grpo-transformers": ["grpo", *TRAIN, *GRPO, *FIVE, *HALF, "--set", "grpo.engine=transformers"],
     "grpo-unsloth": ["grpo", *TRAIN, *GRPO, *TEN, "--set", "grpo.engine=unsloth"],
     "grpo-40gb": ["grpo", *TRAIN, *GRPO, *FIVE, *SMALL, "--set", "grpo.engine=unsloth"],
+    "grpo-24gb": ["grpo", *TRAIN, *GRPO, *FIVE, *SMALLER, "--set", "grpo.engine=unsloth"],
     "evaluate-cold": EVALUATE,
     "evaluate-warm": EVALUATE,  # again, with the compile caches that the cold one left
     "merge": [
@@ -176,7 +187,7 @@ def run(case: str, options: argparse.Namespace, model: Path) -> dict:
     values = {"model": model, "work": options.work, "tasks": options.tasks.resolve(), "out": folder}
     name, *arguments = (word.format(**values) for word in CASES[case])
     log = options.out / f"{case}.log"
-    hog = Hog(40) if case == "grpo-40gb" else None
+    hog = Hog(FREE[case]) if case in FREE else None
     profile = options.out.resolve() / f"profile-{case}.json"
     program = (REPO / "tests/bench/step.py", str(PROFILED), profile) if name == "grpo" else ("-m", "jobs")
     result = job([name, "--params", str(REPO / "params.yaml"), *arguments], folder, log, program)

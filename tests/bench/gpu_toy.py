@@ -20,6 +20,7 @@ MODELS = ("base", "sft", "grpo")
 ENGINES = {
     "toy": ("unsloth", "vllm"),
     "toy-merged": ("unsloth", "vllm_merged"),
+    "toy-fp8": ("unsloth", "vllm_merged_fp8"),
     "toy-transformers": ("transformers", "vllm"),
     "toy-transformers-merged": ("transformers", "vllm_merged"),
 }
@@ -84,6 +85,7 @@ def laid_out(folder: Path, engine: str, rollout: str) -> Path:
         "grpo": {
             "engine": engine,
             "rollout": rollout,
+            **({"importance_correction": True, "top_p": 1.0} if rollout == "vllm_merged_fp8" else {}),
             "optimizer": "adamw_8bit",
             "gpu_memory": 0.1,
             "kv_cache_gib": 2,

@@ -38,6 +38,7 @@ from tests.bench.gpu_jobs import ENVIRONMENT, SECONDS, Memory, draw_rewards, dra
 OURS = {
     "ours": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
     "ours-apart": ["grpo.engine=unsloth", "grpo.rollout=vllm"],
+    "ours-fp8": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged_fp8", "grpo.importance_correction=true"],
     "ours-plain": ["grpo.engine=transformers", "grpo.rollout=vllm_merged"],
 }
 SYSTEMS = [*OURS, "trl", "unsloth"]
