@@ -8,8 +8,10 @@ Reads   --base       models/base of the recipe, which `jobs base` makes of its G
 Writes  --out        results.json: metrics by run, as each is ready; NAME-SEED.tar.gz: curves, metrics, samples and results
         --work       models, adapters and logs
 
-A run is a setting of SETTINGS and a seed. Every seed has one SFT; every run goes on from it with GRPO, and base, SFT and
-GRPO models are sampled on the held-out tasks. Jobs go --together at a time on each of --devices; several processes share a
+A run is a setting of SETTINGS and a seed. Every seed has one SFT, but for settings of SFT, which have their own; every run
+goes on from it with GRPO, and base, SFT and GRPO models are sampled on the held-out tasks. With `--until sft` no run trains
+further: its SFT model draws 16 samples of each training task that it has seen no example of, which is what a setting of SFT
+can be chosen by without the held-out tasks. Jobs go --together at a time on each of --devices; several processes share a
 card well only with CUDA's MPS. What is finished is not run again, so the runs may come in several calls.
 tests/bench/small_results.py makes tables and intervals of what this writes.
 """
@@ -35,14 +37,31 @@ SETTINGS: dict[str, dict] = {
     "recipe": {},
     "graded": {"grade.samples": 16, "grpo.difficulty": "[0.0625, 0.875]"},
     "kl": {"grpo.beta": 0.02},
-    "half-rate": {"grpo.learning_rate": "5.0e-5"},
-    "double-rate": {"grpo.learning_rate": "2.0e-4"},
-    "clip-higher": {"grpo.clip_high": 0.28},
-    "half-batch": {"grpo.gradient_accumulation": 8},
+    "half-rate": {"grpo.learning_rate": "1.0e-4"},
+    "double-rate": {"grpo.learning_rate": "4.0e-4"},
+    "half-batch": {"grpo.gradient_accumulation": 4},
     "wide-groups": {"grpo.generations": 32},
     "partial-credit": {"grpo.rewards.all_tests_only": "false"},
     "transformers": {"grpo.engine": "transformers"},
+    "4-epochs": {"sft.epochs": 4},
+    "8-epochs": {"sft.epochs": 8},
+    "16-epochs": {"sft.epochs": 16},
+    "8-epochs-half-rate": {"sft.epochs": 8, "sft.learning_rate": "5.0e-4"},
+    "8-epochs-half-batch": {"sft.epochs": 8, "sft.batch_size": 8},
 }
+UNSEEN = 16  # samples of each training task without an example, by --until sft
+
+
+def sft_of(setting: str, seed: int) -> str:
+    """The folder of the SFT model that a run goes on from."""
+    own = any(key.startswith("sft.") for key in SETTINGS[setting])
+    return f"sft-{setting}-{seed}" if own else f"sft-{seed}"
+
+
+def split(settings: dict) -> tuple[dict, dict]:
+    """Settings of SFT, and the others."""
+    sft = {key: value for key, value in settings.items() if key.startswith("sft.")}
+    return sft, {key: value for key, value in settings.items() if key not in sft}
 
 
 class Devices:
@@ -119,10 +138,12 @@ class Bench:
         said = {"failed": log.read_text()[-1500:], "attempt": attempt} if code else {}
         self.keep(f"{folder.name}/{name}", {"seconds": round(time.time() - began, 1), "device": device} | said)
 
-    def evaluate(self, folder: Path, name: str, model: Path) -> None:
+    def evaluate(self, folder: Path, name: str, model: Path, mode: str = "cot") -> None:
+        evaluation = f"{name}-{mode}"
+        name = name if mode == "cot" else evaluation
         metrics = f"metrics-{name}.json"
-        self.job(folder, metrics, "evaluate", "--model", model, "--mode", "cot", "--benchmarks-dir", self.tasks,
-                 "--out", folder / f"evaluations/{name}-cot", "--metrics", folder / metrics)  # fmt: skip
+        self.job(folder, metrics, "evaluate", "--model", model, "--mode", mode, "--benchmarks-dir", self.tasks,
+                 "--out", folder / f"evaluations/{evaluation}", "--metrics", folder / metrics)  # fmt: skip
         self.keep(f"{folder.name}/scores-{name}", json.loads((folder / metrics).read_text()))
 
     def model(self, folder: Path, name: str, adapter: Path) -> None:
@@ -132,26 +153,38 @@ class Bench:
                  "--plot", folder / f"merge-{name}.csv")  # fmt: skip
         self.evaluate(folder, name, folder / f"{name}-merged")
 
-    def sft(self, seed: int) -> Path:
-        folder = self.work / f"sft-{seed}"
+    def sft(self, setting: str, seed: int) -> Path:
+        folder = self.work / sft_of(setting, seed)
         self.job(folder, "sft", "sft", "--base", self.base, "--examples", self.examples, "--out", folder / "sft",
-                 "--metrics", folder / "sft.json", "--curve", folder / "sft.csv", seed=seed)  # fmt: skip
+                 "--metrics", folder / "sft.json", "--curve", folder / "sft.csv",
+                 seed=seed, **split(SETTINGS[setting])[0])  # fmt: skip
         return folder
 
-    def of_sft(self, seed: int) -> None:
-        folder = self.sft(seed)
+    def of_sft(self, setting: str, seed: int) -> None:
+        folder = self.sft(setting, seed)
         self.model(folder, "sft", folder / "sft")
         self.pack(folder)
 
+    def unseen(self, run: str) -> None:
+        """How a run's SFT model fares on the training tasks that it has seen no example of."""
+        setting, _, seed = run.partition(":")
+        folder, tasks = self.sft(setting, int(seed)), self.work / "unseen.jsonl"
+        self.job(folder, "unseen.json", "grade", "--base", self.base, "--adapter", folder / "sft", "--tasks", tasks,
+                 "--out", folder / "unseen.jsonl", "--validation", folder / "none.jsonl",
+                 "--metrics", folder / "unseen.json",
+                 seed=int(seed), **{"grade.samples": UNSEEN, "grade.validation": 0})  # fmt: skip
+        self.keep(f"{folder.name}/unseen", json.loads((folder / "unseen.json").read_text()))
+
     def of_base(self) -> None:
         self.evaluate(self.work / "base", "base", self.base)
+        self.evaluate(self.work / "base", "base", self.base, "plain")  # without tags, which the base does not write
         self.pack(self.work / "base")
 
-    def grade(self, seed: int, settings: dict) -> Path:
+    def grade(self, setting: str, seed: int) -> Path:
         """Tasks to train on and to validate by, as stage `grade` makes them, by the SFT model if asked."""
-        samples = settings.get("grade.samples", 0)
+        samples = SETTINGS[setting].get("grade.samples", 0)
         folder = self.work / f"grade-{seed if samples else 0}-{samples}"
-        self.job(folder, "grade.json", "grade", "--base", self.base, "--adapter", self.sft(seed) / "sft",
+        self.job(folder, "grade.json", "grade", "--base", self.base, "--adapter", self.sft(setting, seed) / "sft",
                  "--tasks", self.tasks / "train.jsonl", "--out", folder / "graded.jsonl",
                  "--validation", folder / "validation.jsonl", "--metrics", folder / "grade.json",
                  seed=seed, **{"grade.samples": samples})  # fmt: skip
@@ -159,8 +192,9 @@ class Bench:
 
     def run(self, run: str) -> None:
         setting, _, seed = run.partition(":")
-        number, settings = int(seed), SETTINGS[setting]
-        folder, adapter, graded = self.work / f"{setting}-{number}", self.sft(number), self.grade(number, settings)
+        number, settings = int(seed), split(SETTINGS[setting])[1]
+        folder, adapter = self.work / f"{setting}-{number}", self.sft(setting, number)
+        graded = self.grade(setting, number)
         self.job(folder, "grpo", "grpo", "--base", self.base, "--adapter", adapter / "sft",
                  "--tasks", graded / "graded.jsonl", "--validation", graded / "validation.jsonl",
                  "--out", folder / "grpo", "--metrics", folder / "grpo.json", "--curve", folder / "grpo.csv",
@@ -183,6 +217,7 @@ def main() -> None:
     for name in ("base", "tasks", "examples", "out", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--runs", nargs="*", default=["recipe:3407", "recipe:1", "recipe:2"], metavar="SETTING:SEED")
+    parser.add_argument("--until", choices=("sft", "grpo"), default="grpo", help="the last step of training (grpo)")
     parser.add_argument("--devices", nargs="+", default=["0"], help="GPUs, by CUDA_VISIBLE_DEVICES")
     parser.add_argument("--together", type=int, default=3, help="jobs at a time on a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -195,17 +230,30 @@ def main() -> None:
         setattr(options, name, getattr(options, name).resolve())
     bench = Bench(options)
     write_params(bench.params)
-    seeds = list(dict.fromkeys(int(run.partition(":")[2]) for run in options.runs))
-    with ThreadPoolExecutor(len(options.runs) + len(seeds) + 1) as pool:
-        trained = [pool.submit(bench.sft, seed) for seed in seeds]
-        waiting = [pool.submit(bench.run, run) for run in options.runs]
+    write_unseen(options.tasks / "train.jsonl", options.examples, options.work / "unseen.jsonl")
+    for failed in carry_out(bench, options.runs, options.until):
+        print("failed:", failed, flush=True)
+
+
+def carry_out(bench: Bench, runs: list[str], until: str) -> list[BaseException]:
+    """All jobs of all runs, as many at a time as there are places. Returns what went wrong."""
+    named = [(setting, int(seed)) for setting, _, seed in (run.partition(":") for run in runs)]
+    trainings = {sft_of(*each): each for each in named}
+    with ThreadPoolExecutor(2 * len(runs) + len(trainings) + 1) as pool:
+        trained = [pool.submit(bench.sft, *each) for each in trainings.values()]
+        waiting = [pool.submit(bench.run if until == "grpo" else bench.unseen, run) for run in runs]
         for future in trained:  # training goes before the evaluations, which nothing waits for
             future.exception()
-        waiting += [pool.submit(bench.of_sft, seed) for seed in seeds]
+        waiting += [pool.submit(bench.of_sft, *each) for each in trainings.values()]
         waiting.append(pool.submit(bench.of_base))
-        for future in waiting:
-            if future.exception():
-                print("failed:", future.exception(), flush=True)
+        return [error for future in waiting if (error := future.exception())]
+
+
+def write_unseen(tasks: Path, examples: Path, out: Path) -> None:
+    """The training tasks that no example answers."""
+    seen = {json.loads(line)["task_id"] for line in examples.read_text().splitlines()}
+    lines = [line for line in tasks.read_text().splitlines() if json.loads(line)["task_id"] not in seen]
+    out.write_text("".join(f"{line}\n" for line in lines))
 
 
 def write_params(path: Path) -> None:

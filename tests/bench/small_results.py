@@ -22,7 +22,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
 from jobs.common.files import read_json, write_json  # noqa: E402
-from tests.bench.small import RECIPE, SETTINGS, write_params  # noqa: E402
+from tests.bench.small import RECIPE, SETTINGS, UNSEEN, sft_of, write_params  # noqa: E402
 
 VIEWS = ("mbpp", "mbpp+")
 PAIRS = (("sft", "base"), ("grpo", "sft"))
@@ -69,7 +69,7 @@ def laid_out(work: Path, setting: str, seed: int) -> Path:
     """A folder of evaluations base-cot, sft-cot and grpo-cot, as a run of the pipeline has it."""
     folder = work / "evaluations" / f"{setting}-{seed}"
     folder.mkdir(parents=True)
-    for name, of in (("base", "base"), ("sft", f"sft-{seed}"), ("grpo", f"{setting}-{seed}")):
+    for name, of in (("base", "base"), ("sft", sft_of(setting, seed)), ("grpo", f"{setting}-{seed}")):
         shutil.copytree(
             work / of / f"evaluations/{name}-cot", folder / f"{name}-cot"
         )  # each run has its own, as a pipeline's
@@ -104,12 +104,12 @@ def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, in
     out: dict = {"runs": [], "settings": []}
     for setting, seed in found:
         evaluations = laid_out(work, setting, seed)
-        curves = [work / f"sft-{seed}/sft.csv", work / f"{setting}-{seed}/grpo.csv"]
+        curves = [work / f"{sft_of(setting, seed)}/sft.csv", work / f"{setting}-{seed}/grpo.csv"]
         compared = compare(work, tasks, f"{setting}-{seed}", [evaluations], curves)
         asked = read_json(evaluations / "grpo-cot/settings.json")["sampled"]["n"]
         measured = {
             name: read_json(work / of / f"metrics-{name}.json")
-            for name, of in (("base", "base"), ("sft", f"sft-{seed}"), ("grpo", f"{setting}-{seed}"))
+            for name, of in (("base", "base"), ("sft", sft_of(setting, seed)), ("grpo", f"{setting}-{seed}"))
         }
         count = measured["grpo"]["mbpp"]["tasks"]
         training = read_json(work / f"{setting}-{seed}/grpo.json")
@@ -131,6 +131,12 @@ def results(work: Path, tasks: Path, seeds: list[int], found: list[tuple[str, in
             }
         )
     out["settings"] += ended_early(kept)
+    out["base without tags"] = rates(read_json(work / "base/metrics-base-plain.json"))
+    out["sft on unseen training tasks"] = {
+        name.partition("/")[0]: {key: value[key] for key in ("pass_rate", "tasks", "never")}
+        for name, value in kept.items()
+        if name.endswith("/unseen") and "pass_rate" in value
+    }
     whole = compare(
         work,
         tasks,
@@ -152,6 +158,16 @@ def interval(gain: dict) -> str:
     return f"{100 * gain['mean']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
 
 
+def without_tags(base: dict) -> str:
+    """A sentence on what the base passes where no tags are asked of it."""
+    said = [
+        f"{percent(found['pass@1'])} % of {view}'s samples (pass@10 {percent(found['pass@10'])}, "
+        f"greedy {percent(found['greedy'])})"
+        for view, found in base.items()
+    ]
+    return f"Asked without tags (`--mode plain`) the base passes {' and '.join(said)}."
+
+
 def page(out: dict) -> str:
     """The tables as Markdown."""
     lines = ["| seed | model | MBPP pass@1 | pass@10 | greedy | MBPP+ pass@1 | pass@10 | greedy | gain on MBPP+, pass@1 |",
@@ -166,6 +182,7 @@ def page(out: dict) -> str:
     seeds = len(out["runs"])
     lines += ["", f"Over {seeds} seeds and the tasks, on MBPP+: SFT - base {interval(over['sft-base']['mbpp+'])}, "
               f"GRPO - SFT {interval(over['grpo-sft']['mbpp+'])}.", "",
+              without_tags(out["base without tags"]), "",
               "| setting | seed | steps | MBPP+ pass@1 | pass@10 | greedy | SFT's pass@10 | greedy | GRPO - SFT, pass@1 |",
               "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in sorted(out["settings"], key=lambda row: list(SETTINGS).index(row["setting"])):
@@ -182,6 +199,13 @@ def page(out: dict) -> str:
         if "ended" in row:
             changed, why = (", ".join(f"{k.partition('.')[2]} {v}" for k, v in row["changes"].items())), row["ended"]
             lines += ["", f"{row['setting']}: {changed}, seed {row['seed']}, ended early: {why.partition('. ')[0]}."]
+    if chosen := out["sft on unseen training tasks"]:
+        lines += ["", f"SFT models on training tasks of which they saw no example, {UNSEEN} samples each, temperature 1:",
+                  "", "| SFT | samples that pass | tasks solved at least once |", "|---|---|---|"]  # fmt: skip
+        for name, row in chosen.items():
+            lines.append(
+                f"| {name} | {percent(row['pass_rate'])} % | {row['tasks'] - row['never']} of {row['tasks']} |"
+            )
     return "\n".join(lines) + "\n"
 
 
