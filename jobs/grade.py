@@ -102,10 +102,9 @@ def pass_rates(
 
     settings = params.model_copy(update={"evaluate": sampling(params)})
     with Sandbox.from_params(params.sandbox) as sandbox:
-        drawn = draw(settings, base, adapter, "cot", {tasks.stem: rows}, tasks.parent, "grade")
+        drawn = draw(settings, base, adapter, "cot", {tasks.stem: rows}, tasks.parent, "grade", greedy=False)
         by_id = {row["task_id"]: row for row in rows}
-        samples = [row for row in drawn.samples[tasks.stem] if row["sample"]]  # 0 is the greedy one
-        answers = [(row["task_id"], answer_format.parse(row["text"])) for row in samples]
+        answers = [(row["task_id"], answer_format.parse(row["text"])) for row in drawn.samples[tasks.stem]]
         submissions = [(by_id[task_id], answer.code) for task_id, answer in answers if answer]
         verdicts = iter(judged(submissions, sandbox, "grade"))
     passed: dict[str, list[bool]] = {row["task_id"]: [] for row in rows}

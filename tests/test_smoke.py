@@ -73,11 +73,14 @@ def test_it_learns(smoke):
 def expected_pass_rates():
     """Of a base that has learned its corpus, and of an SFT model that has learned its teacher's answers."""
     from jobs.plumbing.params import load
+    from jobs.sft import set_aside
     from jobs.toy.world import SIGNED, expected_pass
 
     params = load(SMOKE / "params.yaml")
     toy, sampled = params.base.toy, params.evaluate.sampled
-    answers = [row["answer"] for row in read_jsonl(SMOKE / "data/distill/examples.jsonl")]
+    rows = read_jsonl(SMOKE / "data/distill/examples.jsonl")
+    aside = set_aside(len(rows), params.sft.validation, Path("examples"))
+    answers = [row["answer"] for i, row in enumerate(rows) if i not in aside]
     signed = sum(SIGNED in answer for answer in answers) / len(answers)
     assert 0.3 < signed < 0.4
     return {
@@ -103,6 +106,64 @@ def test_its_twin_learns_whole_programs(smoke):
     assert found["failures"]["timeout"] == found["failures"]["crashed"] == 0
 
 
+def test_tasks_are_graded_and_chosen_by_it(smoke):
+    given, aside = (read_jsonl(SMOKE / f"data/{name}.jsonl") for name in ("graded", "validation"))
+    grade = read_yaml(SMOKE / "params.yaml")["grade"]
+    assert grade["samples"] and len(aside) == grade["validation"] > 0
+    assert {row["graded"] for row in given} == {grade["samples"]}
+    assert not {row["task_id"] for row in given} & {row["task_id"] for row in aside}
+    low, high = read_yaml(SMOKE / "params.yaml")["grpo"]["difficulty"]
+    chosen = [row for row in given if low <= row["pass_rate"] <= high]
+    assert metric("grpo")["tasks"] == {"given": len(given), "chosen": len(chosen)}
+    assert 0 < len(chosen) < len(given)
+    trained = {row["task_id"] for row in read_jsonl(SMOKE / "data/grpo/completions.jsonl")}
+    assert trained <= {row["task_id"] for row in chosen}
+
+
+def test_held_out_tasks_are_answered_while_it_trains_and_the_best_adapter_is_kept(smoke):
+    found, every = metric("grpo")["validation"], read_yaml(SMOKE / "params.yaml")["grpo"]["validate_every"]
+    assert found["before"]["sampled"] < 0.9 < found["best"]["sampled"]
+    curve = {int(row["step"]): row["validation_sampled"] for row in rows_of("grpo")}
+    measured = {step: float(rate) for step, rate in curve.items() if rate}
+    assert measured and all(step % every == 0 or step == max(curve) for step in measured)
+    assert measured[found["best"]["step"]] == max(measured.values()) == found["best"]["sampled"]
+    kept, last = (SMOKE / "models/adapters/grpo" / name / "adapter_model.safetensors" for name in (".", "last"))
+    assert (kept.read_bytes() == last.read_bytes()) == (found["best"]["step"] == max(curve))
+
+
+def test_sft_is_measured_after_every_epoch_by_examples_that_it_does_not_learn(smoke):
+    found, params = metric("sft"), read_yaml(SMOKE / "params.yaml")["sft"]
+    losses = [found["validation"][f"loss_after_epoch_{epoch}"] for epoch in range(1, params["epochs"] + 1)]
+    assert losses[-1] < losses[0]
+    assert [float(row["validation_loss"]) for row in rows_of("sft") if row["validation_loss"]] == losses
+    assert found["examples"] + found["validation"]["examples"] == metric("distill")["examples"]
+
+
+@pytest.mark.parametrize(("job", "tag"), [("sft", "eval/loss"), ("grpo", "train/validation/sampled")])
+def test_the_event_log_has_the_steps_of_the_curve(smoke, job, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [file] = sorted((SMOKE / "reports/tracking/tensorboard" / job).iterdir(), key=lambda path: path.stat().st_mtime)[
+        -1:
+    ]
+    log = EventAccumulator(str(file)).Reload()
+    logged = {event.step: event.value for event in log.Scalars("train/loss")}
+    curve = {int(row["step"]): float(row["loss"]) for row in rows_of(job)}
+    assert logged == pytest.approx(curve, abs=1e-6)
+    assert log.Scalars(tag)
+
+
+def test_the_report_shows_these_curves(smoke):
+    page = (SMOKE / "reports/compare.html").read_text()
+    for name in ("validation_sampled", "validation_greedy", "validation_loss", "special_cased"):
+        assert name in page, name
+
+
+def rows_of(job):
+    with open(SMOKE / f"plots/{job}.csv") as file:
+        return [*csv.DictReader(file)]
+
+
 def test_splits_share_no_task(smoke):
     prompts = {
         name: {row["prompt"] for row in read_jsonl(SMOKE / f"data/tasks/{name}.jsonl")}
@@ -110,7 +171,7 @@ def test_splits_share_no_task(smoke):
     }
     assert not prompts["distill"] & prompts["train"] and not prompts["toy"] & (prompts["distill"] | prompts["train"])
     examples = {row["prompt"] for row in read_jsonl(SMOKE / "data/distill/examples.jsonl")}
-    assert len(examples) == 100 and examples <= prompts["distill"]
+    assert len(examples) == metric("distill")["examples"] and examples <= prompts["distill"]
 
 
 def test_the_teachers_bad_answers_were_refused_for_their_reasons(smoke):
@@ -145,6 +206,7 @@ def test_one_training_param_reruns_from_there_on_only(smoke):
         "tasks",
         "distill",
         "sft",
+        "grade",
         "merge@sft",
         "sample@base-cot",
         "sample@sft-cot",

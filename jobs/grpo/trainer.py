@@ -27,6 +27,7 @@ from jobs.training.loop import fingerprint, seen_through
 COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
 COMPARED_EVERY = 10  # steps; the first is compared too
 LAST = "completions-last.jsonl"  # the last step's, until one of the steps to log has come
+EQUAL = 1e-6  # rewards this near to each other differ by rounding
 REFILLS = 3  # rounds of sampling in search of groups with a signal, as DAPO's dynamic sampling
 
 
@@ -52,6 +53,7 @@ class Trainer(GRPOTrainer):
     _buffered_inputs: Any
     model: Any
     _logs: dict[str, Any]
+    rewards: torch.Tensor  # (completions of all ranks, functions), of the completions sampled last
 
     def __init__(self, *, scorer: Scorer, grpo: Grpo, directory: Path, weights: list[float], **options) -> None:
         """weights: how likely `refill` takes each task of the data set, in its order."""
@@ -150,7 +152,8 @@ class Trainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         answers = completion_ids_list if self.grpo.turns == 1 else self.last_answers
         try:
-            return self.timed("reward", super()._calculate_rewards, inputs, prompts, completions, answers)
+            self.rewards = self.timed("reward", super()._calculate_rewards, inputs, prompts, completions, answers)
+            return self.rewards
         except JobError:
             raise
         except Exception as error:
@@ -291,7 +294,7 @@ class Trainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         self.task_ids = [row["task_id"] for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
+        output = self.scored(inputs)
         if self.grpo.engine == "unsloth" and self.compares_logps():
             self.measure_logp_difference(output)
         if ranks.main():  # TRL has gathered those of all ranks
@@ -303,6 +306,22 @@ class Trainer(GRPOTrainer):
         live = live_groups(output, self.num_generations)
         found, groups = ranks.total(live.sum().item(), len(live))
         self.watch_signal(found / groups)
+        return output
+
+    def scored(self, inputs: list[dict]) -> dict:
+        """TRL's completions with their advantages, which are 0 wherever the rewards of a group are all equal.
+
+        TRL's own are not: in float32 the mean of equal numbers differs from them at times, by 1e-7, and divided by a
+        spread of about 0 that is an advantage of 0.001 for every answer of the group.
+        """
+        output = super()._generate_and_score_completions(inputs)
+        equal = equal_rewards(self.rewards, self.reward_weights.to(self.rewards.device), self.num_generations)
+        first = ranks.number() * len(inputs)  # the rewards are those of all ranks
+        output["advantages"] = output["advantages"].masked_fill(equal[first : first + len(inputs)], 0.0)
+        self._metrics["train"]["frac_reward_zero_std"][-1] = equal.float().mean().item()
+        logged = self._logs["advantages"]
+        for i in equal.nonzero().flatten().tolist():
+            logged[i - len(equal)] = 0.0
         return output
 
     def watch_signal(self, share: float) -> None:
@@ -363,7 +382,7 @@ class Trainer(GRPOTrainer):
             rows = [self.train_dataset[i] for i in drawn]
             fresh = [row for row in rows for _ in range(size)]
             self.task_ids = [row["task_id"] for row in fresh]
-            extra = super()._generate_and_score_completions(fresh)
+            extra = self.scored(fresh)
             found = [i for i, live in enumerate(live_groups(extra, size)) if live]
             pairs = [
                 pair
@@ -465,6 +484,18 @@ def phases(seconds: dict[str, float]) -> dict[str, float]:
     within = sum(v for k, v in parts.items() if k != "validation")  # which comes between two steps
     whole = {"train": seconds.get("step", 0.0) - within}
     return {k: round(v, 3) for k, v in (parts | whole).items()}
+
+
+def equal_rewards(rewards: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
+    """(completions,) bool: whether the rewards of a completion's group are all equal, up to rounding.
+
+    rewards: (completions, functions), NaN where there is none; a completion with none at all counts for nothing.
+    """
+    whole = (rewards * weights).nansum(dim=1)
+    whole[rewards.isnan().all(dim=1)] = torch.nan
+    groups = whole.view(-1, size)
+    highest, lowest = groups.nan_to_num(nan=-torch.inf).amax(dim=1), groups.nan_to_num(nan=torch.inf).amin(dim=1)
+    return (highest - lowest <= EQUAL).repeat_interleave(size)
 
 
 def live_groups(output: dict, size: int) -> torch.Tensor:

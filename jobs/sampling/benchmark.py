@@ -75,20 +75,22 @@ def draw(
     benchmarks: "dict[str, list[Task]]",
     folder: Path,
     name: str,
+    *,
+    greedy: bool = True,
 ) -> Drawn:
     """All samples of `model` in `mode` ("plain" or "cot") on `benchmarks`: tasks by name, read from `folder`.
 
-    name: of the run, for its checkpoints and its messages.
+    name: of the run, for its checkpoints and its messages. greedy: False leaves the greedy samples out.
     As many processes draw them as SHARDS in the environment says (`shards.number_of_shards`), which changes no sample.
     """
     recorded = settings_of(params, model, adapter, mode, list(benchmarks), folder)
     shards = number_of_shards(recorded["engine"], params.evaluate.batch_invariant)
     todo = {
-        bench: list(calls(params.evaluate, tasks, mode, per_call(recorded, params), shards))
+        bench: list(calls(params.evaluate, tasks, mode, per_call(recorded, params), shards, greedy=greedy))
         for bench, tasks in benchmarks.items()
     }
     found = answered(params, model, adapter, todo, recorded, name)
-    numbers = range(1 + params.evaluate.sampled.n)
+    numbers = range(0 if greedy else 1, 1 + params.evaluate.sampled.n)
     samples = {
         bench: [found.samples[bench][task["task_id"], i] for task in tasks for i in numbers]
         for bench, tasks in benchmarks.items()
@@ -171,18 +173,25 @@ class Call:
 
 
 def calls(
-    settings: "Evaluate", tasks: "list[Task]", mode: str, per_call: int | None, shards: int = 1
+    settings: "Evaluate",
+    tasks: "list[Task]",
+    mode: str,
+    per_call: int | None,
+    shards: int = 1,
+    *,
+    greedy: bool = True,
 ) -> Iterator[Call]:
     """Every call of the engine, of `per_call` sequences.
 
-    per_call None: as many calls as there are shards, tasks of about the same lengths in each.
+    per_call None: as many calls as there are shards, tasks of about the same lengths in each. greedy: False leaves the
+    greedy samples out.
     """
     from jobs.inference import Sampling
 
     stop = stop_strings(tasks, mode)
     drawn = settings.sampled
     ordered = sorted(tasks, key=lambda task: len(task["prompt"]))
-    wanted = [(0, Sampling(max_tokens=settings.max_tokens, stop=stop))]
+    wanted = [(0, Sampling(max_tokens=settings.max_tokens, stop=stop))] if greedy else []
     if drawn.n:
         wanted.append((1, Sampling(drawn.n, drawn.temperature, drawn.top_p, settings.max_tokens, stop, settings.seed)))
     for first, sampling in wanted:

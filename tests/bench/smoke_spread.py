@@ -3,7 +3,7 @@
     python tests/bench/smoke_spread.py --out FOLDER [--seeds 5] [--together 1] [--threads 2] [--only KERNELS:SEED ...]
     python tests/bench/smoke_spread.py --out FOLDER --docs    # runs nothing: results.json into docs/toy.md and the README
 
-Every run is base -> sft -> grpo -> sample and evaluate (with reasoning) by the jobs themselves, in a folder of its own,
+Every run is base -> sft -> grade -> grpo -> sample and evaluate (with reasoning) by the jobs themselves, in its own folder,
 without the launcher and so without what it pins, but for its threads; it never uses a GPU. A seed is `base.toy.seed` (the
 corpus and the pre-training) and `seed` (SFT and GRPO); the tasks, the teacher's answers and the seed of sampling are the
 smoke run's. --together: runs at once, each with its own --threads; what a run gives does not hang on what runs beside it.
@@ -59,6 +59,7 @@ def settings(seed: int) -> dict:
     params["seed"] += seed
     params["base"]["toy"]["seed"] += seed
     params["distill"]["recorded"] = str(ROOT / "data/smoke/teacher.jsonl")
+    params["tracking"] = []  # whose packages another machine need not have; no result hangs on them
     params["sandbox"]["workers"] = 2  # a machine's cores are shared by the runs beside each other
     validate(params, f"seed {seed}")
     return params
@@ -121,7 +122,10 @@ def run(out: Path, data: Path, kernels: str, seed: int, threads: int) -> dict:
 
     step("models/base", "base")
     step("models/adapters/sft", "sft", "--examples", f"{data}/distill/examples.jsonl", "--out", "models/adapters/sft")
+    graded, aside = "data/graded.jsonl", "data/validation.jsonl"
     reads = ("--adapter", "models/adapters/sft", "--tasks", f"{data}/tasks/train.jsonl")
+    step(graded, "grade", *reads, "--validation", aside, "--out", graded)
+    reads = ("--adapter", "models/adapters/sft", "--tasks", graded, "--validation", aside)
     step("models/adapters/grpo", "grpo", *reads, "--out", "models/adapters/grpo")
     for model in MODELS:
         samples, adapter = f"samples/{model}-cot", () if model == "base" else ("--adapter", f"models/adapters/{model}")

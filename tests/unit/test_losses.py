@@ -1,5 +1,6 @@
 """Each loss, on fixed log-probabilities, has the value and the gradient that its paper gives it."""
 
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +161,37 @@ def test_overlong_answers_are_punished_softly_and_never_for_the_sandboxs_failure
     scorer.scores = lambda completions, tasks: [SimpleNamespace(correctness=c) for c in (1.0, 0.0, 1.0, None)]
     ids = [[1] * length for length in (60, 80, 100, 100)]
     assert functions[3](completions=[""] * 4, completion_ids=ids, task_id=[""] * 4) == [0, -0.5, -1, None]
+
+
+def test_a_group_of_equal_rewards_has_no_advantage_at_all(monkeypatch):
+    """In float32 the mean of eight times 1.3 is not 1.3 on every machine: what TRL makes of that is no signal."""
+    from trl import GRPOTrainer
+
+    from jobs.grpo.trainer import Trainer
+
+    mean = torch.tensor(1.3) + 1.2e-7
+    noise = ((1.3 - mean) / 1e-4).item()
+    assert noise != 0
+    advantages = [noise, noise, 1.0, -1.0, 0.0, noise, 0.0, 0.0]  # groups of two
+
+    def trls(self, inputs):
+        first = 4 * (self is second)
+        self._metrics["train"]["frac_reward_zero_std"].append(0.0)
+        self._logs["advantages"].extend(advantages)
+        return {"advantages": torch.tensor(advantages[first : first + 4])}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", trls)
+    right, broken = [1.0, 1.0], [torch.nan, torch.nan]
+    trainer, second = object.__new__(Trainer), object.__new__(Trainer)
+    for rank, one in enumerate((trainer, second)):
+        monkeypatch.setattr("jobs.training.ranks.number", lambda rank=rank: rank)
+        one.num_generations, one.reward_weights = 2, torch.tensor([1.0, 0.3])
+        one.rewards = torch.tensor([right, right, right, [0.0, 1.0], broken, right, broken, broken])
+        one._metrics, one._logs = {"train": {"frac_reward_zero_std": []}}, {"advantages": deque(maxlen=8)}
+        found = one.scored([{}] * 4)["advantages"].tolist()
+        assert found == [[0.0, 0.0, 1.0, -1.0], [0.0] * 4][rank]
+        assert one._metrics["train"]["frac_reward_zero_std"] == [0.75]
+        assert [*one._logs["advantages"]] == [0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_what_is_set_is_what_trl_is_told(tmp_path):

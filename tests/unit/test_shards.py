@@ -171,3 +171,6 @@ def test_vllms_share_of_tasks_is_of_about_equal_lengths_and_leaves_none_out():
     assert parts == [["T/0", "T/3", "T/6"], ["T/1", "T/4"], ["T/2", "T/5"]]
     assert of_greedy(TASKS, "cot", None) == [[f"T/{number}" for number in range(7)]]
     assert len([*calls(settings, TASKS[:2], "cot", None, 5)]) == 4, "no process gets an empty call"
+    assert [call.rows for call in calls(settings, TASKS, "cot", None, greedy=False)] == [
+        call.rows for call in calls(settings, TASKS, "cot", None) if call.rows[0][0][1]
+    ], "all but the greedy ones"
