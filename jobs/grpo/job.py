@@ -346,7 +346,7 @@ def configuration(params: "Params", weights: list[float], directory: Path):
     # Unsloth would split a batch into passes by the memory that is free at that moment, another number in every step.
     passes = {"unsloth_grpo_mini_batch": 1, "unsloth_logit_chunk_multiplier": 1}
     unsloth: dict = passes if settings.engine == "unsloth" else {}
-    return GRPOConfig(
+    config = GRPOConfig(
         **unsloth,
         **loop.arguments(settings, params.checkpoints, directory, params.seed),
         max_steps=settings.steps,
@@ -386,6 +386,9 @@ def configuration(params: "Params", weights: list[float], directory: Path):
         disable_dropout=False,
         use_liger_kernel=False,
     )
+    # Unsloth's config turns "group" into none for dr_grpo, so advantages would not be divided as params say.
+    config.scale_rewards = settings.scale_rewards
+    return config
 
 
 def tell_of_signal(result: dict) -> None:

@@ -31,6 +31,11 @@ LOSSES: dict[str, dict[str, object]] = {
     "gspo": {"loss": "grpo", "ratio": "sequence", "clip_low": 0.0003, "clip_high": 0.0004, "iterations": 2},
     "cispo": {"loss": "cispo", "clip_high": 5, "iterations": 2},
     "kl-entropy": {"loss": "dr_grpo", "beta": 0.01, "entropy": 0.001},
+    # Each of these by itself, so that where the engines differ one sees by which.
+    "dr_grpo": {"loss": "dr_grpo", "beta": 0.0},
+    "dr_grpo-unscaled": {"loss": "dr_grpo", "beta": 0.0, "scale_rewards": "none"},
+    "kl": {"loss": "dapo", "beta": 0.01},
+    "entropy": {"loss": "dapo", "beta": 0.0, "entropy": 0.001},
 }
 
 

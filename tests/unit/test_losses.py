@@ -205,6 +205,24 @@ def test_what_is_set_is_what_trl_is_told(tmp_path):
     assert (used.vllm_importance_sampling_mode, used.vllm_importance_sampling_clip_max) == ("sequence_mask", 3)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_rewards_are_scaled_as_params_say_whatever_the_engines_config_makes_of_it(tmp_path, monkeypatch, scale):
+    """Unsloth's GRPOConfig leaves rewards unscaled with dr_grpo, where it was told to scale them by group."""
+    import trl
+
+    from jobs.grpo.job import configuration
+
+    class Config(trl.GRPOConfig):
+        def __init__(self, loss_type=None, scale_rewards=None, **options):
+            if loss_type == "dr_grpo" and scale_rewards == "group":
+                scale_rewards = False
+            super().__init__(loss_type=loss_type, scale_rewards=scale_rewards, **options)
+
+    monkeypatch.setattr(trl, "GRPOConfig", Config)
+    params = load(ROOT / "params.yaml", [*CPU, "grpo.loss=dr_grpo", f"grpo.scale_rewards={scale}"])
+    assert configuration(params, [1.0], tmp_path).scale_rewards == scale
+
+
 def test_clip_high_has_the_sense_of_its_loss():
     for settings, said in (
         (["grpo.loss=cispo"], "for cispo it is the largest ratio itself"),
