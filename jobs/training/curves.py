@@ -67,8 +67,26 @@ def callbacks(names: Sequence[str], job: str) -> "list[TrainerCallback | type[Tr
             live = dvclive.Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
         except Exception as error:  # of git's and DVC's many types
             raise JobError(f"tracking: dvclive cannot begin ({one_line(error)})") from error
-        found.append(INTEGRATION_TO_CALLBACK["dvclive"](live=live))
+        found.append(numbered(INTEGRATION_TO_CALLBACK["dvclive"])(live=live))
     return found
+
+
+def numbered(kind: Any) -> Any:
+    """DVCLive's callback with the trainer's own steps. By itself it counts from 0 in every process, and its log begins
+    anew with it; so a resumed run tells it again what was logged before."""
+
+    class Numbered(kind):
+        def on_train_begin(self, args, state, control, **options) -> None:
+            super().on_train_begin(args, state, control, **options)
+            for row in state.log_history:
+                self.live.step = row["step"]
+                super().on_log(args, state, control, logs={k: v for k, v in row.items() if k != "step"})
+
+        def on_log(self, args, state, control, logs=None, **options) -> None:
+            self.live.step = state.global_step
+            super().on_log(args, state, control, logs=logs, **options)
+
+    return Numbered
 
 
 def trackers(names: Sequence[str], job: str) -> "Callable[[], list]":

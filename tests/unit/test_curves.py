@@ -119,6 +119,24 @@ def track(name: str) -> None:
     assert written() > seen[0]
 
 
+def test_dvclive_has_the_trainers_steps_and_in_a_resumed_run_the_earlier_ones(tmp_path, monkeypatch):
+    pytest.importorskip("dvclive")
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    monkeypatch.chdir(tmp_path)
+    history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    state, control = TrainerState(log_history=history, global_step=2), TrainerControl()
+    args = TrainingArguments("out", report_to="none", use_cpu=True)
+    [callback] = curves.trackers(["dvclive"], "sft")()
+    callback.on_train_begin(args, state, control)
+    state.global_step = 3
+    callback.on_log(args, state, control, logs={"loss": 1.0})
+    with open("reports/tracking/dvclive/sft/plots/metrics/loss.tsv") as file:
+        assert [(row["step"], float(row["loss"])) for row in csv.DictReader(file, delimiter="\t")] == [
+            ("1", 3.0), ("2", 2.0), ("3", 1.0)
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("steps", "ratio", "fine"), [(1, 0.1, False), (1, 0.0, True), (2, 0.1, True), (2, 1.0, True)])
 def test_a_schedule_that_never_leaves_zero_is_refused(steps, ratio, fine):
     """Held against transformers' own schedule."""
