@@ -16,7 +16,7 @@ from trl.trainer.utils import RepeatSampler
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
-from jobs.grpo import batches, difficulty, order, turns
+from jobs.grpo import batches, correction, difficulty, order, turns
 from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import Rollout, answers, watch
 from jobs.inference import Sampling, hf, sample_seed
@@ -49,6 +49,8 @@ class Trainer(GRPOTrainer):
     task_ids: list[str]
     asked: list[str]  # the tasks of the prompts that are being answered
     last_answers: list[list[int]]  # the tokens of each completion's last answer
+    use_vllm: bool
+    vllm_importance_sampling_correction: bool
     _step: int
     _buffered_inputs: Any
     model: Any
@@ -62,6 +64,7 @@ class Trainer(GRPOTrainer):
         self.seconds: dict[str, float] = defaultdict(float)
         self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
         self.trained_logps: torch.Tensor | None = None
+        self.uncorrected: dict | None = None  # a pass whose correction follows from its own log-probabilities
         self.order: list[int] | None = None  # the tasks of all steps where params decide it; see order.py
 
     def timed(self, phase: str, function, *arguments, **options):
@@ -248,7 +251,18 @@ class Trainer(GRPOTrainer):
         result = super()._get_per_token_logps_and_entropies(*arguments, **options)
         # Unsloth returns none here, see measure_logp_difference.
         self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
+        if self.uncorrected is not None and self.trained_logps is not None:
+            self.correct(self.uncorrected, self.trained_logps)
         return result
+
+    def correct(self, inputs: dict, logps: torch.Tensor) -> None:
+        """Gives a pass the importance ratio that TRL's loss multiplies by, and logs what TRL logs of it."""
+        sampled, mask = inputs["sampling_per_token_logps"], batches.loss_mask(inputs)
+        mode, cap = self.grpo.importance_mode, self.grpo.importance_cap
+        inputs["importance_sampling_ratio"] = correction.importance_ratio(logps, sampled, mask, mode, cap)
+        found = correction.statistics(logps, sampled, mask, inputs["importance_sampling_ratio"])
+        for name, value in found.items():
+            self._metrics["train"][name].append(value)
 
     def _prepare_inputs(self, generation_batch):
         """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term
@@ -282,7 +296,11 @@ class Trainer(GRPOTrainer):
         return step == 1 or step % COMPARED_EVERY == 0
 
     def _compute_loss(self, model, inputs: dict):
+        inputs = dict(inputs)
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        self.uncorrected = inputs if corrected and "importance_sampling_ratio" not in inputs else None
         loss = super()._compute_loss(model, inputs)
+        self.uncorrected = None
         if (
             self.compares_logps() and self.trained_logps is not None and "sampling_per_token_logps" in inputs
         ):  # the policy is still the one that sampled them
@@ -314,7 +332,7 @@ class Trainer(GRPOTrainer):
         TRL's own are not: in float32 the mean of equal numbers differs from them at times, by 1e-7, and divided by a
         spread of about 0 that is an advantage of 0.001 for every answer of the group.
         """
-        output = super()._generate_and_score_completions(inputs)
+        output = self.generated(inputs)
         equal = equal_rewards(self.rewards, self.reward_weights.to(self.rewards.device), self.num_generations)
         first = ranks.number() * len(inputs)  # the rewards are those of all ranks
         output["advantages"] = output["advantages"].masked_fill(equal[first : first + len(inputs)], 0.0)
@@ -323,6 +341,23 @@ class Trainer(GRPOTrainer):
         for i in equal.nonzero().flatten().tolist():
             logged[i - len(equal)] = 0.0
         return output
+
+    def generated(self, inputs: list[dict]) -> dict:
+        """TRL's completions of a step, without a forward pass for old log-probabilities that are those of the pass with
+        the gradient. TRL makes it where it corrects; the correction is then made in the loss."""
+        if not (self.use_vllm and self.vllm_importance_sampling_correction and self.trains_once()):
+            return super()._generate_and_score_completions(inputs)
+        if self.grpo.engine == "unsloth":
+            correction.take_own_for_old(type(self))
+        self.vllm_importance_sampling_correction = False
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self.vllm_importance_sampling_correction = True
+
+    def trains_once(self) -> bool:
+        """Whether the weights that train on a batch are all those that it was sampled from."""
+        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def watch_signal(self, share: float) -> None:
         """Logs the share of groups with a signal. Errors: JobError after grpo.patience steps in a row without any."""

@@ -185,7 +185,7 @@ def test_a_group_of_equal_rewards_has_no_advantage_at_all(monkeypatch):
     trainer, second = object.__new__(Trainer), object.__new__(Trainer)
     for rank, one in enumerate((trainer, second)):
         monkeypatch.setattr("jobs.training.ranks.number", lambda rank=rank: rank)
-        one.num_generations, one.reward_weights = 2, torch.tensor([1.0, 0.3])
+        one.num_generations, one.reward_weights, one.use_vllm = 2, torch.tensor([1.0, 0.3]), False
         one.rewards = torch.tensor([right, right, right, [0.0, 1.0], broken, right, broken, broken])
         one._metrics, one._logs = {"train": {"frac_reward_zero_std": []}}, {"advantages": deque(maxlen=8)}
         found = one.scored([{}] * 4)["advantages"].tolist()
