@@ -5,6 +5,7 @@ makes no other model.
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.common.errors import JobError
@@ -48,7 +49,10 @@ def adapter_files(folder: Path) -> list[Path]:
 
 def identity(files: list[Path]) -> str:
     """The hash of these files' names and contents."""
-    return hashlib.sha256("\n".join(f"{file.name} {sha256(file)}" for file in files).encode()).hexdigest()
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(sha256, files))
+    lines = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def model_identity(path: Path) -> str:

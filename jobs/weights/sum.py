@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from jobs.weights.safetensors import Tensor, blocks, encode_header, header, shar
 if TYPE_CHECKING:
     import numpy as np
 
-WORKERS = 2
+WORKERS = 8  # at most; each holds some ten megabytes, and from here on the disk is what a merge waits for
 UNIT = 1 << 23  # elements one worker takes at a time
+SYNCED_EVERY = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,14 @@ def keep_freed_memory() -> None:
 
 
 def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
-    """`work` on every unit, two at a time; the results by tensor, summed in order."""
+    """`work` on every unit, one a core at a time; the results by tensor, summed in order."""
     keep_freed_memory()
     kept: dict[str, Kept] = {}
     total = sum((rows.stop - rows.start) * tensor.columns for tensor, rows in todo)
-    with ThreadPoolExecutor(WORKERS) as pool, progress(total=total, label=label) as bar:
+    with (
+        ThreadPoolExecutor(min(WORKERS, len(os.sched_getaffinity(0)))) as pool,
+        progress(total=total, label=label) as bar,
+    ):
         futures = [pool.submit(work, tensor, rows) for tensor, rows in todo]
         try:
             for (tensor, rows), future in zip(todo, futures, strict=True):
@@ -149,6 +154,27 @@ def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice
             pool.shutdown(cancel_futures=True)
             raise
     return kept
+
+
+@contextlib.contextmanager
+def synced(handle: int) -> Iterator[None]:
+    """Has the disk write what was given to the file while more is computed, where it would all be left for the end.
+
+    Errors: OSError if something could not be written; who syncs the file later is not told again.
+    """
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(SYNCED_EVERY):
+            os.fdatasync(handle)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            yield
+        finally:
+            ended.set()
+        working.result()
 
 
 def write_model(base: Path, updates: dict[str, list[Update]], storage: Storage, out: Path) -> dict[str, Kept]:
@@ -164,7 +190,7 @@ def write_model(base: Path, updates: dict[str, list[Update]], storage: Storage, 
         dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
         head, offsets = encode_header(tensors, dtypes, metadata)
         starts = {tensor.name: start for tensor, start in zip(tensors, offsets, strict=True)}
-        with open(out / file.name, "wb") as target:
+        with open(out / file.name, "wb") as target, synced(target.fileno()):
             write_exactly(target.fileno(), head, 0)
 
             def work(tensor: Tensor, rows: slice, handle: int = target.fileno(), starts: dict = starts) -> Kept:
