@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.common.errors import JobError
@@ -147,12 +148,11 @@ def last(directory: Path) -> Path | None:
 
 def seal(path: Path) -> None:
     """Records the hashes of a finished checkpoint's files; without this record it is not used."""
-    files = {
-        p.relative_to(path).as_posix(): sha256(p)
-        for p in sorted(path.rglob("*"))
-        if p.is_file() and p.name != "MANIFEST.json"
-    }
-    write_json(path / "MANIFEST.json", files)
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "MANIFEST.json"]
+    with ThreadPoolExecutor() as pool:  # training waits for it
+        digests = list(pool.map(sha256, files))
+    names = [p.relative_to(path).as_posix() for p in files]
+    write_json(path / "MANIFEST.json", dict(zip(names, digests, strict=True)))
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -252,6 +252,8 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
             trainer.state = state
             return
     hook_checkpoints(trainer, directory)
+    if trainer.args.optim == "adamw_8bit":
+        queue_updates()
     try:
         trainer.train(resume_from_checkpoint=str(found) if found else None)
     except torch.cuda.OutOfMemoryError as error:
@@ -259,6 +261,16 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
             f"the GPU ran out of memory: lower batch_size, or set gradient_checkpointing ({one_line(error)})"
         ) from error
     check(trainer.state.global_step)
+
+
+def queue_updates() -> None:
+    """Has bitsandbytes' optimizers queue a step's updates, where they wait for the GPU after every tensor.
+
+    They wait for states that are paged to the CPU. Those of adamw_8bit are not, and the GPU runs what is queued in order.
+    """
+    from bitsandbytes.optim import optimizer
+
+    optimizer.sync_gpu = lambda tensor: None
 
 
 def hook_checkpoints(trainer: "Trainer", directory: Path) -> None:

@@ -3,7 +3,8 @@
     python tests/bench/notebook.py MODEL EXAMPLES
 
 Theirs: batch 2, gradient checkpointing "unsloth", adamw_8bit, linear schedule, no compilation switched off. Ours, so that
-both do the same work: three epochs without accumulation, rank 32 on attention, bfloat16, the examples' own chat prompt.
+both do the same work: three epochs without accumulation, params.yaml's rank and targets, bfloat16, the examples' own
+chat prompt.
 """
 
 import json
@@ -17,15 +18,17 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from jobs.common import answer_format
+from jobs.plumbing.params import load
 
+lora = load(Path(__file__).resolve().parents[2] / "params.yaml").sft.lora
 model_path, examples = sys.argv[1:]
 model, _ = FastLanguageModel.from_pretrained(model_path, max_seq_length=2048, load_in_4bit=False, dtype=None)
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 model = FastLanguageModel.get_peft_model(
     model,
-    r=32,
-    lora_alpha=16,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    r=lora.rank,
+    lora_alpha=lora.alpha,
+    target_modules=lora.targets,
     lora_dropout=0,
     bias="none",
     use_gradient_checkpointing="unsloth",
