@@ -58,6 +58,7 @@ FREE = {"grpo-40gb": 40, "grpo-24gb": 24}  # GiB of the card that a case has
 TRAIN = ["--base", "{model}", "--adapter", "{work}/sft", "--tasks", "{tasks}/train.jsonl"]
 SFT = ["--base", "{model}", "--examples", "{work}/examples.jsonl"]
 
+UNSLOTH = ["sft", *SFT, "--set", "sft.engine=unsloth", "--out", "{out}/sft"]
 EVALUATE = [
     "evaluate",
     "--model",
@@ -76,18 +77,10 @@ EVALUATE = [
 CASES = {
     "sft-transformers": ["sft", *SFT, "--set", "sft.engine=transformers", "--out", "{work}/sft"],
     "sft-unsloth": ["sft", *SFT, "--set", "sft.engine=unsloth", "--out", "{work}/sft"],
-    "sft-unsloth-full": [
-        "sft",
-        *SFT,
-        "--set",
-        "sft.engine=unsloth",
-        "--set",
-        "sft.batch_size=32",
-        "--set",
-        "sft.epochs=12",  # three are over in ten steps, most of which go into starting
-        "--out",
-        "{out}/sft",
-    ],
+    # Three epochs are over in ten steps, most of which go into starting.
+    "sft-unsloth-full": [*UNSLOTH, "--set", "sft.batch_size=32", "--set", "sft.epochs=12"],
+    "sft-unsloth-unsaved": [*UNSLOTH, "--set", "checkpoints.every=1000"],  # what checkpoints take of it
+    "sft-unsloth-torch": [*UNSLOTH, "--set", "checkpoints.every=1000", "--set", "sft.optimizer=adamw_torch"],
     "grpo-transformers": ["grpo", *TRAIN, *GRPO, *FIVE, *HALF, "--set", "grpo.engine=transformers"],
     "grpo-unsloth": ["grpo", *TRAIN, *GRPO, *TEN, "--set", "grpo.engine=unsloth"],
     "grpo-40gb": ["grpo", *TRAIN, *GRPO, *FIVE, *SMALL, "--set", "grpo.engine=unsloth"],
