@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs import sft
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import write_jsonl
+from jobs.grpo import job as grpo
 from jobs.plumbing import launch
 from jobs.plumbing.params import load
 from jobs.toy import world
@@ -121,6 +123,20 @@ def test_what_several_processes_cannot_do_is_refused_by_the_params(settings, sai
     with pytest.raises(UsageError) as caught:
         load(ROOT / "params.yaml", [*PLAIN, *settings])
     assert said in str(caught.value)
+
+
+def test_a_run_does_not_go_on_from_the_checkpoint_of_another_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "adapter", "rows"):
+        (tmp_path / name).write_text(name)
+    base, adapter, rows = (Path(name) for name in ("base", "adapter", "rows"))
+    found = {}
+    for count in (1, 2, 1):
+        settings = [f"{section}.processes={count}" for section in ("sft", "grpo")]
+        params = load(ROOT / "params.yaml", [*PLAIN, *settings, "sft.batch_size=4"])
+        folders = sft.resume_folder(params, base, rows), grpo.resume_folder(params, base, adapter, rows)
+        assert found.setdefault(count, folders) == folders
+    assert not set(found[1]) & set(found[2])
 
 
 @pytest.mark.parametrize(
