@@ -113,6 +113,14 @@ def rows_of(params: "Params", base: Path, examples: Path) -> tuple[list[dict], s
     return rows, aside
 
 
+def resume_folder(params: "Params", base: Path, examples: Path) -> Path:
+    """Where this run's checkpoints are; other params, inputs or code have another folder."""
+    from jobs.training import loop
+
+    settings = {"sft": params.sft.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()}
+    return checkpoint.folder("sft", settings, base, examples, packages=loop.packages(params.sft))
+
+
 def trained(
     params: "Params", base: Path, examples: Path, rows: list[dict], aside: set[int], curve: Path
 ) -> tuple["Trainer", list[dict]]:
@@ -131,9 +139,7 @@ def trained(
     else:
         model = loop.load_model(base, settings.lora, None, params.seed)
     loop.check_fits(model, tokenizer, base)
-    key = {"sft": settings.model_dump(), "seed": params.seed, "checkpoints": params.checkpoints.model_dump()}
-    packages = loop.packages(settings)
-    directory = ranks.from_main(lambda: checkpoint.folder("sft", key, base, examples, packages=packages))
+    directory = ranks.from_main(lambda: resume_folder(params, base, examples))
     train = [row for i, row in enumerate(encoded) if i not in aside]
     trainer = make_trainer(params, model, tokenizer, train, [encoded[i] for i in sorted(aside)], directory)
     log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))

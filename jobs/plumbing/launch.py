@@ -10,6 +10,7 @@ MASTER_PORT in its environment (docs/scaling.md).
 """
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from jobs.common.errors import JobError, UsageError
+from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import process_folder
 
 LOOPBACK = "127.0.0.1"
+TIMEOUT = 600  # seconds that a rank or a machine waits for the others, unless RANKS_TIMEOUT says otherwise
 STOPPED = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}  # exit codes of a job that was told to
 
 
@@ -65,6 +67,18 @@ def workers(wanted: int) -> int:
     return max(1, (wanted or len(os.sched_getaffinity(0))) // ranks_here())
 
 
+def timeout() -> float:
+    """Seconds. Errors: UsageError naming the variable."""
+    given = os.environ.get("RANKS_TIMEOUT", str(TIMEOUT))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86400:
+        raise UsageError(f"RANKS_TIMEOUT is {given!r}; it must be seconds, above 0 and less than a day")
+    return seconds
+
+
 def works(key: str, processes: int) -> bool:
     """Whether this process does the job's work itself; if not, `start` is to be called.
 
@@ -101,11 +115,12 @@ def number_in(name: str) -> int:
 def start(key: str, processes: int) -> None:
     """Runs this very command once a rank, returns when all have ended well, and otherwise ends as the first of them.
 
-    Errors: UsageError where this machine has fewer cards than ranks; JobError naming a rank that was killed. A rank that
-    failed has said why.
+    Errors: UsageError where this machine has fewer cards than ranks; JobError naming a rank that was killed, and where the
+    machines do not meet. A rank that failed has said why.
     """
-    found = machines(key, processes)
+    found, seconds = machines(key, processes), timeout()
     here = processes // found.count
+    import_quietly()
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -125,7 +140,7 @@ def start(key: str, processes: int) -> None:
         run_id="jobs",
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint=f"{found.address}:{found.port}",
-        rdzv_configs={} if alone else {"rank": found.number},
+        rdzv_configs={} if alone else {"rank": found.number, "timeout": math.ceil(seconds)},
         local_addr=LOOPBACK if alone else None,
         max_restarts=0,
         start_method="spawn",
@@ -141,9 +156,35 @@ def start(key: str, processes: int) -> None:
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         end_as(number, failure.exitcode)
+    except torch.distributed.DistError as error:
+        raise JobError(not_met(found, seconds, error)) from None
     finally:
         logging.disable(logging.NOTSET)
         shutil.rmtree(notes, ignore_errors=True)
+
+
+def import_quietly() -> None:
+    """Imports torch so that this process's sockets, unlike the ranks', print no trace of C++ for each of their tries."""
+    level = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # which is read once
+    import torch  # noqa: F401
+
+    if level is None:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
+    else:
+        os.environ["TORCH_CPP_LOG_LEVEL"] = level
+
+
+def not_met(found: Machines, seconds: float, error: Exception) -> str:
+    """What went wrong where this machine's torchrun has no connection to the others, or no longer."""
+    if found.number == 0 and "EADDRINUSE" in str(error):
+        return f"MASTER_PORT {found.port} is in use on this machine: another run has it, or set another on all machines"
+    where = f"MASTER_ADDR {found.address}, MASTER_PORT {found.port}"
+    if found.number:
+        said = f"machine {found.number} has no connection to the first one ({where}), which it waits {seconds:g} s for"
+    else:
+        said = f"of {found.count} machines not all came to this one within {seconds:g} s, or one is gone ({where})"
+    return f"{said}: {one_line(error)}"
 
 
 def end_as(number: int, code: int) -> NoReturn:

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -89,8 +90,12 @@ class Shards:
 
     def answers(self, calls: Iterable[Call]) -> "Iterator[list[list[Completion]]]":
         """What each call gives, in order, whichever process has answered it. Errors: JobError if one of them died."""
+        # Not by the pool's `map`: where it is broken off it cancels what waits, and the pool's thread then ends with a
+        # traceback of its own, since it cannot say of those that their process was killed.
+        asked = deque(self.pool.submit(answer, call) for call in calls)
         try:
-            for completions, load_seconds in self.pool.map(answer, calls):
+            while asked:
+                completions, load_seconds = asked.popleft().result()
                 self.load_seconds = max(self.load_seconds, load_seconds)
                 yield completions
         except BrokenProcessPool:

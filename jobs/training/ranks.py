@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.plumbing import launch
 
-TIMEOUT = 600  # seconds that a rank waits for the others, unless RANKS_TIMEOUT says otherwise
 T = TypeVar("T")
 
 
@@ -51,7 +50,8 @@ def joined(key: str, processes: int) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise JobError(f"another rank is gone, or did not answer within {timeout():g} s ({one_line(error)})") from None
+        seconds = launch.timeout()
+        raise JobError(f"another rank is gone, or did not answer within {seconds:g} s ({one_line(error)})") from None
     import torch
 
     torch.distributed.destroy_process_group()
@@ -69,7 +69,7 @@ def join() -> None:
     """NCCL between GPUs, gloo without them."""
     import torch
 
-    limit = datetime.timedelta(seconds=timeout())
+    limit = datetime.timedelta(seconds=launch.timeout())
     if torch.cuda.is_available():
         torch.cuda.set_device(launch.rank_here())
         torch.distributed.init_process_group("nccl", timeout=limit)
@@ -77,17 +77,6 @@ def join() -> None:
         # accelerate would name each rank's CPU by a number, and torch loads no optimizer's state onto "cpu:1".
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         torch.distributed.init_process_group("gloo", timeout=limit)
-
-
-def timeout() -> float:
-    given = os.environ.get("RANKS_TIMEOUT", str(TIMEOUT))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 86400:
-        raise UsageError(f"RANKS_TIMEOUT is {given!r}; it must be seconds, above 0 and less than a day")
-    return seconds
 
 
 def barrier() -> None:

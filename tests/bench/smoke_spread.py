@@ -218,13 +218,13 @@ def pages(runs: list[dict]) -> dict[Path, str]:
     return {ROOT / "docs/toy.md": "\n".join(full) + "\n", ROOT / "README.md": "\n".join(short) + "\n"}
 
 
-def marked(text: str, between: str) -> str:
+def marked(text: str, between: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with what stands between its marks replaced. Errors: ValueError where there are none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"a page has not the marks {BEGIN.strip()} and {END}")
-    return f"{before}{BEGIN}{between}{END}{after}"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"a page has not the marks {begin.strip()} and {end}")
+    return f"{before}{begin}{between}{end}{after}"
 
 
 def write_docs(runs: list[dict]) -> None:

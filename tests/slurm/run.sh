@@ -27,6 +27,8 @@ for program in slurmctld slurmd srun munged ip; do
     break
 done
 unshare --mount --net --pid --fork true 2> /dev/null || skip "no namespaces can be made here"
+unshare --net sh -c 'ip link add slurm0 type bridge && ip link add n1 type veth' 2> /dev/null ||
+    skip "the kernel makes no bridge or no veth pair here"
 
 # /run is hidden, so that the names of network namespaces are not the machine's; and /tmp, where another sandbox would take
 # the folders of processes that it does not see for left behind. The shell stays: it is process 1 in there, and reaps what

@@ -9,37 +9,78 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jobs.common.files import sha256
 from tests.kill import SMALL, Pipeline
 from tests.slurm.cluster import NODES, Cluster, wait_for
 
 pytestmark = pytest.mark.skipif("JOBS_SLURM" not in os.environ, reason="breaks a cluster; make check-slurm runs it")
 
-# Two processes, and so many steps that the controller notices a dead node long before the last one.
+# Two processes. A run of GRPO is broken once after each of its checkpoints but the last.
+EVERY = 2
 PARAMS = {
     "sft": {"processes": 2},
-    "grpo": {"processes": 2, "steps": 120, "patience": 0},
-    "checkpoints": {"every": 5},
+    "grpo": {"processes": 2, "steps": 16, "patience": 0, "validate_every": 8},
+    "checkpoints": {"every": EVERY},
 }
+TWO_PROCESSES = {**SMALL, **{section: SMALL.get(section, {}) | values for section, values in PARAMS.items()}}
 AROUND = {"CLUSTER": "slurm", "NODES": "2", "CLUSTER_HERE": "", "CLUSTER_PATIENCE": "10"}
 BOUND = 60  # seconds within which a stage has failed and nothing is left, whatever broke
+
+# The first rank stops in the step after a checkpoint of its own, where its answers are sampled and not yet judged, for as
+# long as the file named by HOLD is there: what breaks always breaks in the middle of a step, and no time is computed away
+# until the controller has noticed.
+HOLD = """
+import os, sys, time
+if os.environ.get("RANK") == "0" and os.environ.get("HOLD"):
+    sys.path.insert(0, os.getcwd())
+    from jobs.grpo import rewards
+    from jobs.plumbing import checkpoint
+
+    seal, scores = checkpoint.seal, rewards.Scorer.scores
+    sealed = []
+
+    def sealing(folder):
+        seal(folder)
+        sealed.append(folder)
+
+    def holding(self, completions, task_ids):
+        while sealed and os.path.exists(os.environ["HOLD"]):
+            open(os.environ["HOLD"] + ".reached", "w").close()
+            time.sleep(0.1)
+        return scores(self, completions, task_ids)
+
+    checkpoint.seal, rewards.Scorer.scores = sealing, holding
+"""
 
 
 class Run(Pipeline):
     """A pipeline whose stages go to the cluster if `around` says so."""
 
-    def __init__(self, folder: Path, **around: str) -> None:
+    def __init__(self, folder: Path, params: dict = TWO_PROCESSES, **around: str) -> None:
         super().__init__(folder)
         self.environment |= around
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self.lay_out({**SMALL, **{section: SMALL.get(section, {}) | values for section, values in PARAMS.items()}})
+        self.lay_out(params)
 
-    def begun(self, stage: str) -> bool:
-        return bool(list(self.folder.glob(f".checkpoints/{self.job(stage)}/*/checkpoint-*/MANIFEST.json")))
+    def side_by_side(self, jobs: int) -> tuple[int, str]:
+        words = [sys.executable, "-m", "jobs", "repro", "--jobs", str(jobs)]
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)  # fmt: skip
+        return done.returncode, done.stdout
+
+    def lock(self) -> dict:
+        return yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
+
+    def last_sealed(self) -> int:
+        """The step of GRPO's last whole checkpoint; 0 if there is none."""
+        found = self.folder.glob(".checkpoints/grpo/*/checkpoint-*/MANIFEST.json")
+        return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
 
     def pid_of(self, *words: str) -> int:
         """The process whose command line begins with these words, the interpreter's left out."""
@@ -65,27 +106,43 @@ def mended(cluster):
     mend(cluster)
 
 
-@pytest.fixture(scope="module")
-def here(cluster, tmp_path_factory):
-    """The pipeline on this host alone, its two processes side by side: over its loopback, which the cluster has set up."""
-    run = Run(tmp_path_factory.mktemp("here") / "run")
-    code, log = run.repro()
+def run_both(cluster, place: Path, params: dict) -> tuple[Run, Run]:
+    """The pipeline on this host alone, a stage after the other, several processes over the loopback that the cluster has
+    set up; and by the cluster, every stage a job, two at once, and two processes on two nodes. Both at the same time."""
+    here, there = Run(place / "here", params), Run(place / "there", params, **AROUND)
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(here.repro)
+        code, log = there.side_by_side(2)
+        assert code == 0, log[-3000:] + cluster.logs()
+        assert "Data and pipelines are up to date" in log, "DVC takes what jobs have made as what this host makes"
+        code, log = alone.result()
     assert code == 0, log[-3000:]
-    return run
+    return here, there
 
 
 @pytest.fixture(scope="module")
-def there(cluster, tmp_path_factory):
-    """The same by the cluster, every stage a job and two processes on two nodes."""
-    run = Run(tmp_path_factory.mktemp("there") / "run", **AROUND)
-    code, log = run.repro()
-    assert code == 0, log[-3000:] + cluster.logs()
-    return run
+def both(cluster, tmp_path_factory):
+    return run_both(cluster, tmp_path_factory.mktemp("both"), TWO_PROCESSES)
 
 
-def test_every_stage_has_the_bytes_of_one_host(here, there, cluster):
+@pytest.mark.skipif("JOBS_SLURM_SMOKE" not in os.environ, reason="a quarter of an hour: JOBS_SLURM_SMOKE=1")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_smoke_run_itself_has_the_bytes_of_one_host(cluster, tmp_path, processes):
+    here, there = run_both(cluster, tmp_path, {name: {"processes": processes} for name in ("sft", "grpo")})
+    assert there.lock() == here.lock()
+    hashes = {stage: there.hashes(stage) for stage in there.stages()}
+    print("\n".join(f"{stage}: {path} {md5}" for stage, outs in hashes.items() for path, md5 in outs.items()))
+
+
+def test_every_stage_has_the_bytes_of_one_host(both, cluster):
+    here, there = both
+    assert there.lock() == here.lock()
     stages = there.stages()
-    assert {stage: there.hashes(stage) for stage in stages} == {stage: here.hashes(stage) for stage in stages}
+    assert there.lock().keys() == set(stages)
+    learnt = [there.folder / f"models/adapters/{name}/adapter_model.safetensors" for name in ("sft", "grpo/last")]
+    assert sha256(learnt[0]) != sha256(learnt[1]), (
+        "GRPO has a signal, else a run that lost its steps would end the same"
+    )
     log = (cluster.place / "slurmctld.log").read_text()
     assert log.count("NodeList=n[1-2]") == 2, "sft and grpo had both nodes"
     assert log.count("NodeList=n") == len(stages)
@@ -120,33 +177,63 @@ BREAKS = {
 
 
 def mend(cluster: Cluster) -> None:
-    subprocess.run("scancel --user root; scontrol update NodeName=n2 State=resume", shell=True, capture_output=True)
-    cluster.link("n2", "up")
-    if "n2" not in cluster.daemons:
-        cluster.start_node("n2")
+    subprocess.run("scancel --user root", shell=True, capture_output=True)
+    for node in NODES:
+        cluster.link(node, "up")
+        if node not in cluster.daemons:
+            cluster.start_node(node)
+        if cluster.states().get(node) != "idle":
+            subprocess.run(["scontrol", "update", f"NodeName={node}", "State=resume"], capture_output=True)
     cluster.wait_idle()
 
 
-@pytest.mark.parametrize("broken", BREAKS)
-def test_what_breaks_fails_the_stage_in_time_and_the_next_run_ends_with_the_same_bytes(there, mended, broken):
+@pytest.fixture(scope="module")
+def again(both, tmp_path_factory):
+    """GRPO from its start, by the cluster, in the folder that has what it needs; and the hashes that it had."""
+    there = both[1]
     expected = there.hashes("grpo")
     there.forget("grpo")
     shutil.rmtree(there.folder / ".checkpoints/grpo", ignore_errors=True)
-    there.process = there.start("--single-item", "--no-run-cache", "grpo")
-    wait_for(lambda: there.begun("grpo"), "a first checkpoint", 120)
-    BREAKS[broken](there, mended)
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(HOLD)
+    there.environment |= {"PYTHONPATH": str(site), "HOLD": str(site / "hold")}
+    return there, expected
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_what_breaks_fails_the_stage_in_time_and_leaves_a_checkpoint_and_nothing_that_runs(again, mended, broken):
+    """Each run goes on from the checkpoint that the one before it left."""
+    run, _ = again
+    hold, before = Path(run.environment["HOLD"]), run.last_sealed()
+    reached = hold.with_name("hold.reached")
+    reached.unlink(missing_ok=True)
+    hold.touch()
+    log = run.folder / ".checkpoints/kill.log"
+    written = log.stat().st_size if log.exists() else 0
+    run.process = run.start("--single-item", "--no-run-cache", "grpo")
+    wait_for(lambda: reached.exists() or run.process.poll() is not None, "a step after a checkpoint", 120)
+    BREAKS[broken](run, mended)
     began = time.monotonic()
-    assert there.process.wait(timeout=BOUND) != 0
-    wait_for(lambda: not there.processes(), f"no process left: {there.processes()}", BOUND)
+    assert run.process.wait(timeout=BOUND) != 0
+    wait_for(lambda: not run.processes(), f"no process left: {run.processes()}", BOUND)
     print(f"{broken}: failed and gone after {time.monotonic() - began:.1f} s")
+    said = log.read_text()[written:]
+    assert not before or f"checkpoint-{before}" in said.partition("resuming from")[2], said[-3000:]
+    assert run.last_sealed() == before + EVERY, said[-3000:]
+    assert "grpo" not in run.lock()
     mend(mended)
     assert not mended.jobs()
-    assert "grpo" not in yaml.safe_load((there.folder / "dvc.lock").read_text())["stages"]
-    code, log = there.repro("--single-item", "--no-run-cache", "grpo")
+
+
+def test_a_run_that_broke_so_often_ends_with_the_bytes_of_an_undisturbed_one(again):
+    run, expected = again
+    Path(run.environment["HOLD"]).unlink(missing_ok=True)
+    before = run.last_sealed()
+    code, log = run.repro("--single-item", "--no-run-cache", "grpo")
     assert code == 0, log[-3000:]
-    assert "resuming from" in log
-    assert there.hashes("grpo") == expected
-    assert not there.left_over()
+    assert not before or f"checkpoint-{before}" in log.partition("resuming from")[2]
+    assert run.hashes("grpo") == expected
+    assert not run.left_over()
 
 
 ENDLESS = """#!/bin/bash
@@ -213,26 +300,20 @@ def laid_out(cluster, tmp_path_factory):
     return Run(tmp_path_factory.mktemp("laid") / "run", **AROUND)
 
 
-def test_dvc_takes_what_a_job_has_made_as_what_this_host_makes(laid_out, cluster, tmp_path):
-    """One stage that needs no model; the whole pipeline is above."""
-    here = Run(tmp_path / "run")
-    for run in (here, laid_out):
-        code, log = run.repro("tasks")
-        assert code == 0, log[-3000:]
-    assert here.hashes("tasks") == laid_out.hashes("tasks")
-    assert "JobId" in (cluster.place / "slurmctld.log").read_text(), "it was a job"
-    code, log = laid_out.repro("tasks")
-    assert code == 0 and "didn't change" in log
-
-
-@pytest.mark.parametrize("broken", ["a slurmd is killed", "a link is taken down"])
-def test_a_job_does_not_go_on_where_slurm_has_given_it_up(laid_out, mended, tmp_path, broken):
-    """It would write beside its own second try."""
-    job = Endless(laid_out, tmp_path, "merge", options="--nodelist n2")
-    assert job.where().keys() == {"n2"}
-    BREAKS[broken](laid_out, mended)
-    assert job.ended(BOUND) == 1
-    assert "Slurm says that it is NODE_FAIL" in job.log()
+def test_a_job_does_not_go_on_where_slurm_has_given_it_up(laid_out, mended, tmp_path):
+    """It would write beside its own second try. On one node the slurmd is killed, on the other the link is taken down."""
+    for node in NODES:
+        (tmp_path / node).mkdir()
+    jobs = {node: Endless(laid_out, tmp_path / node, "merge", options=f"--nodelist {node}") for node in NODES}
+    for node, job in jobs.items():
+        assert job.where().keys() == {node}
+    mended.kill_node("n1")
+    mended.link("n2", "down")
+    for job in jobs.values():
+        assert job.process.wait(timeout=BOUND) == 1
+        assert "Slurm says that it is NODE_FAIL" in job.log()
+    for job in jobs.values():
+        assert job.ended(BOUND) == 1
 
 
 def test_a_job_that_waits_for_its_node_is_cancelled(laid_out, mended, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs import sft
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import write_jsonl
+from jobs.grpo import job as grpo
 from jobs.plumbing import launch
 from jobs.plumbing.params import load
 from jobs.toy import world
@@ -96,7 +99,7 @@ def test_the_command_ends_as_its_ranks():
 def test_a_timeout_that_is_none_is_refused(monkeypatch, given):
     monkeypatch.setenv("RANKS_TIMEOUT", given)
     with pytest.raises(UsageError, match=f"RANKS_TIMEOUT is '{given}'; it must be seconds"):
-        ranks.timeout()
+        launch.timeout()
 
 
 def test_a_function_that_is_called_without_its_ranks_says_how_they_are_started(environment):
@@ -120,6 +123,20 @@ def test_what_several_processes_cannot_do_is_refused_by_the_params(settings, sai
     with pytest.raises(UsageError) as caught:
         load(ROOT / "params.yaml", [*PLAIN, *settings])
     assert said in str(caught.value)
+
+
+def test_a_run_does_not_go_on_from_the_checkpoint_of_another_number_of_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "adapter", "rows"):
+        (tmp_path / name).write_text(name)
+    base, adapter, rows = (Path(name) for name in ("base", "adapter", "rows"))
+    found = {}
+    for count in (1, 2, 1):
+        settings = [f"{section}.processes={count}" for section in ("sft", "grpo")]
+        params = load(ROOT / "params.yaml", [*PLAIN, *settings, "sft.batch_size=4"])
+        folders = sft.resume_folder(params, base, rows), grpo.resume_folder(params, base, adapter, rows)
+        assert found.setdefault(count, folders) == folders
+    assert not set(found[1]) & set(found[2])
 
 
 @pytest.mark.parametrize(
@@ -193,9 +210,9 @@ def started(tmp_path):
     settings = [*PLAIN, "grpo.processes=2", "grpo.rollout=transformers", "grpo.optimizer=adamw_torch"]
     words = ("--base", "base", "--adapter", "sft", "--tasks", "tasks.jsonl")
 
-    def start(ends: str = "none") -> subprocess.Popen:
+    def start(ends: str = "none", **environ: str) -> subprocess.Popen:
         path = f"{tmp_path / 'site'}:{ROOT}"
-        return program.start(tmp_path, "grpo", *words, settings=settings, PYTHONPATH=path, ENDS=ends)
+        return program.start(tmp_path, "grpo", *words, settings=settings, PYTHONPATH=path, ENDS=ends, **environ)
 
     return start
 
@@ -236,6 +253,45 @@ def test_a_rank_that_fails_ends_the_others_and_the_command_as_itself(started, tm
     assert [line for line in stderr.splitlines() if "error" in line] == ["error: rank 1: what was asked is wrong"]
     assert "Traceback" not in stderr
     assert not list(Path(tempfile.gettempdir()).glob(f"ranks-{process.pid}-*"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "taken", "said"),
+    [
+        (
+            0,
+            False,
+            r"^of 2 machines not all came to this one within 1 s, .*MASTER_ADDR 127.0.0.1, MASTER_PORT {port}\)",
+        ),
+        (
+            1,
+            False,
+            r"^machine 1 has no connection to the first one \(MASTER_ADDR 127.0.0.1, MASTER_PORT {port}\), .* 1 s",
+        ),
+        (0, True, r"^MASTER_PORT {port} is in use on this machine: another run has it, or set another on all"),
+    ],
+    ids=["the others do not come", "the first does not come", "the port is taken"],
+)
+def test_machines_that_do_not_meet_are_a_failure_that_names_where(environment, monkeypatch, number, taken, said):
+    monkeypatch.setenv("RANKS_TIMEOUT", "1")
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1] if taken else free_port()
+        environment(NODES=2, NODE_RANK=number, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        with pytest.raises(JobError, match=said.format(port=port)):
+            launch.start("grpo.processes", 2)
+
+
+def test_a_machine_that_finds_no_other_says_so_in_one_line(started):
+    where = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = started(RANKS_TIMEOUT="1", **where)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(stderr.splitlines()) == 1 and stderr.startswith("error: machine 1 has no connection"), stderr
 
 
 RANK = """

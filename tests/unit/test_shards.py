@@ -95,6 +95,7 @@ def sleeps(call):
     time.sleep(600)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_interruption_does_not_wait_for_the_processes(here, monkeypatch):
     monkeypatch.setenv("SHARDS", "2")
     monkeypatch.setattr(shards, "answer", sleeps)
