@@ -50,7 +50,7 @@ SHAPES = {"1x64": (1, 64), "2x64": (2, 64), "2x128": (2, 128)}
 GPU = {
     "sft": {"engine": "transformers"},
     "grpo": {"engine": "transformers", "rollout": "vllm"},
-    "evaluate": {"engine": "vllm", "dtype": "float16", "batch_invariant": True},
+    "evaluate": {"engine": "vllm", "dtype": "float16", "batch_invariant": True, "gpu_memory": 0.2},
     "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
 }
 # Set, so that engines can start side by side: GiB of keys and values. 64 answers of the 4B shape fill 5.5.
