@@ -239,8 +239,10 @@ def test_a_run_that_broke_so_often_ends_with_the_bytes_of_an_undisturbed_one(aga
 ENDLESS = """#!/bin/bash
 [ "$1" != docker/param.py ] || exec {python} "$@"
 {first}
-echo "$$ $SLURMD_NODENAME" > {place}/told.$SLURM_PROCID
-setpriv --pdeathsig KILL sleep 600 & trap 'kill $!; echo asked > {place}/asked.$SLURM_PROCID; exit 143' TERM; wait
+trap 'kill $!; echo asked > {place}/asked.$SLURM_PROCID; exit 143' TERM
+setpriv --pdeathsig KILL sleep 600 &
+echo "$$ $SLURMD_NODENAME" > {place}/told.$SLURM_PROCID  # last: who reads it may ask at once
+wait
 """
 # The ranks of two nodes meet as torchrun's do: the others reach the first one by address and port.
 MEET = """
