@@ -258,6 +258,7 @@ class Tasks(Section):
     mbpp: Mbpp
     seed: Seed
     train_on_distill: bool
+    plus_inputs: bool  # of the tasks to train on: evalplus's added inputs decide as well
     heldout: Annotated[int, Field(ge=0, le=377)]
     exclude: list[Exclusion]
     overlap: Overlap

@@ -29,7 +29,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -66,9 +66,10 @@ def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, 
         raise UsageError(f"tasks.heldout: {settings.heldout} of {len(plus)} MBPP+ tasks cannot be set aside")
     draw = random.Random(f"heldout {settings.seed}")
     chosen = set(draw.sample(sorted(task["task_id"] for task in plus), settings.heldout))
+    train = [task for task in plus if task["task_id"] not in chosen]
     splits = {
         "distill": pools[sources.MBPP],
-        "train": [task for task in plus if task["task_id"] not in chosen],
+        "train": train if settings.plus_inputs else [without_plus(task) for task in train],
         "mbpp": [task for task in plus if task["task_id"] in chosen],
         "humaneval": pools[sources.HUMANEVAL_PLUS],
     }
@@ -79,6 +80,11 @@ def collect(settings: "Settings", pools: "dict[str, list[Task]]") -> "dict[str, 
     if twice:
         raise UsageError(f"tasks.files: {twice[0]} is a task of two sources; give one's own tasks ids of their own")
     return splits
+
+
+def without_plus(task: "Task") -> "Task":
+    """The task by its benchmark's own inputs alone."""
+    return cast("Task", {name: value for name, value in task.items() if name != "plus_input"})
 
 
 def is_benchmark(split: str) -> bool:

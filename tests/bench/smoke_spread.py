@@ -68,6 +68,9 @@ def settings(seed: int) -> dict:
 def params_of(seed: int) -> str:
     """A hash of what a run's params are, wherever the repository lies."""
     params = merged(settings(seed), {"distill": {"recorded": "teacher"}})
+    params["tasks"] = {
+        name: params["tasks"][name] for name in ("seed", "toy", "toy_stdin")
+    }  # what the toy's tasks are made of
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -119,6 +119,23 @@ def test_a_slow_reference_is_told_of_and_kept(caplog):
     assert [line.split(" (train)")[0] for line in caplog.messages] == ["T/2"]
 
 
+def test_a_params_switch_leaves_added_inputs_out_of_training_and_of_nothing_else():
+    def row(number: int) -> dict:
+        inputs = {"base_input": [[1]], "plus_input": [[2], [3]], "reference": "def f(x): return x"}
+        return {"task_id": f"Mbpp/{number}", "entry_point": "f"} | inputs
+
+    pools = {name: [] for name in (sources.MBPP, sources.HUMANEVAL_PLUS)} | {
+        sources.MBPP_PLUS: [row(number) for number in range(6)]
+    }
+    settings = PARAMS.tasks.model_copy(update={"heldout": 2, "files": []})
+    with_plus = tasks.collect(settings, pools)
+    without = tasks.collect(settings.model_copy(update={"plus_inputs": False}), pools)
+    assert [task["plus_input"] for task in with_plus["train"]] == [[[2], [3]]] * 4
+    assert [task.get("plus_input") for task in without["train"]] == [None] * 4
+    assert [task["base_input"] for task in without["train"]] == [[[1]]] * 4
+    assert without["mbpp"] == with_plus["mbpp"] and [task["plus_input"] for task in without["mbpp"]] == [[[2], [3]]] * 2
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark files in ../shared/data")
 def test_real_references_pass_their_own_tests():
     """A seeded sample of each split."""
