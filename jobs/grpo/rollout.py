@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import process_folder
 from jobs.grpo import fp8, turns
-from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
+from jobs.inference.vllm_settings import compilation, memory, prepare
 from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
 
@@ -48,7 +48,6 @@ class Rollout:
             # Within a process group, each rank has an engine of its own, on the card that is the rank's.
             distributed_executor_backend="external_launcher" if launch.is_rank() else None,
             max_model_len=room(settings),
-            gpu_memory_utilization=settings.gpu_memory,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",
             load_format="safetensors",
@@ -270,7 +269,7 @@ def engine_options(params: Params) -> dict[str, Any]:
         "seed": params.seed + launch.rank(),
         "max_num_seqs": sequences,
         "compilation_config": compilation(sequences),
-        "kv_cache_memory_bytes": cache_bytes(params.grpo.kv_cache_gib),
+        **memory(params.grpo.gpu_memory, params.grpo.kv_cache_gib),
     }
 
 

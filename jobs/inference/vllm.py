@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
-from jobs.inference.vllm_settings import cache_bytes, compilation, prepare
+from jobs.inference.vllm_settings import compilation, memory, prepare
 from jobs.weights.adapter import check_base, check_modules, config_of
 from jobs.weights.safetensors import shards
 from jobs.weights.tokenizer import ids_of, load_tokenizer
@@ -53,7 +53,8 @@ def load(
 
     batch_invariant: kernels whose results do not depend on the batch; slower, and greedy decoding becomes a property of
     the model alone. Without it two runs agree because the scheduling is the same, in this process and deterministic.
-    gpu_memory: the fraction of the GPU's memory that weights and caches may take; kv_cache_gib: GiB of keys and values.
+    gpu_memory: the fraction of the GPU that weights and caches may take; kv_cache_gib: in its place GiB of keys and
+    values.
     Errors: UsageError without vLLM, or for a prompt that leaves no room for max_tokens; JobError if loading fails.
     """
     set_environment(batch_invariant)
@@ -75,13 +76,12 @@ def load(
         engine = LLM(
             str(path),
             dtype=dtype,
-            gpu_memory_utilization=gpu_memory,
             seed=0,
             max_num_seqs=SEQUENCES,
             compilation_config=compilation(SEQUENCES),
-            kv_cache_memory_bytes=cache_bytes(kv_cache_gib),
             load_format="safetensors",
             trust_remote_code=False,
+            **memory(gpu_memory, kv_cache_gib),
             **options,
         )
     except (OSError, ValueError, RuntimeError) as error:

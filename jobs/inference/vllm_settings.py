@@ -1,6 +1,9 @@
 """What every vLLM engine here is built with, in evaluation as in GRPO's rollouts."""
 
 import os
+from typing import Any
+
+LEAST_SHARE = 0.01  # vLLM wants one above 0
 
 
 def prepare() -> None:
@@ -23,9 +26,13 @@ def compilation(sequences: int) -> dict:
     }
 
 
-def cache_bytes(gib: float | None) -> int | None:
-    """Bytes of keys and values that an engine sets aside; None lets it measure what the card has left.
+def memory(share: float, cache_gib: float | None) -> dict[str, Any]:
+    """How an engine takes memory: `share` of the whole card for weights and all, or `cache_gib` for keys and values.
 
-    It measures as it starts, and fails where another program takes or frees memory meanwhile.
+    With a share it measures as it starts how much of that the weights leave, and fails where another program takes or frees
+    memory meanwhile. With `cache_gib` it takes that and the weights, so engines may start side by side. It would still ask
+    that the share be free as it starts, and use the number for nothing else; so then the least share is asked for.
     """
-    return None if gib is None else int(gib * (1 << 30))
+    if cache_gib is None:
+        return {"gpu_memory_utilization": share}
+    return {"gpu_memory_utilization": LEAST_SHARE, "kv_cache_memory_bytes": int(cache_gib * (1 << 30))}

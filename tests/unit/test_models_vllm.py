@@ -129,6 +129,18 @@ def test_every_batch_up_to_the_largest_has_a_graph_that_is_little_larger(calls, 
         assert padded - batch < max(8, 32 * (sequences > 64)), (batch, padded)
 
 
+def test_an_engine_with_a_cache_of_its_own_size_asks_for_no_share_of_the_card(calls, tmp_path):
+    """vLLM would refuse to start where the share is not free, as beside another engine on the card."""
+    engine.load(tmp_path, gpu_memory=0.7)
+    assert calls["options"]["gpu_memory_utilization"] == 0.7 and "kv_cache_memory_bytes" not in calls["options"]
+    engine.load(tmp_path, gpu_memory=0.7, kv_cache_gib=1.5)
+    assert calls["options"]["gpu_memory_utilization"] <= 0.01
+    assert calls["options"]["kv_cache_memory_bytes"] == 3 << 29
+    params = load(Path(__file__).parents[2] / "params.yaml", ["grpo.kv_cache_gib=2"])
+    options = engine_options(params)
+    assert options["gpu_memory_utilization"] <= 0.01 and options["kv_cache_memory_bytes"] == 2 << 30
+
+
 def test_the_engine_that_unsloth_builds_gets_the_options_of_ours(calls):
     """As Unsloth does it: `from vllm import LLM` in the function that builds the engine, its own options given."""
     params = load(Path(__file__).parents[2] / "params.yaml", ["seed=5"])
