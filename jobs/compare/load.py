@@ -34,7 +34,12 @@ class Evaluation:
 
     @cached_property
     def weights(self) -> str:
-        """What tells one set of weights from another here: a hash of all that was sampled."""
+        """What tells one set of weights from another: their recorded hash, or where there is none, one of all samples.
+
+        Runs of other seeds may give the same samples, as models do that have learned a small world to its end.
+        """
+        if recorded := self.settings.get("model"):
+            return dumps(recorded)
         said = [
             [row["task_id"], row["sample"], row["text"]] for name in sorted(self.samples) for row in self.samples[name]
         ]
@@ -147,7 +152,7 @@ def numbered(row: dict) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Method:
-    """A model's runs in one mode, those of equal weights once: `alike` are the groups of runs that gave equal samples."""
+    """A model's runs in one mode, those of equal weights once: `alike` are the groups of runs of equal weights."""
 
     name: str
     mode: str

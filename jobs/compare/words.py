@@ -30,14 +30,14 @@ def statements(entries: list[dict], evaluations: list[Evaluation], confidence: f
 
 
 def equal_runs(evaluations: list[Evaluation]) -> list[str]:
-    """Runs that gave the same samples, and so count once."""
+    """Runs of the same weights, which count once."""
     said = []
     for method in methods(evaluations):
         for group in method.alike:
             if len(group) > 1:
                 where = ", ".join(str(one.folder) for one in group)
                 said.append(
-                    f"{method.name} ({method.mode}) gave the same samples in {len(group)} runs, counted as one: {where}."
+                    f"{method.name} ({method.mode}) is the same model in {len(group)} runs, counted as one: {where}."
                 )
     return said
 

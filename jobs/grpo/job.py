@@ -150,7 +150,8 @@ def run(
     result: dict = {"tasks": {"given": len(given), "chosen": len(rows)}}
     if params.grpo.mix:
         result["mix"] = order.shares_of(rows, planned or [])
-    result |= summary(curves.write_curve(history, columns, curve))
+    written = curves.write_curve(history, columns, curve)
+    result |= summary(written) | {"completions": trained_on(params.grpo, written)}
     tell_of_signal(result)
     if validated:
         result["validation"] = validated.summary(history)
@@ -400,6 +401,18 @@ def tell_of_signal(result: dict) -> None:
             without,
             steps,
         )
+
+
+def trained_on(settings: "Grpo", history: list[dict]) -> dict:
+    """Completions of the whole run: in its batches, in groups without a signal, and of those the ones that cost no pass."""
+    step = settings.batch_size * settings.gradient_accumulation
+    signals = [row["signal"] for row in history if row.get("signal") is not None]
+    without = sum(round(step * (1 - signal)) for signal in signals)
+    return {
+        "in_batches": step * len(signals),
+        "without_signal": without,
+        "without_a_pass": 0 if settings.beta or settings.entropy else without,
+    }
 
 
 def summary(history: list[dict]) -> dict:

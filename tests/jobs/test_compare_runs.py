@@ -42,13 +42,30 @@ def test_over_three_seeds_a_difference_of_methods_is_established():
     better = next(line for line in said if "grpo is better than sft" in line)
     assert better.startswith("Established: over 3 seeds, on toy (60 tasks, cot), grpo is better than sft by ")
     assert "interval over seeds and tasks" in better
-    assert any("base (cot) gave the same samples in 3 runs, counted as one" in line for line in said)
+    assert any("base (cot) is the same model in 3 runs, counted as one" in line for line in said)
     assert any(
         line.startswith("Established: over 3 seeds") and line.endswith("Of base there is one set of weights.")
         for line in said
     )
     assert said[-1] == SEVERAL
     assert ONE_RUN not in said
+
+
+def test_runs_of_other_weights_that_gave_the_same_samples_are_runs_of_their_own():
+    """As three seeds do that have learned all there is to learn; the base's weights are those of one run."""
+    folders = lay_out(3, {"sft": 0.1})
+    tasks = Path("data/tasks/toy.jsonl")
+    for number, folder in enumerate(folders, 1):
+        model = {"adapter": None, "weights": f"{number:064d}"}
+        evaluation(Path(folder) / "grpo-cot", tasks, lambda t, i: True, settings={"model": model})
+        for name in ("base", "sft"):
+            settings = Path(folder) / f"{name}-cot/settings.json"
+            weights = "b" * 64 if name == "base" else f"{number:064x}"
+            write_json(settings, read_json(settings) | {"model": {"adapter": None, "weights": weights}})
+    said = run(folders=folders)["statements"]
+    better = next(line for line in said if "grpo is better than sft" in line)
+    assert better.startswith("Established: over 3 seeds, on toy (60 tasks, cot), grpo is better than sft by ")
+    assert [line.partition(" in ")[0] for line in said if "counted as one" in line] == ["base (cot) is the same model"]
 
 
 def test_seeds_that_differ_more_than_the_methods_establish_nothing():
