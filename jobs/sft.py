@@ -8,6 +8,7 @@ Reads   --base        a model folder
         --examples    rows with `prompt` (the task's) and `answer` (in the tag format)
                       sft.validation of them are not trained on: their loss is measured after every epoch
 Writes  --out         a PEFT adapter, and trainer.json: the settings that the trainer really used
+                      with sft.keep_epochs also epoch-1, epoch-2 ...: the adapters after the earlier epochs
         --metrics     loss, tokens, examples        --curve     loss by step, as CSV
 
 A killed run resumes at its last checkpoint in .checkpoints/sft.
@@ -16,6 +17,7 @@ A killed run resumes at its last checkpoint in .checkpoints/sft.
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +74,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
     rows, aside = rows_of(params, base, examples)
     loop.prepare(params.sft.engine)
     with ranks.joined("sft.processes", params.sft.processes):
-        trainer, train = trained(params, base, examples, rows, aside, curve)
+        trainer, train, epochs = trained(params, base, examples, rows, aside, curve)
     if not ranks.main():
         return None
     with replace_dir(out) as partial:
@@ -82,6 +84,8 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
             "sft", params, params.sft, base, None, {"examples": examples}, examples=len(train), teachers=teachers
         )
         loop.save_settings(trainer.args, base, partial, record)
+        for number in range(1, params.sft.epochs) if params.sft.keep_epochs else ():
+            shutil.copytree(epochs / f"epoch-{number}", partial / f"epoch-{number}")
     history = curves.write_curve(trainer.state.log_history, CURVE, curve)
     result = summary(train, len(aside), history)
     write_metrics(metrics, result)
@@ -123,8 +127,8 @@ def resume_folder(params: "Params", base: Path, examples: Path) -> Path:
 
 def trained(
     params: "Params", base: Path, examples: Path, rows: list[dict], aside: set[int], curve: Path
-) -> tuple["Trainer", list[dict]]:
-    """The trainer after its last step, and the encoded examples that it has learned."""
+) -> tuple["Trainer", list[dict], Path]:
+    """The trainer after its last step, the encoded examples that it has learned, and where the epochs' adapters are."""
     from jobs.training import curves, loop, ranks
 
     tracking = curves.trackers(params.tracking, "sft")
@@ -143,8 +147,10 @@ def trained(
     train = [row for i, row in enumerate(encoded) if i not in aside]
     trainer = make_trainer(params, model, tokenizer, train, [encoded[i] for i in sorted(aside)], directory)
     log.info("sft: of the first example it learns %s", learned(train[0], tokenizer))
+    if settings.keep_epochs:
+        trainer.add_callback(loop.epochs_kept(base, directory))
     loop.train(trainer, directory, params.checkpoints.keep, curves.growing(CURVE, curve), tracking)
-    return trainer, train
+    return trainer, train, directory
 
 
 def make_trainer(

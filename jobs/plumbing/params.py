@@ -399,6 +399,7 @@ class Sft(Optimizer):
     lora: Lora
     epochs: Positive
     validation: Count
+    keep_epochs: bool  # the adapter after each epoch lies in a folder of the last one
     group_by_length: bool
     max_length: Positive
     gradient_checkpointing: bool

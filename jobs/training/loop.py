@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import read_json, record_of, sha256, write_json
+from jobs.common.files import read_json, record_of, replace_dir, sha256, write_json
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
@@ -438,6 +438,19 @@ def save_adapter(model, base: Path, out: Path) -> None:
         "inference_mode": True,
     }
     write_json(out / "adapter_config.json", config)
+
+
+def epochs_kept(base: Path, folder: Path) -> "TrainerCallback":
+    """A callback that writes the adapter after each epoch to `folder`/epoch-N, where a resumed run finds it."""
+    from transformers import TrainerCallback
+
+    class Kept(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **_) -> None:
+            if ranks.main():
+                with replace_dir(folder / f"epoch-{round(state.epoch)}") as partial:
+                    save_adapter(model, base, partial)
+
+    return Kept()
 
 
 def named_targets(model, targets: str | list[str]) -> list[str]:

@@ -78,6 +78,23 @@ def test_the_loss_of_examples_set_aside_is_measured_after_every_epoch(world, tmp
     assert [sha256(tmp_path / name) for name in names] == before
 
 
+def test_the_adapters_of_earlier_epochs_are_kept_and_are_those_of_shorter_runs(world, tmp_path):
+    """With a rate that stays, the first epoch of two is a run of one."""
+    inputs = ("--base", world / "models/base", "--examples", world / "examples.jsonl")
+    settings = [*SMALL, "sft.schedule=constant", "sft.warmup_ratio=0", "sft.keep_epochs=true"]
+    for name, epochs in (("one", 1), ("two", 2), ("three", 3)):
+        (tmp_path / name).mkdir()
+        program.run(tmp_path / name, "sft", *inputs, settings=(*settings, f"sft.epochs={epochs}"), check=True)
+    adapter, weights = "models/adapters/sft", "adapter_model.safetensors"
+    one, two, three = (sha256(tmp_path / name / adapter / weights) for name in ("one", "two", "three"))
+    kept = tmp_path / "three" / adapter
+    assert sorted(path.name for path in kept.glob("epoch-*")) == ["epoch-1", "epoch-2"]
+    assert [sha256(kept / f"epoch-{number}" / weights) for number in (1, 2)] == [one, two]
+    assert len({one, two, three}) == 3
+    assert not list((tmp_path / "one" / adapter).glob("epoch-*"))
+    assert (kept / "epoch-1/adapter_config.json").read_bytes() == (kept / "adapter_config.json").read_bytes()
+
+
 def test_not_all_examples_can_be_set_aside():
     from jobs.sft import set_aside
 
