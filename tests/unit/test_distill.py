@@ -348,7 +348,7 @@ def test_a_failing_sandbox_ends_the_job():
 
     chosen = with_settings(examples=3, concurrency=2)
     asked = FakeTeacher({(i, 0): "right" for i in range(5)}, random.Random(1))
-    with pytest.raises(JobError, match="the sandbox failed on T/[01]: out of memory"):
+    with pytest.raises(JobError, match=r"the sandbox failed on T/[01]: out of memory"):
         asyncio.run(collector([task(i) for i in range(5)], chosen, asked, Broken()).collect())
 
 
