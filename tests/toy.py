@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 # Qwen2's splitting of text before byte-level BPE, which the GGUF pre-tokenizer "qwen2" repeats.
 SPLIT = (
@@ -164,3 +165,43 @@ def make_world(folder: Path) -> None:
     rows = world.tasks(1, {"train": 9})["train"]
     write_jsonl(folder / "train.jsonl", rows[:6])
     write_jsonl(folder / "validation.jsonl", rows[6:])
+
+
+def make_trained(folder: Path) -> Path:
+    """A model, `base`, and an adapter of rank 4 on it, `sft`, in `folder`."""
+    make_model(folder / "base")
+    make_adapter(folder / "base", folder / "sft", rank=4, lora_alpha=16)
+    return folder
+
+
+def grpo_trainer(trained: Path, directory: Path, params, passes: int = 1, tasks: int = 2, reward=None):
+    """GRPO's trainer, on a CPU, of what `make_trained` has made, about to train on a step of so many passes.
+
+    It samples nothing by itself: completions are to be given. reward: TRL's function of them; without it none earns any.
+    """
+    from datasets import Dataset
+
+    from jobs.grpo.job import configuration
+    from jobs.grpo.trainer import Trainer
+    from jobs.training import loop
+    from jobs.weights.tokenizer import load_tokenizer
+
+    loop.prepare("transformers")
+
+    def nothing(completions, **_):
+        return [0.0] * len(completions)
+
+    trainer = Trainer(
+        scorer=SimpleNamespace(waited=0.0),
+        grpo=params.grpo,
+        directory=directory,
+        weights=[1.0] * tasks,
+        model=loop.load_model(trained / "base", params.sft.lora, trained / "sft", 1),
+        processing_class=load_tokenizer(trained / "base"),
+        reward_funcs=[reward or nothing],
+        train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(tasks)]),
+        args=configuration(params, [1.0], directory),
+    )
+    trainer.current_gradient_accumulation_steps = passes
+    trainer.model.train()
+    return trainer

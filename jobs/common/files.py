@@ -116,8 +116,7 @@ def sha256(path: Path) -> str:
     """Hex digest of a file, or of a directory's sorted relative names and file digests."""
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter, and a model's shards are gigabytes
-            digests = pool.map(sha256, (path / name for name in names))
+        digests = sha256_each(path / name for name in names)
         return hashlib.sha256("\n".join(f"{n} {d}" for n, d in zip(names, digests, strict=True)).encode()).hexdigest()
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
@@ -126,6 +125,12 @@ def sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def sha256_each(paths: Iterable[Path]) -> list[str]:
+    """The digests of several files, in their order, several hashed at once."""
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter, and a model's shards are gigabytes
+        return list(pool.map(sha256, paths))
 
 
 def partial_path(path: Path) -> Path:

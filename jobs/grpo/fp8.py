@@ -27,17 +27,18 @@ def quantized(weight: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     return (weight / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
 
 
-def place(model: Any, name: str) -> tuple[str, Any, slice]:
-    """Where vLLM's `model` has the base's layer `name`: its own name for the layer, the layer, and the rows in it.
+def place(layers: dict[str, Any], packed: dict[str, list[str]], name: str) -> tuple[str, Any, slice]:
+    """Where vLLM's model has the base's layer `name`: its own name for the layer, the layer, and the rows in it.
+
+    layers: the model's by name. packed: its `packed_modules_mapping`, the parts of a layer that is several of the base's.
 
     vLLM has the projections that read the same input as one layer, their outputs one after the other.
     Errors: KeyError for a layer that it does not have.
     """
-    layers = dict(model.named_modules())
     if name in layers:
         return name, layers[name], slice(0, sum(layers[name].logical_widths))
     parent, _, last = name.rpartition(".")
-    for fused, parts in getattr(model, "packed_modules_mapping", {}).items():
+    for fused, parts in packed.items():
         whole = f"{parent}.{fused}"
         if last in parts and whole in layers and len(layers[whole].logical_widths) == len(parts):
             number, widths = parts.index(last), layers[whole].logical_widths
@@ -54,9 +55,10 @@ def put(model: Any, weights: Iterable[tuple[str, "torch.Tensor"]]) -> set[str]:
     """
     import torch
 
+    layers, packed = dict(model.named_modules()), getattr(model, "packed_modules_mapping", {})
     changed = set()
     for name, weight in weights:
-        found, layer, rows = place(model, name.removesuffix(".weight"))
+        found, layer, rows = place(layers, packed, name.removesuffix(".weight"))
         if layer.weight.dtype != torch.float8_e4m3fn or layer.weight_scale.dim() != 2:
             raise ValueError(f"{found} is not in 8 bits with a scale for each output")
         if len(weight) != rows.stop - rows.start or weight.shape[1] > len(layer.weight):

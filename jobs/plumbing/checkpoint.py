@@ -16,11 +16,10 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.common.errors import JobError
-from jobs.common.files import sha256, write_json
+from jobs.common.files import sha256, sha256_each, write_json
 from jobs.plumbing.cli import log
 from jobs.plumbing.closure import code
 from jobs.plumbing.provenance import versions
@@ -149,10 +148,8 @@ def last(directory: Path) -> Path | None:
 def seal(path: Path) -> None:
     """Records the hashes of a finished checkpoint's files; without this record it is not used."""
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "MANIFEST.json"]
-    with ThreadPoolExecutor() as pool:  # training waits for it
-        digests = list(pool.map(sha256, files))
     names = [p.relative_to(path).as_posix() for p in files]
-    write_json(path / "MANIFEST.json", dict(zip(names, digests, strict=True)))
+    write_json(path / "MANIFEST.json", dict(zip(names, sha256_each(files), strict=True)))
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -70,12 +70,11 @@ def drawn_by(shards: int, settings: "Evaluate", model: Path, adapter: Path | Non
         yield Shards(pool)
         pool.shutdown()
     except BaseException:
-        for _ in range(2):  # one that was just being started is known the second time at the latest
-            workers = set(multiprocessing.active_children()) - before
-            for worker in workers:  # shutdown would wait for what they are at
-                worker.kill()
-            for worker in workers:
-                worker.join()
+        workers = set(multiprocessing.active_children()) - before
+        for worker in workers:  # shutdown would wait for what they are at
+            worker.kill()
+        for worker in workers:
+            worker.join()
         raise
 
 

@@ -5,11 +5,10 @@ makes no other model.
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jobs.common.errors import JobError
-from jobs.common.files import record_of, sha256
+from jobs.common.files import record_of, sha256, sha256_each
 from jobs.weights.adapter import RECORD, WEIGHTS
 from jobs.weights.safetensors import shards
 
@@ -49,9 +48,7 @@ def adapter_files(folder: Path) -> list[Path]:
 
 def identity(files: list[Path]) -> str:
     """The hash of these files' names and contents."""
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256, files))
-    lines = [f"{file.name} {digest}" for file, digest in zip(files, digests, strict=True)]
+    lines = [f"{file.name} {digest}" for file, digest in zip(files, sha256_each(files), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -28,35 +28,8 @@ SMALL = [
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     """TRL's trainer of a random model, which samples nothing here: its completions are given."""
-    from datasets import Dataset
-
-    from jobs.grpo.job import configuration
-    from jobs.grpo.trainer import Trainer
-    from jobs.training import loop
-    from jobs.weights.tokenizer import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("batches")
-    base = toy.make_model(folder / "base")
-    loop.prepare("transformers")
-    params = load(ROOT / "params.yaml", SMALL)
-
-    def constant(completions, **_):
-        return [0.0] * len(completions)
-
-    made = Trainer(
-        scorer=SimpleNamespace(waited=0.0),
-        grpo=params.grpo,
-        directory=folder,
-        weights=[1.0] * 3,
-        model=loop.load_model(base, params.sft.lora, toy.make_adapter(base, folder / "sft", rank=4, lora_alpha=16), 1),
-        processing_class=load_tokenizer(base),
-        reward_funcs=[constant],
-        train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(3)]),
-        args=configuration(params, [1.0], folder),
-    )
-    made.current_gradient_accumulation_steps = 3
-    made.model.train()
-    return made
+    folder = toy.make_trained(tmp_path_factory.mktemp("batches"))
+    return toy.grpo_trainer(folder, folder, load(ROOT / "params.yaml", SMALL), passes=3, tasks=3)
 
 
 def step(seed: int = 0, dead_group: bool = True) -> dict:

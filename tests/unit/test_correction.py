@@ -20,42 +20,19 @@ MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("correction")
-    toy.make_model(folder / "base")
-    toy.make_adapter(folder / "base", folder / "sft", rank=4, lora_alpha=16)
-    return folder
+    return toy.make_trained(tmp_path_factory.mktemp("correction"))
 
 
 @pytest.fixture
 def trainer_with(folder):
     """(settings) -> a trainer whose twelve completions, their rewards and what a rollout makes of them are given."""
-    from datasets import Dataset
-
-    from jobs.grpo.job import configuration
-    from jobs.grpo.trainer import Trainer
-    from jobs.training import loop
-    from jobs.weights.tokenizer import load_tokenizer
-
-    loop.prepare("transformers")
 
     def number_of_tokens(completion_ids, **_):
         return [float(len(ids) % 3) for ids in completion_ids]
 
     def trainer_with(*settings):
         params = load(ROOT / "params.yaml", [*SETTINGS, *settings])
-        trainer = Trainer(
-            scorer=SimpleNamespace(waited=0.0),
-            grpo=params.grpo,
-            directory=folder,
-            weights=[1.0] * 3,
-            model=loop.load_model(folder / "base", params.sft.lora, folder / "sft", 1),
-            processing_class=load_tokenizer(folder / "base"),
-            reward_funcs=[number_of_tokens],
-            train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(3)]),
-            args=configuration(params, [1.0], folder),
-        )
-        trainer.current_gradient_accumulation_steps = 3
-        trainer.model.train()
+        trainer = toy.grpo_trainer(folder, folder, params, passes=3, tasks=3, reward=number_of_tokens)
         trainer.use_vllm, trainer._generate = True, completions
         trainer.passes_without_gradient = 0
         counted = trainer._get_per_token_logps_and_entropies

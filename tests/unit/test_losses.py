@@ -23,42 +23,15 @@ OLD = torch.log(torch.full((4, 5), 0.25))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("losses")
-    toy.make_model(folder / "base")
-    toy.make_adapter(folder / "base", folder / "sft", rank=4, lora_alpha=16)
-    return folder
+    return toy.make_trained(tmp_path_factory.mktemp("losses"))
 
 
 @pytest.fixture
 def loss_of(base, tmp_path):
     """(params) -> the loss of the fixed completions and its gradient to the log-probabilities [4, 5]."""
-    from datasets import Dataset
-
-    from jobs.grpo.job import configuration
-    from jobs.grpo.trainer import Trainer
-    from jobs.training import loop
-    from jobs.weights.tokenizer import load_tokenizer
-
-    loop.prepare("transformers")
-
-    def constant(completions, **_):
-        return [0.0] * len(completions)
 
     def loss_of(*settings, **given):
-        params = load(ROOT / "params.yaml", [*CPU, *settings])
-        trainer = Trainer(
-            scorer=SimpleNamespace(waited=0.0),
-            grpo=params.grpo,
-            directory=tmp_path,
-            weights=[1.0, 1.0],
-            model=loop.load_model(base / "base", params.sft.lora, base / "sft", 1),
-            processing_class=load_tokenizer(base / "base"),
-            reward_funcs=[constant],
-            train_dataset=Dataset.from_list([{"prompt": f"task {i}", "task_id": str(i)} for i in range(2)]),
-            args=configuration(params, [1.0], tmp_path),
-        )
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.model.train()
+        trainer = toy.grpo_trainer(base, tmp_path, load(ROOT / "params.yaml", [*CPU, *settings]))
         new = (OLD + RATIOS.log()).requires_grad_()
         entropies = torch.arange(20.0).view(4, 5)
         trainer._get_per_token_logps_and_entropies = lambda *a, **o: (new, entropies * new.exp() * 4 / RATIOS, None)
