@@ -42,7 +42,8 @@ LOSSES: dict[str, dict[str, object]] = {
 def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
     """The smoke run's base, SFT, GRPO, merge and evaluation with vLLM; learning curves prove the sync.
 
-    Validation, grading and the event log are on, so that a run shows them working by this engine.
+    Validation of both trainings, grading, an adapter of each epoch of SFT and the event log are on, so that a run shows
+    them working by this engine.
     """
     folder = laid_out(options.work / case, *ENGINES[case])
     merges = [
@@ -68,6 +69,8 @@ def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
         "mean_pass@1": {m: mean_pass_at_1(folder / f"metrics/evaluate-{m}.json") for m in MODELS},
         "logp_difference": {"mean": round(sum(differences) / len(differences), 5), "max": max(differences)},
         "reward": [curve[0]["reward"], curve[-1]["reward"]],
+        "sft": json.loads((folder / "metrics/sft.json").read_text()),
+        "sft_epochs": len(list(folder.glob("models/adapters/sft/epoch-*/adapter_model.safetensors"))),
         "validation": {key: trained["validation"][key] for key in ("before", "best", "last")},
         "graded": json.loads((folder / "metrics/grade.json").read_text()),
         "event_logs": len(list(folder.rglob("events.out.tfevents.*"))),
@@ -85,7 +88,7 @@ def laid_out(folder: Path, engine: str, rollout: str) -> Path:
     params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
     changes = {
         "tracking": ["tensorboard"],
-        "sft": {"engine": engine, "optimizer": "adamw_8bit"},
+        "sft": {"engine": engine, "optimizer": "adamw_8bit", "keep_epochs": True},
         "grade": {"samples": 8, "validation": 40},
         "grpo": {
             "engine": engine,

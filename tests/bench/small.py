@@ -37,16 +37,17 @@ SETTINGS: dict[str, dict] = {
     "recipe": {},
     "graded": {"grade.samples": 16, "grpo.difficulty": "[0.0625, 0.875]"},
     "kl": {"grpo.beta": 0.02},
-    "half-rate": {"grpo.learning_rate": "5.0e-5"},
-    "double-rate": {"grpo.learning_rate": "2.0e-4"},
+    "half-rate": {"grpo.learning_rate": "1.0e-4"},
+    "double-rate": {"grpo.learning_rate": "4.0e-4"},
     "half-batch": {"grpo.gradient_accumulation": 8},
     "wide-groups": {"grpo.generations": 32},
     "partial-credit": {"grpo.rewards.all_tests_only": "false"},
     "transformers": {"grpo.engine": "transformers"},
-    "8-epochs": {"sft.epochs": 8},
-    "16-epochs": {"sft.epochs": 16},
-    "8-epochs-half-rate": {"sft.epochs": 8, "sft.learning_rate": "5.0e-4"},
-    "8-epochs-half-batch": {"sft.epochs": 8, "sft.batch_size": 8},
+    "sft-4-epochs": {"sft.epochs": 4},
+    "sft-16-epochs": {"sft.epochs": 16},
+    "sft-half-rate": {"sft.learning_rate": "5.0e-4"},
+    "sft-16-epochs-half-rate": {"sft.epochs": 16, "sft.learning_rate": "5.0e-4"},
+    "sft-half-batch": {"sft.batch_size": 8},
 }
 UNSEEN = 16  # samples of each training task without an example, by --until sft
 
