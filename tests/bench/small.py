@@ -35,7 +35,7 @@ RECIPE = REPO / "recipes/small.yaml"
 # What differs from the recipe, one thing at a time. The first is the recipe itself.
 SETTINGS: dict[str, dict] = {
     "recipe": {},
-    "graded": {"grade.samples": 16, "grpo.difficulty": "[0.0625, 0.875]"},
+    "graded": {"grade.samples": 8, "grpo.difficulty": "[0.125, 0.875]"},
     "kl": {"grpo.beta": 0.02},
     "half-rate": {"grpo.learning_rate": "1.0e-4"},
     "double-rate": {"grpo.learning_rate": "4.0e-4"},
