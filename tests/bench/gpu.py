@@ -7,9 +7,10 @@ Writes  --out        table.md, results.json and each job's log; the model and th
 
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
 steps). Peak memory is the card's, sampled by nvidia-smi. The `toy` cases run the smoke run's pipeline by Unsloth or plain
-TRL, with vLLM; `losses-toy` and `losses-toy-transformers` take a few steps by every loss; `resume` kills the toy's GRPO and
-lets it go on; `grpo-40gb` and `grpo-24gb` leave as many GiB of the card free; `sft-notebook` is plain Unsloth with its
-notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
+TRL, with vLLM; after them `losses-toy` and `losses-toy-transformers` take a few steps by every loss, or those that --losses
+names; `levers` runs the toy's GRPO again by each lever of speed; `resume` kills it and lets it go on; `grpo-40gb` and
+`grpo-24gb` leave as many GiB of the card free; `sft-notebook` is plain Unsloth with its notebooks' defaults. Of every GRPO
+case one step is profiled (tests/bench/step.py), into profile-CASE.json.
 Results in --out are kept and added to, so the cases may run in several calls.
 """
 
@@ -107,6 +108,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-gpu"))
     parser.add_argument("--no-model", action="store_true", help="only cases that need no 4B model")
+    parser.add_argument("--losses", nargs="+", choices=gpu_toy.LOSSES, default=[*gpu_toy.LOSSES], help="of losses-*")
+    parser.add_argument("--together", type=int, default=3, help="runs of `levers` that share the card at a time")
     parser.add_argument("cases", nargs="*", default=[*CASES, *SPECIAL])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -245,6 +248,7 @@ def decode(case: str, options: argparse.Namespace, model: Path) -> dict:
 SPECIAL = {
     **dict.fromkeys(gpu_toy.ENGINES, gpu_toy.toy),
     **{f"losses-{case}": gpu_toy.losses for case in ("toy", "toy-transformers")},
+    "levers": gpu_toy.levers,
     "resume": gpu_toy.resume,
     "decode": decode,
     "decode-evaluation": decode,
@@ -266,9 +270,12 @@ def roofline(case: str) -> str:
 def table(results: dict) -> str:
     lines = ["| case | result | roofline |", "|---|---|---|"]
     for case, result in results.items():
-        shown = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in result.items())
+        below = case == "levers" and "failed" not in result
+        shown = "below" if below else ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in result.items())
         lines.append(f"| {case} | {shown} | {roofline(case)} |")
-    return "\n".join(lines) + "\n"
+    of_levers = results.get("levers", {})
+    more = "\n" + gpu_toy.levers_table(of_levers) if of_levers and "failed" not in of_levers else ""
+    return "\n".join(lines) + "\n" + more
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{os.environ.get('PYTHONPATH',
 SECONDS = 420  # that a job may take
 
 
-def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
-    """Runs a Python command in `folder`, with this repository's code, and its output in `log`."""
+def run_logged(words: list, log: Path, folder: Path | None = None, environment: dict[str, str] | None = None) -> None:
+    """Runs a Python command in `folder`, with this repository's code, and its output in `log`; environment: what is added
+    to this process's own."""
     with open(log, "w") as file:
         subprocess.run(
             [sys.executable, *words],
@@ -24,7 +25,7 @@ def run_logged(words: list, log: Path, folder: Path | None = None) -> None:
             stderr=subprocess.STDOUT,
             check=True,
             timeout=SECONDS,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | (environment or {}),
         )
 
 
@@ -50,13 +51,19 @@ class Memory(threading.Thread):
         self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
 
 
-def job(words: list[str], folder: Path, log: Path, program: tuple = ("-m", "jobs")) -> dict:
+def job(
+    words: list[str],
+    folder: Path,
+    log: Path,
+    program: tuple = ("-m", "jobs"),
+    environment: dict[str, str] | None = None,
+) -> dict:
     """Runs one job in `folder`; returns its wall seconds and the first card's peak memory."""
     folder.mkdir(parents=True, exist_ok=True)
     memory = Memory()
     memory.start()
     began = time.perf_counter()
-    run_logged([*program, *words], log, folder)
+    run_logged([*program, *words], log, folder, environment)
     memory.stopped.set()
     return {"seconds": round(time.perf_counter() - began, 1), "peak_gib": memory.peak[0] if memory.peak else 0.0}
 

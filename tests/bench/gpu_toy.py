@@ -1,4 +1,5 @@
-"""The toy on a GPU: whether it learns by Unsloth and by plain TRL, every loss, and a run that is killed and goes on.
+"""The toy on a GPU: whether it learns by Unsloth and by plain TRL, every loss, what each lever of speed does to a seed's
+curve, and a run that is killed and goes on.
 
 Each case is called by tests/bench/gpu.py with its name and options; what it returns is a row of the table.
 """
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.bench.gpu_jobs import ENVIRONMENT, REPO, job, rows
@@ -37,6 +39,25 @@ LOSSES: dict[str, dict[str, object]] = {
     "kl": {"loss": "dapo", "beta": 0.01},
     "entropy": {"loss": "dapo", "beta": 0.0, "entropy": 0.001},
 }
+PLAIN = "plain"
+ONE_P: dict[str, object] = {"top_p": 1.0}
+CORRECTED = ONE_P | {"importance_correction": "true"}  # it needs top_p 1
+# What `levers` sets in the toy's GRPO, behind the run from which it differs by one change. The first is the plain run once
+# more: what differs between these two is the card's doing.
+LEVERS: dict[str, tuple[str, dict[str, object]]] = {
+    "plain again": (PLAIN, {}),
+    "vllm_merged": (PLAIN, {"rollout": "vllm_merged"}),
+    "top_p 1": (PLAIN, ONE_P),
+    "importance_correction": ("top_p 1", CORRECTED),
+    "vllm_merged, corrected": ("importance_correction", CORRECTED | {"rollout": "vllm_merged"}),
+    "vllm_merged_fp8": ("vllm_merged, corrected", CORRECTED | {"rollout": "vllm_merged_fp8"}),
+    "packed": (PLAIN, {}),
+    "adamw_torch": (PLAIN, {"optimizer": "adamw_torch"}),
+    "validation off": (PLAIN, {"validate_every": 0, "keep": "last"}),
+}
+LEVER_ENVIRONMENT = {"packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"}}
+LEVER_STEPS = 12
+SHOWN = ("reward", "loss", "grad_norm", "logp_difference")
 
 
 def toy(case: str, options: argparse.Namespace, model: Path) -> dict:
@@ -113,10 +134,11 @@ def mean_pass_at_1(metrics: Path) -> float:
 
 
 def losses(case: str, options: argparse.Namespace, model: Path) -> dict:
-    """Six steps by each of LOSSES, from what a toy case has trained, after whose name this one is called."""
+    """Six steps by each of --losses, from what a toy case has trained, after whose name this one is called."""
     found = {}
     of = case.removeprefix("losses-")
-    for name, settings in LOSSES.items():
+    for name in options.losses:
+        settings = LOSSES[name]
         out = options.work / "losses" / f"{name}-{of}"
         sets = [f"--set=grpo.{key}={value}" for key, value in {"steps": 6, "keep": "last", **settings}.items()]
         outs = {"out": out, "metrics": f"{out}.json", "curve": f"{out}.csv", "completions": f"{out}.jsonl"}
@@ -130,6 +152,77 @@ def losses(case: str, options: argparse.Namespace, model: Path) -> dict:
         said = {key: [row[key] for row in curve] for key in ("reward", "loss", "grad_norm")}
         found[name] = {"seconds": took["seconds"], **said}
     return found
+
+
+def levers(case: str, options: argparse.Namespace, model: Path) -> dict:
+    """The GRPO of `toy`, which has run before, anew: plainly and by each of LEVERS, --together of them at a time.
+
+    Each has a folder of its own: a run removes the checkpoints of others, and would go on from its own of a call before.
+    """
+    runs = [PLAIN, *LEVERS]
+    with ThreadPoolExecutor(options.together) as pool:
+        results = dict(zip(runs, pool.map(lambda name: lever(name, options), runs), strict=True))
+    for name, (beside, _) in LEVERS.items():
+        curves = [results[run].get("curve") for run in (beside, name)]
+        results[name] |= {"beside": beside, "differs_from_step": first_difference(*curves) if all(curves) else None}
+    return results
+
+
+def lever(name: str, options: argparse.Namespace) -> dict:
+    """One run's seconds and curve, or the last line of its log if it fails."""
+    folder, toy = options.work / "levers" / name.replace(" ", "-"), (options.work / "toy").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    inputs = {
+        "params": "params.yaml", "base": "models/base", "adapter": "models/adapters/sft", "tasks": "data/graded.jsonl",
+        "validation": "data/validation.jsonl",
+    }  # fmt: skip
+    settings = {"steps": LEVER_STEPS} | (LEVERS[name][1] if name in LEVERS else {})
+    words = [
+        "grpo",
+        *(word for key, path in inputs.items() for word in (f"--{key}", str(toy / path))),
+        *(f"--set=grpo.{key}={value}" for key, value in settings.items()),
+    ]
+    log = options.out / f"levers-{name.replace(' ', '-')}.log"
+    try:
+        took = job(words, folder, log, environment=LEVER_ENVIRONMENT.get(name))
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        return {"failed": last_line(log) or str(error)}
+    return {"seconds": took["seconds"], "curve": rows(folder / "plots/grpo.csv")}
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
+def first_difference(curve: list[dict], other: list[dict]) -> int | None:
+    """The first step whose lines are not the same, but for validation, which only one may have; None if all are."""
+
+    def line(row: dict) -> dict:
+        return {key: value for key, value in row.items() if not key.startswith("validation")}
+
+    steps = max(len(curve), len(other))
+    return next((i + 1 for i in range(steps) if [*map(line, curve[i : i + 1])] != [*map(line, other[i : i + 1])]), None)
+
+
+def levers_table(results: dict) -> str:
+    """What `levers` returns, in Markdown: each run's curves from its first step on."""
+    lines = [f"| run | beside | differs from step | {' | '.join(SHOWN)} |", "|---" * (3 + len(SHOWN)) + "|"]
+    for name, result in results.items():
+        if "failed" in result:
+            last = result["failed"].replace("|", "\\|")
+            lines.append(f"| {name} | {result.get('beside', '')} | failed: {last} |{' |' * len(SHOWN)}")
+            continue
+        curves = (" ".join(short(row[key]) for row in result["curve"] if row[key]) for key in SHOWN)
+        differs = (result["differs_from_step"] or "none") if "beside" in result else ""
+        if "beside" in result and "failed" in results[result["beside"]]:
+            differs = "not known"
+        lines.append(f"| {name} | {result.get('beside', '')} | {differs} | {' | '.join(curves)} |")
+    return "\n".join(lines) + "\n"
+
+
+def short(value: str) -> str:
+    return f"{float(value):.3g}" if abs(float(value)) < 0.1 else f"{float(value):.3f}"
 
 
 def resume(case: str, options: argparse.Namespace, model: Path) -> dict:
