@@ -194,7 +194,7 @@ def stages(params: Params) -> dict[str, Callable[[], object]]:
         "grpo": lambda: grpo.run(
             params, model, Path("sft"), data / "toy.jsonl", None, Path("grpo"), metrics, curve, Path("k.jsonl")
         ),
-        "merge": lambda: merge.run(params, model, [Path("grpo")], Path("merged"), metrics, curve),
+        "merge": lambda: merge.run(params, model, trained(), Path("merged"), metrics, curve),
         "sample": lambda: sample.run(params, merged(), None, "cot", ["toy"], data, Path("samples")),
         "gguf": lambda: gguf.run(params, model, trained(), data / "toy.jsonl", Path("gguf"), metrics),
         "generate": lambda: [list(generate.run(params, file, None, "Add 1.", False)) for file in answering()],
@@ -202,7 +202,8 @@ def stages(params: Params) -> dict[str, Callable[[], object]]:
 
 
 def trained() -> list[Path]:
-    return [Path("grpo")] if Path("grpo").exists() else []
+    """The last adapter, if there is one."""
+    return [folder for folder in (Path("grpo"), Path("sft")) if folder.exists()][:1]
 
 
 def merged() -> Path:
@@ -231,7 +232,10 @@ def cells(family: str, engine: str, rollout: str, wanted: Sequence[str]) -> dict
             elif rollout == "transformers":
                 found[stage] = cell(family, engine, rollout, stage)
             else:
-                found[stage] = apart("--here", "--stages", stage, *arguments(family, engine, rollout))
+                try:
+                    found[stage] = apart("--here", "--stages", stage, *arguments(family, engine, rollout))
+                except SystemExit as ended:  # it died, so that it could not say what of
+                    found[stage] = f"FAULT: {one_line(ended)}"
         os.chdir("/")
     return found
 
@@ -256,7 +260,7 @@ def apart(*words: str) -> Any:
     """The JSON that this program prints last, called with `words`. Errors: SystemExit if it fails."""
     done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(words)}: ended with {done.returncode}")
+        sys.exit(f"`{' '.join(words)}` ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -239,7 +239,8 @@ def answers(
         lora = generation.lora()
     else:
         lora = generation._unsloth_load_lora(str(folder), load_tensors=True)
-    sampling = sampling_params(settings, n, temperature, seed=seed if temperature else None)
+    # Also greedy ones have a seed: vLLM draws one for a request without it, and training's next answers would be others.
+    sampling = sampling_params(settings, n, temperature, seed=seed)
     requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
     outputs = generation.llm.generate(requests, sampling, lora_request=lora, use_tqdm=False)
     return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]

@@ -71,6 +71,8 @@ def load(
         check_base(adapter, path)
         check_modules(adapter, path)
         options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
+        if batch_invariant:
+            options["worker_extension_cls"] = "jobs.inference.vllm_lora.BatchInvariant"
         lora = LoRARequest(adapter.name, 1, str(adapter.resolve()))
     try:
         engine = LLM(

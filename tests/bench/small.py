@@ -43,10 +43,9 @@ SETTINGS: dict[str, dict] = {
     "wide-groups": {"grpo.generations": 32},
     "partial-credit": {"grpo.rewards.all_tests_only": "false"},
     "transformers": {"grpo.engine": "transformers"},
-    "sft-4-epochs": {"sft.epochs": 4},
-    "sft-16-epochs": {"sft.epochs": 16},
+    "sft-2-epochs": {"sft.epochs": 2},
+    "sft-8-epochs": {"sft.epochs": 8},
     "sft-half-rate": {"sft.learning_rate": "5.0e-4"},
-    "sft-16-epochs-half-rate": {"sft.epochs": 16, "sft.learning_rate": "5.0e-4"},
     "sft-half-batch": {"sft.batch_size": 8},
 }
 UNSEEN = 16  # samples of each training task without an example, by --until sft

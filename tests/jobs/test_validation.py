@@ -214,5 +214,6 @@ def test_vllm_is_asked_for_the_present_adapter(monkeypatch, tmp_path):
         assert found == [[[1, 2]] * n] * 2
     (prompts, greedy, lora), (_, sampled, _) = asked
     assert (prompts, lora) == ([[5], [6, 7]], ("lora", str(tmp_path)))
-    assert (greedy.n, greedy.temperature, greedy.top_p, greedy.seed) == (1, 0, 1.0, None)
+    # Without a seed vLLM would take one from numpy's generator, which training's own requests take theirs from.
+    assert (greedy.n, greedy.temperature, greedy.top_p, greedy.seed) == (1, 0, 1.0, 11)
     assert (sampled.n, sampled.temperature, sampled.top_p, sampled.seed) == (3, 0.8, 0.9, 11)

@@ -1,5 +1,6 @@
 """What the vLLM engine asks of vLLM: a stand-in for the package records it. The package itself needs a GPU."""
 
+import importlib
 import json
 import os
 import sys
@@ -87,6 +88,30 @@ def test_an_adapter_is_a_lora_request_of_a_fitting_rank(calls, tmp_path, monkeyp
     assert calls["options"]["enable_lora"] is True
     assert calls["options"]["max_lora_rank"] == fitting
     assert calls["generate"][0][2] == (tmp_path.name, 1, str(tmp_path))
+
+
+def test_an_adapters_kernels_add_up_alike_in_every_batch_where_that_is_asked(calls, tmp_path, monkeypatch):
+    for name in ("check_base", "check_modules"):
+        monkeypatch.setattr(engine, name, lambda adapter, base: None)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {}}))
+    engine.load(tmp_path, adapter=tmp_path)
+    assert "worker_extension_cls" not in calls["options"]
+    engine.load(tmp_path, adapter=tmp_path, batch_invariant=True)
+
+    kernels = ModuleType("kernels")  # vLLM's, as far as it goes
+    kernels.get_lora_op_configs = lambda op_type, *, max_loras, batch: {
+        "block_k": 256 if batch < 128 else 32,
+        "loras": max_loras,
+    }
+    monkeypatch.setitem(sys.modules, "vllm.lora.ops.triton_ops.lora_shrink_op", kernels)
+    module, _, name = calls["options"]["worker_extension_cls"].rpartition(".")
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    assert isinstance(getattr(importlib.import_module(module), name), type)
+    once = kernels.get_lora_op_configs
+    sys.modules[module].fix()
+    assert kernels.get_lora_op_configs is once, "they are fixed once"
+    chosen = [once("shrink", max_loras=1, batch=batch) for batch in (1, 127, 128, 4096)]
+    assert chosen == [{"block_k": 32, "loras": 1}] * 4
 
 
 def test_the_largest_of_several_ranks_counts(tmp_path):
