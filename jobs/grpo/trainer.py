@@ -21,7 +21,7 @@ from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import Rollout, answers, watch
 from jobs.inference import Sampling, hf, sample_seed
 from jobs.plumbing.params import Grpo
-from jobs.training import ranks
+from jobs.training import ranks, shared_prompt
 from jobs.training.loop import fingerprint, seen_through
 
 COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
@@ -274,7 +274,10 @@ class Trainer(GRPOTrainer):
             output = self._generate_and_score_completions(generation_batch)
             unsloth = self.grpo.engine == "unsloth"
             loss, by_rank = self.grpo.loss, ranks.gathered
-            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
+            group = self.num_generations if shared_prompt.wanted(self.grpo) else 1
+            self._buffered_inputs = batches.passes(
+                output, count, loss, tokens_of_step=unsloth, by_rank=by_rank, group=group
+            )
         return self._buffered_inputs[self._step % count]
 
     def compute_loss(self, model, inputs: dict, *arguments, **options):
@@ -282,7 +285,8 @@ class Trainer(GRPOTrainer):
             return batches.nothing(self.model)
         measured = self._metrics["train"]
         before = {name: len(values) for name, values in measured.items()}
-        loss = super().compute_loss(model, inputs, *arguments, **options)
+        with shared_prompt.allowed(self):
+            loss = super().compute_loss(model, inputs, *arguments, **options)
         if not inputs.get("taught", True):  # nothing was measured
             for name, values in measured.items():
                 del values[before.get(name, 0) :]

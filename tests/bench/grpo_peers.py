@@ -40,6 +40,13 @@ OURS = {
     "ours-apart": ["grpo.engine=unsloth", "grpo.rollout=vllm"],
     "ours-fp8": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged_fp8", "grpo.importance_correction=true"],
     "ours-plain": ["grpo.engine=transformers", "grpo.rollout=vllm_merged"],
+    "ours-packed": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
+    "ours-shared": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
+}
+# Unsloth's rows packed into one, and besides a prompt in it once for all its completions. Set by hand: no param does it.
+SWITCHES = {
+    "ours-packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
+    "ours-shared": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1", "UNSLOTH_ENABLE_LOGGING": "1"},
 }
 SYSTEMS = [*OURS, "trl", "unsloth"]
 STEPS = 5  # of a case
@@ -90,7 +97,7 @@ def alone(system: str, options: argparse.Namespace) -> dict:
     with open(log, "w") as file:
         code = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--one", system], cwd=folder, stdout=file,
-            stderr=subprocess.STDOUT, env=ENVIRONMENT, timeout=SECONDS,
+            stderr=subprocess.STDOUT, env=ENVIRONMENT | SWITCHES.get(system, {}), timeout=SECONDS,
         ).returncode  # fmt: skip
     memory.stopped.set()
     said = log.read_text(errors="replace")  # a progress bar may stand before it on its line
