@@ -11,10 +11,12 @@ Source: utils/prefix_grouper.py of unsloth 2026.10.7, grpo_accumulated_loss of u
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import UsageError
-from jobs.plumbing.params import Grpo
+
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Grpo
 
 SWITCH = "UNSLOTH_GRPO_PREFIX_GROUPER"
 
@@ -28,11 +30,11 @@ def prepare() -> None:
         os.environ.setdefault("UNSLOTH_GRPO_PREFIX_GROUPER_TOKR", "1.0")
 
 
-def wanted(settings: Grpo) -> bool:
+def wanted(settings: "Grpo") -> bool:
     return settings.engine == "unsloth" and os.environ.get(SWITCH) == "1"
 
 
-def check(settings: Grpo) -> None:
+def check(settings: "Grpo") -> None:
     """Errors: UsageError where prompts are to be shared and these params let Unsloth share none."""
     if not wanted(settings):
         return

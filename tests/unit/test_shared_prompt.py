@@ -7,7 +7,8 @@ import pytest
 from trl import GRPOTrainer
 
 from jobs.common.errors import UsageError
-from jobs.grpo.job import check_batches
+from jobs.grpo.job import check_batches, tell_of_prompts
+from jobs.plumbing.cli import log
 from jobs.plumbing.params import load
 from jobs.training import shared_prompt
 from tests import toy
@@ -92,3 +93,16 @@ def test_how_long_the_passes_were_that_shared_a_prompt():
     assert shared_prompt.longest(SimpleNamespace()) == 0
     verified = {(1, (4,)): (900, 300), (2, (4, 4)): (1700, 280)}
     assert shared_prompt.longest(SimpleNamespace(_unsloth_prefix_grouper_grad_verified=verified)) == 1700
+
+
+@pytest.mark.parametrize(("found", "said"), [({(1, (4,)): (900, 300)}, "up to 900 tokens"), ({}, "shared no prompt")])
+def test_the_log_says_at_the_end_whether_it_was_done(monkeypatch, caplog, found, said):
+    model = SimpleNamespace(_unsloth_prefix_grouper_grad_verified=found)
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model))
+    caplog.set_level("INFO")
+    monkeypatch.setattr(log, "propagate", True)
+    tell_of_prompts(settings(), trainer)
+    assert not caplog.records, "nobody has asked"
+    monkeypatch.setenv(shared_prompt.SWITCH, "1")
+    tell_of_prompts(settings(), trainer)
+    assert said in caplog.text
