@@ -70,9 +70,7 @@ def load(
     if adapter is not None:
         check_base(adapter, path)
         check_modules(adapter, path)
-        options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
-        if batch_invariant:
-            options["worker_extension_cls"] = "jobs.inference.vllm_lora.BatchInvariant"
+        options = lora_options(adapter, batch_invariant)
         lora = LoRARequest(adapter.name, 1, str(adapter.resolve()))
     try:
         engine = LLM(
@@ -137,6 +135,13 @@ def completion(output) -> Completion:
     if output.finish_reason not in ("stop", "length"):
         raise JobError(f"vLLM ended a request by {output.finish_reason!r}")
     return Completion(output.text, len(output.token_ids), output.finish_reason)
+
+
+def lora_options(adapter: Path, batch_invariant: bool) -> dict:
+    options: dict = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
+    if batch_invariant:
+        options["worker_extension_cls"] = "jobs.inference.vllm_lora.BatchInvariant"
+    return options
 
 
 def lora_rank(adapter: Path) -> int:
