@@ -4,6 +4,7 @@ import csv
 import functools
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from jobs.common.errors import UsageError
 from jobs.common.files import read_json, read_jsonl, sha256
 from jobs.plumbing.params import load
-from tests import ranks
+from tests import program, ranks
 from tests import toy as models
 from tests.jobs.test_grpo import OUTS
 from tests.jobs.test_grpo import SMALL as SMALL_GRPO
@@ -241,6 +242,27 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_stops_both_processes(world, tmp_path, number, code):
+    process = program.start(tmp_path, "grpo", *words(world), settings=[*AHEAD, "grpo.steps=400", "grpo.patience=0"])
+    drawn = tmp_path / "plots/grpo.csv"
+    while not (drawn.exists() and len(drawn.read_text().splitlines()) > 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    (server,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_server(pid, tmp_path))
+    program.ends_of_signal(process, number, code)
+    assert not alive(server)
+
+
+def is_server(pid: int, folder: Path) -> bool:
+    """Whether a process in `folder` was started by multiprocessing to run a function."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"multiprocessing.spawn" in command and Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
+
+
 def test_what_stops_the_sampling_process_is_said_by_the_run(world, tmp_path):
     """It cannot put a checkpoint's adapter into its model; the trainer can."""
     ended = grpo(world, tmp_path, patch=other_adapter)
@@ -277,7 +299,7 @@ def test_validation_stops_a_run_early_and_keeps_the_best_with_completions_under_
     assert (tmp_path / "models/adapters/grpo/last/adapter_model.safetensors").is_file()
 
 
-def test_mix_and_curriculum_are_looked_up_ahead(world, tmp_path):
+def test_mix_and_curriculum_are_looked_up_ahead_and_a_kl_term_does_no_harm(world, tmp_path):
     from jobs.common.files import write_jsonl
 
     rows = read_jsonl(world / "train.jsonl")
@@ -285,12 +307,108 @@ def test_mix_and_curriculum_are_looked_up_ahead(world, tmp_path):
         tmp_path / "mixed.jsonl",
         [row | {"source": "few" if i < 3 else "many", "pass_rate": i / 6} for i, row in enumerate(rows)],
     )
-    settings = [*AHEAD, "grpo.mix={few: 1, many: 1}", "grpo.curriculum=0.5"]
+    settings = [*AHEAD, "grpo.mix={few: 1, many: 1}", "grpo.curriculum=0.5", "grpo.beta=0.05"]
     inputs = ["--base", world / "base", "--adapter", world / "sft", "--tasks", tmp_path / "mixed.jsonl"]
     for count in ("one", "two"):
         (ended,) = ranks.run(tmp_path / count, "grpo", *inputs, settings=settings, ranks=1, patch=lengths_earn)
         assert ended.code == 0, ended.stderr
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+VLLM = """
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM
+
+SamplingParams = TokensPrompt = SimpleNamespace
+
+
+class Held(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).requires_grad_(False)
+
+    def load_weights(self, pairs):
+        own = dict(self.inner.named_parameters())
+        found = set()
+        for name, weight in pairs:
+            own[name].data.copy_(weight)
+            found.add("inner." + name)
+        return found
+
+
+class LLM:
+    def __init__(self, base, **options):
+        assert options["dtype"] == "float16" and "enable_lora" not in options
+        self.held, self.drawn = Held(base), torch.Generator().manual_seed(options["seed"])
+        core = SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=self.over))
+        self.states = {}
+        self.llm_engine = SimpleNamespace(
+            engine_core=core, output_processor=SimpleNamespace(request_states=self.states)
+        )
+
+    def apply_model(self, function):
+        return [function(self.held)]
+
+    def reset_prefix_cache(self):
+        pass
+
+    def generate(self, requests, sampling, lora_request, use_tqdm):
+        return [SimpleNamespace(outputs=[self.one(r, sampling) for _ in range(sampling.n)]) for r in requests]
+
+    def one(self, request, sampling):
+        draw = self.drawn if getattr(sampling, "seed", None) is None else torch.Generator().manual_seed(sampling.seed)
+        ids, logps = [], []
+        with torch.inference_mode():
+            while len(ids) < 6:
+                given = torch.tensor([[*request.prompt_token_ids, *ids]])
+                logits = self.held.inner(given).logits[0, -1] / (sampling.temperature or 1e-6)
+                token = int(torch.multinomial(logits.softmax(-1), 1, generator=draw))
+                ids.append(token)
+                logps.append(float(logits.log_softmax(-1)[token]))
+        detokenizer = SimpleNamespace(output_token_ids=ids[:-1])
+        self.states["it"] = SimpleNamespace(prompt_token_ids=request.prompt_token_ids, detokenizer=detokenizer)
+        self.over = [SimpleNamespace(request_id="it", new_token_ids=ids[-1:], finish_reason="length")]
+        self.llm_engine.engine_core.get_output()
+        return SimpleNamespace(token_ids=ids, logprobs=SimpleNamespace(logprobs=logps))
+"""
+
+
+def with_vllm(place: str) -> None:
+    from jobs.grpo.rewards import Scorer
+
+    lengths_earn()
+    sys.path.insert(0, place)  # the process that samples has the path of this one
+    original = Scorer.start
+
+    def start(self, completions, task_ids, pending=None):
+        if pending is not None:
+            with open("told", "a") as file:
+                file.write("told\n" * len(completions))
+        original(self, completions, task_ids, pending)
+
+    Scorer.start = start
+
+
+def test_the_process_has_vllm_over_its_own_model(world, tmp_path):
+    """A stand-in for it, which holds the sum of base and adapter in float16 and samples six tokens."""
+    (tmp_path / "lib/vllm").mkdir(parents=True)
+    (tmp_path / "lib/vllm/__init__.py").write_text(VLLM)
+    patch = functools.partial(with_vllm, str(tmp_path / "lib"))
+    settings = ("grpo.rollout=vllm_merged", "grpo.validate_every=2", "grpo.keep=best", "grpo.validate_samples=2")
+    for name in ("one", "two"):
+        ended = grpo(world, tmp_path / name, *settings, patch=patch)
+        assert ended.code == 0, ended.stderr
+    rows = curve(tmp_path / "one")
+    differences = [float(row["sampling_logp_difference"]) for row in rows]
+    assert [float(row["staleness"]) for row in rows] == [0, 1, 1, 1, 1]
+    assert differences[0] < 1e-3 < min(differences[1:])
+    assert (tmp_path / "one/told").read_text() == "told\n" * 5 * 8, "each answer is sent to be judged as it ends"
+    assert [row["validation_greedy"] != "" for row in rows] == [False, True, False, True, True]
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    folders = Path("/dev/shm").glob(f"jobs-adapter-in{os.stat('/proc/self/ns/pid').st_ino}-*")
+    assert all(Path("/proc", path.name.split("-")[3]).exists() for path in folders), "nothing of ours is left"
 
 
 @pytest.mark.parametrize(
