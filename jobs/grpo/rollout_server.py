@@ -101,7 +101,8 @@ class RemoteRollout:
         self.process.start()
         atexit.register(self.close)
         theirs.close()
-        threading.Thread(target=self.read, name="rollout", daemon=True).start()
+        self.reader = threading.Thread(target=self.read, name="rollout", daemon=True)
+        self.reader.start()
 
     def ask(self, what: str, model, *arguments: Any, told: Told | None = None) -> Future:
         """Hands a request over with the adapter as it is in `model` now, None for none; returns the answer to come."""
@@ -117,7 +118,8 @@ class RemoteRollout:
         try:
             self.pipe.send((what, folder, *arguments))
         except OSError:
-            raise JobError(self.ended()) from None
+            self.reader.join(3)  # which knows why, and breaks this off
+            raise JobError(self.error or self.ended()) from None
         return future
 
     def sample(self, model, prompts: list[list[int]], seed: int, ends: set[int], told: Told) -> "Future[Sampled]":
