@@ -147,6 +147,16 @@ ranks() {  # RUNTIME IMAGE JOB [ARGUMENTS]; no runtime where there is no image y
     echo "${found:-1}"
 }
 
+# How many cards a job has on each of its MACHINES: one a process, and one more where it samples a step ahead.
+cards() {  # RUNTIME IMAGE MACHINES JOB [ARGUMENTS]
+    local each ahead=
+    each=$(ranks "$1" "$2" "${@:4}") || exit
+    [ "$4" != grpo ] || ahead=$(params_by_any "$1" "$2" grpo.staleness -- "${@:5}") || exit
+    each=$((each / $3))
+    [ "$ahead" != 1 ] || each=$((each + 1))
+    echo $each
+}
+
 # Among how many machines the processes of a job are divided: NODES, or 1 for a job that has one process.
 machines() {  # JOB [ARGUMENTS]
     local nodes=${NODES:-1} several=1
@@ -170,7 +180,7 @@ take_cards() {  # COUNT
     known=$(nvidia-smi ${CUDA_VISIBLE_DEVICES:+--id="$CUDA_VISIBLE_DEVICES"} --query-gpu=index --format=csv,noheader) ||
         die "CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}: nvidia-smi knows no such cards; CARDS=given takes it as it is"
     mapfile -t all <<< "$known"
-    [ "$1" -le ${#all[@]} ] || die "$1 cards are wanted, one a process, and there are ${#all[@]} here"
+    [ "$1" -le ${#all[@]} ] || die "$1 cards are wanted, one a process (and one for grpo.staleness), and there are ${#all[@]} here"
     while :; do
         mine=() held=()
         for card in "${all[@]}"; do

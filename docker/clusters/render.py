@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1, help="machines that its processes are divided among (jobset)")
     parser.add_argument("--accelerator", default="H100", help="the card, by SkyPilot's name (skypilot)")
     asked = parser.parse_args()
-    command, processes = look_up(asked.stage)
+    command, processes, ahead = look_up(asked.stage)
     job = command[2]
     if asked.kind == "jobset" and not asked.image:
         parser.error("--image: a JobSet needs the image's address in a registry")
@@ -39,7 +39,7 @@ def main() -> None:
         parser.error(f"{asked.stage}: a stage with network and keys runs where DVC runs")
     if asked.nodes < 1 or processes % asked.nodes:
         parser.error(f"--nodes: {asked.nodes} machines cannot share {job}.processes: {processes} evenly")
-    cards = processes // asked.nodes if job in ON_CARDS else 0
+    cards = processes // asked.nodes + ahead if job in ON_CARDS else 0
     values = {
         "name": "jobs-" + re.sub(r"[^a-z0-9]+", "-", asked.stage.lower()),
         "stage": shlex.quote(asked.stage),
@@ -52,8 +52,8 @@ def main() -> None:
     print(Template((HERE / f"{asked.kind}.yaml").read_text()).substitute(values), end="")
 
 
-def look_up(name: str) -> tuple[list[str], int]:
-    """The stage's command, word by word, and how many processes it has."""
+def look_up(name: str) -> tuple[list[str], int, int]:
+    """The stage's command, word by word, how many processes it has, and how many cards beside theirs (grpo.staleness)."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from ruamel.yaml import YAML
@@ -65,7 +65,8 @@ def look_up(name: str) -> tuple[list[str], int]:
             sys.exit(f"error: {name}: is no stage of dvc.yaml ({error})")
         command = shlex.split(stage.cmd)
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
-    return command, params.get(command[2], {}).get("processes", 1)
+    section = params.get(command[2], {})
+    return command, section.get("processes", 1), section.get("staleness", 0)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phas
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 from statistics import mean
@@ -41,6 +42,7 @@ from jobs.weights import families
 from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from jobs.grpo.rollout_server import RemoteRollout
     from jobs.grpo.trainer import Trainer
     from jobs.grpo.validation import Validation
     from jobs.plumbing.params import Grpo, Params
@@ -72,6 +74,11 @@ CURVE = {
     "learning_rate": "learning_rate",
 }
 OF_TURNS = {"first_turn_passed": "first_turn_passed", "repaired": "repaired"}  # with grpo.turns: 2
+OF_STALENESS = {  # with grpo.staleness: optimizer steps since what sampled, and what was made of that
+    "staleness": "staleness",
+    "sampling/sampling_logp_difference/mean": "sampling_logp_difference",
+    "sampling/importance_sampling_ratio/mean": "importance_ratio",
+}
 LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completions, among others
 
 
@@ -118,21 +125,27 @@ def run(
     completions: Path,
 ) -> dict | None:
     """The metrics; None on a rank that is not the first one, which writes nothing."""
+    from jobs.grpo import rollout_server
     from jobs.sandbox import Sandbox
     from jobs.training import curves, loop, ranks
 
     given, rows, heldout = rows_of(params, tasks, validation)
     planned = order.plan(rows, params.grpo, params.seed, tasks)
-    columns = CURVE | (OF_TURNS if params.grpo.turns > 1 else {})
+    columns = CURVE | (OF_TURNS if params.grpo.turns > 1 else {}) | (OF_STALENESS if params.grpo.staleness else {})
     tracking = curves.trackers(params.tracking, "grpo")
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
         if params.grpo.rollout in ("vllm_merged", "vllm_merged_fp8"):
             families.require_float16(base, f"grpo.rollout: {params.grpo.rollout}")
+        visible = os.environ.get(rollout_server.CARDS)
         loop.prepare(params.grpo.engine)
-        with ranks.joined("grpo.processes", params.grpo.processes):
-            trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *([validation] if heldout else []))
+        with (
+            ranks.joined("grpo.processes", params.grpo.processes),
+            rollout_server.started(params, base, adapter, visible) as remote,
+        ):
+            inputs = [validation] if heldout else []
+            trainer = make_trainer(params, base, adapter, rows, tasks, sandbox, *inputs, remote=remote)
             trainer.order = planned
             validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
             loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(columns, curve), tracking)
@@ -265,8 +278,12 @@ def make_trainer(
     tasks: Path,
     sandbox: "Sandbox",
     *more: Path | None,
+    remote: "RemoteRollout | None" = None,
 ) -> "Trainer":
-    """The trainer over `rows`, which were read from `tasks`: its model loaded, its rollout set up where it is ours."""
+    """The trainer over `rows`, which were read from `tasks`: its model loaded, its rollout set up where it is ours.
+
+    remote: what samples, with grpo.staleness.
+    """
     from datasets import Dataset
 
     from jobs.grpo.rewards import Scorer
@@ -283,6 +300,7 @@ def make_trainer(
     # Nothing is wrong with the inputs: others' folders may go.
     directory = ranks.from_main(lambda: resume_folder(params, base, adapter, tasks, *filter(None, more)))
     from jobs.grpo.reference import ReferenceCheck
+    from jobs.grpo.rollout import KINDS
     from jobs.grpo.trainer import Trainer  # imports TRL, which Unsloth wants to patch first
 
     prompts = [{"prompt": answer_format.chat_prompt(r["prompt"]), "task_id": r["task_id"]} for r in rows]
@@ -299,11 +317,11 @@ def make_trainer(
     )
     if settings.beta:
         trainer.add_callback(ReferenceCheck())
-    if settings.rollout != "transformers" and not shares_weights(settings):
-        from jobs.grpo.rollout import Fp8Rollout, MergedRollout, Rollout
-
-        kinds = {"vllm": Rollout, "vllm_merged": MergedRollout, "vllm_merged_fp8": Fp8Rollout}
-        trainer.use_rollout(kinds[settings.rollout](params, base, trainer.model))
+    if remote is not None:
+        remote.wait()
+        trainer.use_rollout(remote)
+    elif settings.rollout != "transformers" and not shares_weights(settings):
+        trainer.use_rollout(KINDS[settings.rollout](params, base, trainer.model))
     return trainer
 
 

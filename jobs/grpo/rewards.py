@@ -53,22 +53,29 @@ def correctness_of(verdict: Verdict, all_tests_only: bool) -> float | None:
     return verdict.tests_passed / verdict.tests_total if verdict.tests_total else 0.0
 
 
+Pending = dict[tuple[str, str], "Future[Verdict] | None"]  # by text and task
+
+
 class Scorer:
     """Scores batches of completions against tasks, in a sandbox that it does not own."""
 
     def __init__(self, sandbox: Sandbox, rewards: Rewards, tasks: dict[str, Task], most: int) -> None:
         """most: tokens of a completion, grpo.max_completion_length."""
         self.sandbox, self.rewards, self.tasks, self.most = sandbox, rewards, tasks, most
-        self.pending: dict[tuple[str, str], Future[Verdict] | None] = {}
+        self.pending: Pending = {}
         self.scored: tuple[list[tuple[str, str]], list[Score]] = ([], [])
         self.waited = 0.0  # seconds the trainer stood still for verdicts
 
-    def start(self, completions: Sequence[str], task_ids: Sequence[str]) -> None:
-        """Sends the answers to the sandbox and returns at once; equal answers to a task are judged once."""
+    def start(self, completions: Sequence[str], task_ids: Sequence[str], pending: Pending | None = None) -> None:
+        """Sends the answers to the sandbox and returns at once; equal answers to a task are judged once.
+
+        pending: where the verdicts to come are noted, of a step that has not come yet.
+        """
+        pending = self.pending if pending is None else pending
         for pair in zip(completions, task_ids, strict=True):
-            if pair not in self.pending:
+            if pair not in pending:
                 answer = answer_format.parse(pair[0])
-                self.pending[pair] = self.sandbox.submit(self.tasks[pair[1]], answer.code) if answer else None
+                pending[pair] = self.sandbox.submit(self.tasks[pair[1]], answer.code) if answer else None
 
     def verdicts(self, completions: Sequence[str], task_ids: Sequence[str]) -> list[Verdict | None]:
         """The verdict on each answer, None where it obeys no format; waits for them, and `scores` need not."""

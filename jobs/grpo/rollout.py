@@ -14,12 +14,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import process_folder
 from jobs.grpo import fp8, turns
+from jobs.inference import Sampling, hf
 from jobs.inference.vllm_settings import compilation, memory, prepare
 from jobs.plumbing import launch
 from jobs.plumbing.params import ALL_LINEAR, Grpo, Params
@@ -177,6 +179,10 @@ class Fp8Rollout(MergedRollout):
         return fp8.put(model, weights)
 
 
+# By grpo.rollout; `transformers` needs none.
+KINDS = {"vllm": Rollout, "vllm_merged": MergedRollout, "vllm_merged_fp8": Fp8Rollout}
+
+
 def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:
     """The layers of a PEFT model that have a factor pair, as float32 weights under their names in the base.
 
@@ -191,6 +197,27 @@ def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:
                 base: Any = layer.get_base_layer()
                 whole = base.weight.float() + layer.get_delta_weight("default").float()
                 yield f"{name.removeprefix('base_model.model.')}.weight", whole
+
+
+def decoded(
+    model, prompts: list[list[int]], seeds: list[int], temperature: float, settings: Grpo, ends: set[int],
+    told: Callable[[int, list[int]], None] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """A completion of each prompt of token ids by transformers, each by its own seed.
+
+    model: a PEFT model, which is not training. ends: the tokens that end a completion. told: called with a prompt's place
+    and its completion as soon as it has ended.
+    """
+    import torch
+
+    numbers: dict[tuple[int, ...], int] = {}
+    rows = [(ids, numbers.setdefault(tuple(ids), len(numbers))) for ids in prompts]
+    most = settings.max_completion_length
+    sampling = Sampling(temperature=temperature, top_p=settings.top_p, max_tokens=most)
+    with torch.inference_mode():
+        return hf.decode(
+            model.get_base_model(), rows, seeds, sampling, partial(hf.up_to_end, ends=ends, most=most), told
+        )
 
 
 def room(settings: Grpo) -> int:

@@ -4,7 +4,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,9 +16,11 @@ from trl.trainer.utils import RepeatSampler
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
 from jobs.grpo import batches, correction, difficulty, order, turns
+from jobs.grpo.ahead import Ahead, drawn_seed, tasks_by_prompt
 from jobs.grpo.rewards import Scorer
-from jobs.grpo.rollout import Rollout, answers, watch
-from jobs.inference import Sampling, hf, sample_seed
+from jobs.grpo.rollout import Rollout, answers, decoded, watch
+from jobs.grpo.rollout_server import RemoteRollout
+from jobs.inference import sample_seed
 from jobs.plumbing.params import Grpo
 from jobs.training import ranks, shared_prompt
 from jobs.training.loop import fingerprint, seen_through
@@ -65,6 +66,7 @@ class Trainer(GRPOTrainer):
         self.seconds_by_step: list[dict[str, float]] = [{}]  # `seconds` at the start and after every step
         self.trained_logps: torch.Tensor | None = None
         self.uncorrected: dict | None = None  # a pass whose correction follows from its own log-probabilities
+        self.ahead: Ahead | None = None  # with grpo.staleness
         self.order: list[int] | None = None  # the tasks of all steps where params decide it; see order.py
 
     def timed(self, phase: str, function, *arguments, **options):
@@ -74,6 +76,8 @@ class Trainer(GRPOTrainer):
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
+        if self.ahead is not None:
+            return self.timed("rollout", self.ahead.take, prompt_ids)
         self.prompted = tasks_by_prompt(prompt_ids, self.asked)
         if self.grpo.rollout == "transformers":
             return self.timed("rollout", self.sampled, prompt_ids), None
@@ -108,23 +112,17 @@ class Trainer(GRPOTrainer):
         Their seed comes from torch's generator, whose state checkpoints keep: a resumed run draws what an unbroken one
         draws. It is one for all ranks, so that however many they are the step's completions have the same seeds.
         """
-        seed = ranks.from_main(lambda: int(torch.randint(2**62, (1,))))
+        seed = ranks.from_main(drawn_seed)
         first = ranks.number() * len(prompt_ids)
         seeds = [sample_seed(seed, "", first + i) for i in range(len(prompt_ids))]
         return self.decoded(prompt_ids, seeds, self.grpo.temperature, lambda i, ids: self.judge(prompt_ids[i], ids))
 
     def decoded(self, prompt_ids: list[list[int]], seeds: list[int], temperature: float, told=None) -> list[list[int]]:
-        """A completion of each prompt of token ids by transformers, each by its own seed."""
-        numbers: dict[tuple[int, ...], int] = {}
-        rows = [(ids, numbers.setdefault(tuple(ids), len(numbers))) for ids in prompt_ids]
-        most = self.grpo.max_completion_length
-        sampling = Sampling(temperature=temperature, top_p=self.grpo.top_p, max_tokens=most)
-        ended = partial(hf.up_to_end, ends={*self.eos_token_ids}, most=most)
+        """`rollout.decoded` by the present adapter."""
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
-        with torch.inference_mode():
-            completions = hf.decode(model.get_base_model(), rows, seeds, sampling, ended, told)
+        completions = decoded(model, prompt_ids, seeds, temperature, self.grpo, {*self.eos_token_ids}, told)
         model.train(training)
         return completions
 
@@ -136,8 +134,11 @@ class Trainer(GRPOTrainer):
         """
         ids = [self.processing_class(prompt)["input_ids"] for prompt in prompts]
         if self.grpo.rollout != "transformers":
-            folder = self.directory / "vllm-adapter"
-            found = answers(self.vllm_generation, ids, n, temperature, self.grpo, self.args.seed, folder)
+            if self.ahead is not None:
+                found = self.ahead.remote.answers(self.model, ids, n, temperature)
+            else:
+                folder = self.directory / "vllm-adapter"
+                found = answers(self.vllm_generation, ids, n, temperature, self.grpo, self.args.seed, folder)
             return [self.processing_class.batch_decode(of_prompt, skip_special_tokens=True) for of_prompt in found]
         rows = sorted(((p, i) for p in range(len(prompts)) for i in range(n)), key=lambda row: len(ids[row[0]]))
         texts: list[list[str]] = [[""] * n for _ in prompts]
@@ -195,9 +196,21 @@ class Trainer(GRPOTrainer):
     def get_train_dataloader(self):
         return seen_through(super().get_train_dataloader())
 
-    def use_rollout(self, rollout: Rollout) -> None:
+    def use_rollout(self, rollout: Rollout | RemoteRollout) -> None:
         """Takes completions from `rollout`, where TRL would start a vLLM of its own."""
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, rollout, -1
+        if isinstance(rollout, RemoteRollout):
+            self.ahead = Ahead(self, rollout)
+
+    def train(self, resume_from_checkpoint=None, *arguments, **options):
+        if self.ahead is not None and resume_from_checkpoint:
+            self.ahead.load(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *arguments, **options)
+
+    def _save_checkpoint(self, *arguments, **options) -> None:
+        super()._save_checkpoint(*arguments, **options)
+        if self.ahead is not None:
+            self.ahead.save(self.directory / f"checkpoint-{self.state.global_step}")
 
     def base_fingerprints(self) -> list[dict[str, int]]:
         """Of the frozen weights, here and in vLLM where it has its own; with Unsloth both are the same memory."""
@@ -293,11 +306,14 @@ class Trainer(GRPOTrainer):
         return loss
 
     def compares_logps(self) -> bool:
-        """Whether the log-probabilities of trainer and rollout are compared in this step: while they have one policy."""
+        """Whether the log-probabilities of trainer and rollout are compared in this step: while they have one policy.
+
+        With grpo.staleness only the first step is trained on what its own policy sampled.
+        """
         step = self.state.global_step + 1
         if self._step % (self.args.steps_per_generation * self.num_iterations) >= self.args.steps_per_generation:
             return False
-        return step == 1 or step % COMPARED_EVERY == 0
+        return step == 1 or (step % COMPARED_EVERY == 0 and not self.grpo.staleness)
 
     def _compute_loss(self, model, inputs: dict):
         inputs = dict(inputs)
@@ -507,20 +523,14 @@ class Planned(RepeatSampler):
         return (self.order[place] for place in super().__iter__())
 
 
-def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tuple[int, ...], set[str]]:
-    found: dict[tuple[int, ...], set[str]] = defaultdict(set)
-    for ids, task_id in zip(prompt_ids, task_ids, strict=True):
-        found[tuple(ids)].add(task_id)
-    return found
-
-
 def trailing_zeros(values: list[float]) -> int:
     return next((i for i, value in enumerate(reversed(values)) if value), len(values))
 
 
 def phases(seconds: dict[str, float]) -> dict[str, float]:
     parts = {k: v for k, v in seconds.items() if k != "step"}
-    within = sum(v for k, v in parts.items() if k != "validation")  # which comes between two steps
+    # Validation comes between two steps, and sampling ahead beside one.
+    within = sum(v for k, v in parts.items() if k not in ("validation", "sampling"))
     whole = {"train": seconds.get("step", 0.0) - within}
     return {k: round(v, 3) for k, v in (parts | whole).items()}
 

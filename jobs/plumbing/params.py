@@ -437,6 +437,7 @@ class Grpo(Optimizer):
     mix: Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)] | None
     curriculum: Fraction
     turns: Annotated[int, Field(ge=1, le=2)]
+    staleness: Annotated[int, Field(ge=0, le=1)]
     steps: Positive
     generations: Annotated[int, Field(ge=2, le=1024)]
     max_prompt_length: Positive
@@ -515,6 +516,23 @@ class Grpo(Optimizer):
             raise ValueError(
                 "rollout is vllm_merged_fp8, whose answers are not quite the policy's: set importance_correction to true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def ahead_is_corrected(self) -> "Grpo":
+        """Completions of an older adapter are weighed, and only a run of one process and one turn samples ahead."""
+        wanted = {
+            "engine": "transformers",
+            "importance_correction": True,
+            "top_p": 1,
+            "iterations": 1,
+            "processes": 1,
+            "turns": 1,
+        }
+        found = [f"{name} to {str(value).lower()}" for name, value in wanted.items() if getattr(self, name) != value]
+        found += ["equal_groups to drop or keep"] if self.equal_groups == "refill" else []
+        if self.staleness and found:
+            raise ValueError(f"staleness is 1, which needs other settings: set {', '.join(found)}")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,9 @@ that it has started is killed. The machine is to have two cards.
 - `toy-*`       the smoke run's model by plain TRL and vLLM
 - `4b-*`        a model of Qwen3-4B's shape, likewise, in three steps after a first one. A random model earns nothing, so
                 rewards are drawn from the texts' hashes: the adapter is trained, by a gradient that means nothing
+- `ahead-*`     `4b` and `toy` with one process that trains: `-0` samples and trains in turn on one card, `-1` samples a
+                step ahead on the second card (grpo.staleness), everything else alike. Seconds of a step, and what was
+                learned by fifths of the run, of the curve
 - `killed`      `toy-2x64` with rank 1 killed after step 7, and resumed: what is left, and whether it ends as `toy-2x64`
 - `nodes`       `toy-2x64` on two 'machines' of one card each, NCCL over TCP: two network namespaces with a veth pair where
                 the machine permits them, else two on its loopback; and the all-reduce there
@@ -55,6 +58,13 @@ GPU = {
 }
 # Set, so that engines can start side by side: GiB of keys and values. 64 answers of the 4B shape fill 5.5.
 TOY_CACHE, BIG_CACHE = 2, 7
+# Of both sides of ahead-*: what grpo.staleness wants, and the rollout that is the default.
+AHEAD = [
+    "grpo.rollout=vllm_merged", "grpo.importance_correction=true", "grpo.top_p=1.0", "grpo.temperature=1.0",
+    "grpo.equal_groups=drop", "grpo.patience=0",
+]  # fmt: skip
+AHEAD_STEPS = {"4b": 8, "toy": 60}
+LEARNED = "reward", "correctness", "kl", "staleness", "sampling_logp_difference", "importance_ratio"  # of the curve
 ADAPTERS = {"23.6M": 23_592_960, "66.1M": 66_060_288}  # four and seven projections of Qwen3-4B at rank 32
 # NCCL between two 'machines' of one host: over TCP, as it would talk between two hosts without InfiniBand.
 TCP = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_DEBUG": "INFO"}
@@ -220,8 +230,36 @@ def big_inputs(options: argparse.Namespace) -> dict[str, Path]:
             "tasks": place / "tasks.jsonl"}  # fmt: skip
 
 
+def ahead(case: Case, options: argparse.Namespace) -> dict:
+    _, kind, staleness = case.name.split("-")
+    steps = AHEAD_STEPS[kind]
+    if kind == "toy":
+        inputs, shape, how = toy_inputs(options), toy_settings(1, 64), []
+    else:
+        shape = ["grpo.batch_size=8", "grpo.gradient_accumulation=8", f"grpo.kv_cache_gib={BIG_CACHE}"]
+        inputs, how = big_inputs(options), ["--draw"]
+    more = [f"grpo.steps={steps}", f"checkpoints.every={steps}", "grpo.log_completions_every=0"]
+    settings = [*shape, *more, *AHEAD, f"grpo.staleness={staleness}", *options.set]
+    found = grpo(case, inputs, settings, 1, "0,1" if staleness == "1" else "0", *how)
+    beside = ("sampling", "validation")  # which are no part of what a step takes the trainer
+    whole = sum(value for name, value in found["seconds_of_a_step"].items() if name not in beside)
+    return found | {"step": round(whole, 3), "fifths": by_fifths((case.folder / "plots/grpo.csv").read_text())}
+
+
+def by_fifths(curve: str) -> dict[str, list[float]]:
+    """The means over each fifth of a run's steps of the columns LEARNED, as far as its curve, as CSV, has them."""
+    rows = list(csv.DictReader(curve.splitlines()))
+    size = -(-len(rows) // 5)
+    found = {}
+    for name in LEARNED:
+        parts = [[float(row[name]) for row in rows[i : i + size] if row.get(name)] for i in range(0, len(rows), size)]
+        if all(parts):
+            found[name] = [round(statistics.mean(part), 4) for part in parts]
+    return found
+
+
 def grpo(case: Case, inputs: dict[str, Path], settings: list[str], ranks: int, card: str, *how: str) -> dict:
-    """One GRPO run: its steps, the memory of each card, the adapter as each rank had it. card: of a single rank."""
+    """One GRPO run: its steps, the memory of each card, the adapter as each rank had it. card: those of a single rank."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks > 1 else []
     program = [sys.executable, *torchrun, Path(__file__).resolve(), "--rank", *how]
     around = {"CUDA_VISIBLE_DEVICES": card} if ranks == 1 else {}
@@ -484,6 +522,7 @@ CASES: dict[str, Callable[[Case, argparse.Namespace], dict]] = {
     "shards": shards,
     "cores": cores,
     **{f"4b-{shape}": big for shape in SHAPES},
+    **{f"ahead-{kind}-{staleness}": ahead for kind in AHEAD_STEPS for staleness in (0, 1)},
 }
 
 ENDED = {name: threading.Event() for name in CASES}

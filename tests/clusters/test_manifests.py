@@ -118,6 +118,17 @@ def test_a_task_of_skypilot_runs_the_stage_by_dvc_on_as_many_cards_as_processes(
     assert documents(manifests, "compare")[0]["resources"]["accelerators"] is None
 
 
+def test_completions_sampled_ahead_have_a_card_beside_those_of_the_processes(repository):
+    file = repository / "params.yaml"
+    before = file.read_text()
+    try:
+        file.write_text(re.sub(r"staleness: 0\b", "staleness: 1", before, count=1))
+        done = render("skypilot", "grpo", cwd=repository)
+    finally:
+        file.write_text(before)
+    assert yaml.safe_load(done.stdout)["resources"]["accelerators"] == {"H100": 3}
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["jobset", "grpo"], "--image: a JobSet needs the image's address"),
     (["jobset", "distill", "--image", IMAGE], "a stage with network and keys runs where DVC runs"),

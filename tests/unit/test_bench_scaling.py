@@ -94,6 +94,34 @@ def test_each_shape_is_a_batch_that_the_ranks_can_share(kind, shape, tmp_path, m
     assert ("--draw" in told["words"]) == (kind == "4b")
 
 
+@pytest.mark.parametrize("kind", scaling.AHEAD_STEPS)
+def test_both_sides_of_sampling_ahead_differ_in_that_alone(kind, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(limited.Case, "run", lambda self, words, log, **around: told.append((words, around)))
+    monkeypatch.setattr(scaling, "facts_of", lambda folder: {"seconds_of_a_step": SECONDS})
+    options = scaling.parsed(["--out", "x", "--toy", str(tmp_path), "--big", str(tmp_path), "--work", str(tmp_path)])
+    sections = []
+    for staleness in (0, 1):
+        case = limited.Case(f"ahead-{kind}-{staleness}", tmp_path, 5)
+        case.log().write_text("")
+        (case.folder / "plots").mkdir()
+        (case.folder / "plots/grpo.csv").write_text("step,reward,kl\n1,0.1,\n2,0.3,\n3,0.5,\n4,0.7,\n5,0.9,\n6,0.8,\n")
+        found = scaling.CASES[case.name](case, options)
+        assert found["step"] == 3.0 and found["fifths"] == {"reward": [0.2, 0.6, 0.85]}
+        words, around = told.pop()
+        params = read_yaml(next(tmp_path.glob(f"inputs-{kind}/params.yaml")))
+        for word in words:
+            if str(word).startswith("--set="):
+                assign(params, word.partition("=")[2])
+        sections.append(validate(params, "the bench's params").grpo.model_dump())
+        assert around == {"CUDA_VISIBLE_DEVICES": "0,1" if staleness else "0"}
+    assert [section.pop("staleness") for section in sections] == [0, 1]
+    assert sections[0] == sections[1]
+
+
+SECONDS = {"rollout": 1.5, "reward": 0.5, "train": 1.0, "sampling": 4.0}
+
+
 def test_the_bench_says_of_the_pipeline_what_it_runs_on_a_card():
     params = merged(merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml")), scaling.GPU)
     found = validate(params, "the bench's params")

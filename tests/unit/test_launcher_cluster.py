@@ -315,6 +315,7 @@ LOCAL = {"RUNTIME": "local", "TRAIN_IMAGE": "train", "CLUSTER": ""}
     (["cpu", "sample"], {}, ""), (["train", "sample"], {"CUDA_VISIBLE_DEVICES": "2"}, "2"),
     (["train", "sample"], {"CARDS": "given"}, ""), (["train", "grpo"], {"CUDA_VISIBLE_DEVICES": "2,1"}, "2,1"),
     (["train", "grpo"], {"NODES": "2"}, "0"),
+    (["train", "grpo", "--set", "grpo.staleness=1", "--set", "grpo.processes=1"], {}, "0,1"),
 ])  # fmt: skip
 def test_a_job_has_as_many_cards_as_processes(repo, words, env, cards):
     gpu(repo, 3)
@@ -326,7 +327,8 @@ def test_a_job_has_as_many_cards_as_processes(repo, words, env, cards):
 def test_more_cards_than_there_are_are_refused(repo):
     gpu(repo, 1)
     done = submit(repo, "train", "grpo", **LOCAL)
-    assert (done.returncode, done.stderr) == (1, "error: 2 cards are wanted, one a process, and there are 1 here\n")
+    said = "error: 2 cards are wanted, one a process (and one for grpo.staleness), and there are 1 here\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_in_a_container_it_is_the_same_card(repo):
