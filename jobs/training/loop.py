@@ -442,14 +442,31 @@ def save_adapter(model, base: Path, out: Path) -> None:
 
 
 def epochs_kept(base: Path, folder: Path) -> "TrainerCallback":
-    """A callback that writes the adapter after each epoch to `folder`/epoch-N, where a resumed run finds it."""
+    """A callback that writes the adapter after each epoch to `folder`/epoch-N, where a resumed run finds it.
+
+    Errors: JobError, before anything is trained, where a resumed run does not find one.
+    """
     from transformers import TrainerCallback
 
     class Kept(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **_) -> None:
+            passed, rest = divmod(state.global_step, state.max_steps // round(args.num_train_epochs))
+            if not ranks.main() or not passed:
+                return
+            # A run that was killed after an epoch's last step may have a checkpoint of it and no folder yet.
+            if not rest and passed < args.num_train_epochs and not (folder / f"epoch-{passed}").exists():
+                self.keep(passed, model)
+            for number in range(1, min(passed, round(args.num_train_epochs) - 1) + 1):
+                if not (folder / f"epoch-{number}").exists():
+                    raise JobError(f"{folder / f'epoch-{number}'}: is gone; remove {folder} to train anew")
+
         def on_epoch_end(self, args, state, control, model=None, **_) -> None:
             if ranks.main():
-                with replace_dir(folder / f"epoch-{round(state.epoch)}") as partial:
-                    save_adapter(model, base, partial)
+                self.keep(round(state.epoch), model)
+
+        def keep(self, number: int, model) -> None:
+            with replace_dir(folder / f"epoch-{number}") as partial:
+                save_adapter(model, base, partial)
 
     return Kept()
 

@@ -2,12 +2,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
+from jobs.training import loop
 from tests import program
 from tests import toy as models
 
@@ -93,6 +95,26 @@ def test_the_adapters_of_earlier_epochs_are_kept_and_are_those_of_shorter_runs(w
     assert len({one, two, three}) == 3
     assert not list((tmp_path / "one" / adapter).glob("epoch-*"))
     assert (kept / "epoch-1/adapter_config.json").read_bytes() == (kept / "adapter_config.json").read_bytes()
+
+
+def test_a_resumed_run_has_the_adapters_of_the_epochs_before_it_or_says_which_is_gone(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "save_adapter", lambda model, base, out: (out / "weights").write_text(model))
+    callback = loop.epochs_kept(Path("base"), tmp_path)
+    arguments = SimpleNamespace(num_train_epochs=3.0)
+
+    def resumed(step: int) -> list[str]:
+        state = SimpleNamespace(global_step=step, max_steps=12, epoch=step / 4)
+        callback.on_train_begin(arguments, state, None, model=f"of step {step}")
+        return sorted(path.name for path in tmp_path.glob("epoch-*"))
+
+    assert resumed(0) == resumed(3) == []
+    assert resumed(4) == ["epoch-1"], "killed between the epoch's checkpoint and its folder"
+    assert (tmp_path / "epoch-1/weights").read_text() == "of step 4"
+    with pytest.raises(JobError, match=r"epoch-2: is gone; remove .* to train anew"):
+        resumed(9)
+    assert resumed(8) == ["epoch-1", "epoch-2"]
+    assert resumed(12) == ["epoch-1", "epoch-2"], "the last epoch's adapter is the run's own"
+    assert (tmp_path / "epoch-1/weights").read_text() == "of step 4", "what is there stays"
 
 
 def test_not_all_examples_can_be_set_aside():
