@@ -40,9 +40,7 @@ class Rollout:
 
         settings = params.grpo
         self.settings, self.model, self.version = settings, model, 0
-        self.folder = process_folder(
-            Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir()), "jobs-adapter"
-        )
+        self.folder = adapter_folder("jobs-adapter")
         atexit.register(self.close)
         self.llm = LLM(
             str(base),
@@ -177,6 +175,12 @@ class Fp8Rollout(MergedRollout):
 
     def put(self, model, weights: Iterator[tuple[str, "torch.Tensor"]]) -> set[str]:
         return fp8.put(model, weights)
+
+
+def adapter_folder(name: str) -> Path:
+    """A new folder for this process to hand adapters over by, in memory where the machine has a place for that."""
+    memory = Path("/dev/shm")
+    return process_folder(memory if memory.is_dir() else Path(tempfile.gettempdir()), name)
 
 
 # By grpo.rollout; `transformers` needs none.

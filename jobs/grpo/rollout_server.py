@@ -6,12 +6,10 @@ The process has its own copy of the base with the adapter's factors, and the Rol
 
 import atexit
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -24,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import process_folder
 from jobs.grpo import rollout
 from jobs.inference import sample_seed
 from jobs.plumbing.cli import log_to_stderr
 from jobs.plumbing.params import Params
+from jobs.sandbox import isolation
 
 CARDS = "CUDA_VISIBLE_DEVICES"
 LOST = signal.SIGUSR1  # by which the reading thread breaks off what the main thread does
-PR_SET_PDEATHSIG = 1
 
 Told = Callable[
     [list[int], list[int]], None
@@ -87,9 +84,7 @@ class RemoteRollout:
 
     def __init__(self, params: Params, base: Path, adapter: Path, card: str | None) -> None:
         """card: the value of CUDA_VISIBLE_DEVICES there; None leaves it as it is."""
-        memory = Path("/dev/shm")
-        room = memory if memory.is_dir() else Path(tempfile.gettempdir())
-        self.folder = process_folder(room, "jobs-adapter-ahead")
+        self.folder = rollout.adapter_folder("jobs-adapter-ahead")
         self.number, self.error, self.closing = 0, "", False
         self.leftover: Path | None = None  # a folder of the process's own, which cannot remove it when it is killed
         self.loaded: Future = Future()
@@ -191,7 +186,7 @@ def serve(pipe: Connection, params: Params, base: Path, adapter: Path, card: str
     """The process: answers requests until nobody is there to ask."""
     if card is not None:
         os.environ[CARDS] = card
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    isolation.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is None or os.getppid() != parent.pid:
         return
