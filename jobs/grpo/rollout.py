@@ -321,7 +321,14 @@ def unsloth_engine_options(params: Params) -> Iterator[None]:
     class Engine(original):
         def __init__(self, *arguments, **options) -> None:
             prepare()  # Unsloth has switched FlashInfer's sampler on
-            super().__init__(*arguments, **options | engine_options(params) | lora_targets(params))
+            ours = options | engine_options(params) | lora_targets(params)
+            # vLLM warms up with so many tokens, dealt out to `max_num_seqs` sequences. One that gets more than it may have
+            # is read past the end of its keys and values, which ends the process. Unsloth sees to that for its own number
+            # of sequences, and vLLM where it chooses the number of tokens.
+            if "max_num_batched_tokens" in options:
+                most = ours["max_num_seqs"] * ours["max_model_len"]
+                ours["max_num_batched_tokens"] = min(options["max_num_batched_tokens"], most)
+            super().__init__(*arguments, **ours)
 
     vllm.LLM = Engine
     try:

@@ -2,16 +2,17 @@
 
     python tests/bench/grpo_peers.py MODEL ADAPTER TASKS --out DIR [--cases flat reference | own] [--systems NAME ...]
 
-Reads   MODEL    a model folder      ADAPTER  an SFT adapter of rank 32 on all linear layers; only `ours` continues one
-        TASKS    tasks with prompts (jobs/common/task.py)
+Reads   MODEL    a model folder      ADAPTER  an SFT adapter on all linear layers, which `ours` continues; the peers begin
+                 new ones of its rank and alpha
+        TASKS    tasks with prompts (jobs/common/task.py); those of more than 1,000 characters are left out
 Writes  --out    steps.json: seconds of every step by system and case; SYSTEM-CASE.log; with --profile also the Python
                  functions that take most of a step's time, which itself takes longer then: SYSTEM-CASE.profile
 
 Cases: `flat` forces every completion to 512 tokens, `reference` to lengths as the reference run had them (270 on average,
 a long tail), 64 completions a step; both in one process, by each request's own max_tokens. `own` lets a real small model
 end its 256 completions itself, 320 tokens at most. Rewards are drawn from the texts' hashes, so that no group is without a
-signal and no system waits for a verdict. All sample with temperature 1 and without top-p, train rank 32 on all linear
-layers without a KL term, and begin from the prompts that jobs/common/answer_format.py lays out.
+signal and no system waits for a verdict. All sample with temperature 1 and without top-p, train all linear layers without a
+KL term, and begin from the prompts that jobs/common/answer_format.py lays out.
 
 The peers are set up as their own documents do: TRL's GRPOTrainer with vLLM in the same process ("colocate") and PEFT,
 Unsloth as in its GRPO notebooks (fast_inference, gradient checkpointing "unsloth"). Systems run one after the other.
@@ -59,6 +60,7 @@ PASSES = {
 }  # rows x passes of `ours`; the peers' rows are in PEERS
 PEERS = {"flat": 8, "reference": 8, "own": 32}  # with 16 rows plain TRL keeps more logits than a card of 80 GB holds
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LONGEST = 1000  # characters of a prompt, which are then at most 512 tokens with what is laid around it
 
 
 def main() -> None:
@@ -213,8 +215,21 @@ def reward(completions: list, **_) -> list[float]:
     return [drawn(each if isinstance(each, str) else each[0]["content"]) for each in completions]
 
 
+def lora(options: argparse.Namespace) -> tuple[int, int]:
+    """Rank and alpha of the adapter."""
+    config = json.loads((options.adapter / "adapter_config.json").read_text())
+    return config["r"], config["lora_alpha"]
+
+
+def short(tasks: Path) -> list[dict]:
+    from jobs.common.task import read_tasks
+
+    return [task for task in read_tasks(tasks) if len(task["prompt"]) <= LONGEST]
+
+
 def ours(options: argparse.Namespace) -> None:
     from jobs import __main__
+    from jobs.common.files import write_jsonl
     from jobs.training import loop
 
     clock = Clock(options)
@@ -229,14 +244,18 @@ def ours(options: argparse.Namespace) -> None:
     loop.train = watched
     draw_rewards()
     rows, passes = PASSES[case]
+    rank, alpha = lora(options)
     settings = [
-        "sft.lora.rank=32", "sft.lora.alpha=32", f"sft.lora.targets=[{', '.join(LORA_TARGETS)}]", f"grpo.batch_size={rows}",
+        f"sft.lora.rank={rank}", f"sft.lora.alpha={alpha}", f"sft.lora.targets=[{', '.join(LORA_TARGETS)}]",
+        f"grpo.batch_size={rows}",
         f"grpo.gradient_accumulation={passes}", f"grpo.generations={GROUP}", f"grpo.steps={STEPS * len(options.cases)}",
         f"grpo.max_completion_length={SHAPES[case][1]}", "grpo.temperature=1.0", "grpo.top_p=1.0", "grpo.beta=0.0",
         "grpo.loss=dr_grpo", "grpo.scale_rewards=none", "grpo.log_completions_every=0", "checkpoints.every=1000",
         *OURS[options.one], *options.set,
     ]  # fmt: skip
-    paths = ["--base", options.model, "--adapter", options.adapter, "--tasks", options.tasks]
+    tasks = Path("tasks.jsonl")
+    write_jsonl(tasks, short(options.tasks))
+    paths = ["--base", options.model, "--adapter", options.adapter, "--tasks", tasks.resolve()]
     sets = [word for setting in settings for word in ("--set", setting)]
     __main__.main(["grpo", "--params", str(REPO / "params.yaml"), *map(str, paths), *sets])
 
@@ -266,11 +285,8 @@ def dataset(options: argparse.Namespace):
     from datasets import Dataset
 
     from jobs.common import answer_format
-    from jobs.common.task import read_tasks
 
-    return Dataset.from_list(
-        [{"prompt": answer_format.chat_prompt(row["prompt"])} for row in read_tasks(options.tasks)]
-    )
+    return Dataset.from_list([{"prompt": answer_format.chat_prompt(row["prompt"])} for row in short(options.tasks)])
 
 
 def trl(options: argparse.Namespace) -> None:
@@ -283,9 +299,10 @@ def trl(options: argparse.Namespace) -> None:
         options, GRPOConfig, use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.3,
         vllm_max_model_length=1024, model_init_kwargs={"dtype": torch.bfloat16},
     )  # fmt: skip
+    rank, alpha = lora(options)
     trainer = GRPOTrainer(
         model=str(options.model), reward_funcs=reward, args=args, train_dataset=dataset(options),
-        peft_config=LoraConfig(r=32, lora_alpha=32, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
     )  # fmt: skip
     clock.watch_engine()
     trainer.add_callback(clock.callback())
@@ -298,12 +315,18 @@ def unsloth(options: argparse.Namespace) -> None:
     from vllm import SamplingParams
 
     clock = Clock(options)
+    rank, alpha = lora(options)
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(options.model), max_seq_length=1024, load_in_4bit=False, fast_inference=True, max_lora_rank=32,
+        model_name=str(options.model), max_seq_length=1024, load_in_4bit=False, fast_inference=True, max_lora_rank=rank,
         gpu_memory_utilization=0.6,
     )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
-        model, r=32, target_modules=LORA_TARGETS, lora_alpha=64, use_gradient_checkpointing="unsloth", random_state=3407
+        model,
+        r=rank,
+        target_modules=LORA_TARGETS,
+        lora_alpha=alpha,
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
     )
     sampling = SamplingParams(min_p=0.1, top_p=1.0, top_k=-1, seed=3407, stop=[tokenizer.eos_token],
                               include_stop_str_in_output=True)  # fmt: skip

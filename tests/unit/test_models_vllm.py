@@ -178,3 +178,14 @@ def test_the_engine_that_unsloth_builds_gets_the_options_of_ours(calls):
     assert calls["options"] == {"dtype": "bfloat16", **engine_options(params), **lora_targets(params)}
     assert (calls["options"]["seed"], calls["options"]["max_num_seqs"]) == (5, 64)
     assert calls["options"]["lora_target_modules"] == list(params.sft.lora.targets)
+
+
+@pytest.mark.parametrize(("batched", "taken"), [(8192, 1536), (1024, 1024)])
+def test_no_sequence_of_the_engines_warm_up_is_longer_than_one_may_be(calls, batched, taken):
+    """Unsloth counts on its own number of sequences, which is larger than ours."""
+    params = load(Path(__file__).parents[2] / "params.yaml", ["grpo.batch_size=4", "grpo.gradient_accumulation=1",
+                                                              "grpo.generations=4"])  # fmt: skip
+    with unsloth_engine_options(params):
+        sys.modules["vllm"].LLM("base", max_num_seqs=256, max_model_len=384, max_num_batched_tokens=batched)
+    assert calls["options"]["max_num_seqs"] == 4
+    assert calls["options"]["max_num_batched_tokens"] == taken
