@@ -303,6 +303,11 @@ class Trainer(GRPOTrainer):
         if not inputs.get("taught", True):  # nothing was measured
             for name, values in measured.items():
                 del values[before.get(name, 0) :]
+        elif self.grpo.engine == "unsloth" and not self.grpo.entropy:
+            # It computes no entropy where the loss wants none, and logs 0.
+            del measured["entropy"][before.get("entropy", 0) :]
+        if not measured["entropy"]:
+            del measured["entropy"]
         return loss
 
     def compares_logps(self) -> bool:
@@ -414,7 +419,10 @@ class Trainer(GRPOTrainer):
             (row[start : start + len(sampled)] - torch.tensor(sampled)).abs()
             for row, start, sampled in zip(logps, starts, self.sampled_logps[:rows], strict=True)
         ]
-        self._metrics["train"]["logp_difference"].append(torch.cat(differences).mean().item())
+        measured = self._metrics["train"]
+        measured["logp_difference"].append(torch.cat(differences).mean().item())
+        if not self.grpo.entropy:  # the mean of -log p of what was sampled is the entropy of what it was sampled from
+            measured["entropy"].append(-torch.cat([torch.tensor(row) for row in self.sampled_logps]).mean().item())
 
     def refilled(self, output: dict) -> dict:
         """Puts groups of other tasks in the places of groups without a signal, in at most REFILLS rounds.

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from jobs.common.errors import UsageError
 from jobs.plumbing.params import load
@@ -214,3 +215,41 @@ def test_the_reference_trains_all_seven_projections():
     }  # fmt: skip
     lora = load(ROOT / "params.yaml").sft.lora
     assert sum(lora.rank * sum(shapes[name]) for name in lora.targets) * 36 == 66_060_288
+
+
+@pytest.mark.parametrize(
+    ("engine", "bonus", "left"),
+    [("unsloth", 0, [1.25]), ("unsloth", 0.01, [1.25, 0.0]), ("transformers", 0, [1.25, 0.0])],
+)
+def test_the_entropy_of_zero_that_unsloth_logs_where_it_computes_none_is_left_out(
+    base, tmp_path, monkeypatch, engine, bonus, left
+):
+    trainer = toy.grpo_trainer(base, tmp_path, load(ROOT / "params.yaml", CPU))
+
+    def loss(self, *_, **__):
+        self._metrics["train"]["entropy"].append(0.0)
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", loss)
+    params = load(ROOT / "params.yaml", [f"grpo.engine={engine}", f"grpo.entropy={bonus}"])
+    monkeypatch.setattr(trainer, "grpo", params.grpo)
+    trainer._metrics["train"]["entropy"].append(1.25)  # by the sampler's log-probabilities
+    trainer.compute_loss(trainer.model, {"advantages": [1.0]})
+    assert trainer._metrics["train"]["entropy"] == left
+    trainer._metrics["train"].clear()
+    trainer.compute_loss(trainer.model, {"advantages": [1.0]})
+    assert trainer._metrics["train"].get("entropy", []) == left[1:], "a step without a value has no column of nothing"
+
+
+def test_the_samplers_log_probabilities_give_the_entropy_of_what_was_sampled(base, tmp_path, monkeypatch):
+    trainer = toy.grpo_trainer(base, tmp_path, load(ROOT / "params.yaml", CPU))
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -6.0, -5.0]])
+    monkeypatch.setattr(
+        GRPOTrainer, "_get_per_token_logps_and_entropies", lambda *_, **__: (logps, torch.zeros_like(logps))
+    )
+    trainer.sampled_logps = [[-1.0, -2.0, -2.0], [-4.0]]
+    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    trainer.measure_logp_difference(
+        {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask}
+    )
+    measured = trainer._metrics["train"]
+    assert (measured["logp_difference"], measured["entropy"]) == ([0.25], [2.25])
