@@ -7,6 +7,7 @@ tasks of the rows of other projects. A new field is one line in `Task`; what mus
 import ast
 import keyword
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, Required, TypedDict, get_args, get_origin, get_type_hints
 
@@ -45,6 +46,7 @@ class Task(TypedDict, total=False):
     rtol: float  # relative tolerance, beside atol, of numbers in outputs and results
     checker: str  # why outputs cannot be compared by such rules: then no program is judged, the verdict is unsupported
     time_limit: float  # seconds of one test where the task is of a benchmark; in training it is sandbox.timeout
+    timeout: float  # seconds in the place of sandbox.timeout, in training alone; where that is less, it holds
     prelude: str  # Python that stands before the answer wherever it is run: imports that the source takes for granted
     difficulty: str  # as the source grades it
     date: str  # of the problem's publication, YYYY-MM-DD
@@ -102,6 +104,8 @@ def fault(task: Mapping[str, Any]) -> str:
         return wrong
     if not task["task_id"].strip():
         return "its task_id is empty"
+    if (timeout := task.get("timeout")) is not None and not 0 < timeout < inf:
+        return f"its timeout {timeout!r} is no number of seconds above 0"
     if is_program(task):
         wrong = "has stdin_tests, of a whole program, and an entry_point" if task.get("entry_point") else ""
         return wrong or fault_of_programs(task)

@@ -202,6 +202,13 @@ class Overlap(Section):
     words: Annotated[int, Field(ge=2, le=64)]  # in a row, shared by the prompts
 
 
+class OwnTimeout(Section):
+    """A training task's own limit of time, below sandbox.timeout; see jobs/tasks/timeouts.py."""
+
+    floor: Annotated[float, Field(ge=0.1, le=86400)]  # seconds that every task has at least
+    factor: Annotated[float, Field(ge=10, le=10**6)]  # times what its reference takes
+
+
 RESERVED = ("train", "distill", "humaneval", "mbpp", "toy", "toy_stdin", "benchmarks", "left_out", "contamination")
 
 
@@ -262,6 +269,7 @@ class Tasks(Section):
     heldout: Annotated[int, Field(ge=0, le=377)]
     exclude: list[Exclusion]
     overlap: Overlap
+    timeout: OwnTimeout | None
     files: list[OwnTasks]
     sources: list[TaskSource]
     toy: ToyTasks | None

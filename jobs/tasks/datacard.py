@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from jobs.tasks.sources import TRAINING
+
 if TYPE_CHECKING:
     from jobs.common.task import Task
     from jobs.plumbing.params import Tasks as Settings
@@ -24,6 +26,16 @@ WHY = {
     "packages": "it needs packages that the sandbox does not have (sandbox.packages)",
     "unverified": "none of its solutions passes its tests (tasks.sources)",
 }
+
+
+def limits(splits: "dict[str, list[Task]]") -> list[str]:
+    """What is said of the training tasks' own limits of time; nothing where none has one."""
+    counts = Counter((name, task.get("timeout")) for name in TRAINING for task in splits.get(name, []))
+    own = [f"{count} of {name} have {seconds:g} s" for (name, seconds), count in counts.items() if seconds]
+    said = (
+        "A training task whose reference is quick has a time limit of its own (`timeout`), the others sandbox.timeout: "
+    )
+    return [said + ", ".join(own) + ".", ""] if own else []
 
 
 def card(splits: "dict[str, list[Task]]", metrics: dict, settings: "Settings") -> str:
@@ -53,6 +65,7 @@ def card(splits: "dict[str, list[Task]]", metrics: dict, settings: "Settings") -
             "",
             "Every reference passes its own tests in the sandbox. A benchmark keeps all the tasks it was drawn with.",
             "",
+            *limits(splits),
             "## Left out of training",
             "",
             "| reason | meaning | tasks |",

@@ -38,7 +38,7 @@ from jobs.common.files import replace_dir, write_json, write_jsonl, write_metric
 from jobs.common.programs import is_program
 from jobs.plumbing.cli import job, writes
 from jobs.plumbing.outputs import FOLDER, METRICS
-from jobs.tasks import datacard, overlap, pairs, run_references, sources
+from jobs.tasks import datacard, overlap, pairs, run_references, sources, timeouts
 from jobs.tasks import outside as published
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def run(params: "Params", folder: Path, pairs_path: Path, out: Path, metrics_pat
     seen = {id(task) for tasks in outside.values() for task in tasks}  # a benchmark's have no reference, others passed
     own = {name: [task for task in tasks if id(task) not in seen] for name, tasks in splits.items()}
     run_references.require_passing(own, [name for name in splits if is_benchmark(name)], params.sandbox)
+    training = {name: tasks for name, tasks in splits.items() if not is_benchmark(name)}
+    splits |= timeouts.fixed(training, settings.timeout, params.sandbox)
     if settings.train_on_distill:
         splits["train"] = [*splits["train"], *splits["distill"]]
     metrics = metrics_of(splits, left_out, report)

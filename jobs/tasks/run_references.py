@@ -13,7 +13,7 @@ from jobs.plumbing.cli import log
 if TYPE_CHECKING:
     from jobs.common.task import Task
     from jobs.plumbing.params import Sandbox as Limits
-    from jobs.sandbox import Verdict
+    from jobs.sandbox import Sandbox, Verdict
 
 PATIENCE = 60.0  # seconds of CPU for a reference; the slowest of MBPP+ takes a quarter of it on a machine of today
 ROOM = 0.4  # of the time limit in training: a slower reference leaves too little for other right answers
@@ -25,17 +25,22 @@ def of_benchmarks(task: "Task") -> bool:
     return any(task.get(name) is not None for name in ("base_input", "plus_input", "unittests"))
 
 
-def judged(rows: "list[Task]", limits: "Limits", scored: bool) -> "list[Verdict]":
-    """Verdicts on the tasks' references, in order; with a benchmark's limits for those that are scored so."""
+def patient(limits: "Limits", benchmark: bool = False) -> "Sandbox":
+    """A sandbox under limits of time that no reference comes near, but for a task's own `timeout`."""
     from jobs.sandbox import Sandbox
 
     generous = limits.model_copy(update={"timeout": PATIENCE, "min_limit": PATIENCE, "limit_factor": 1000.0})
+    return Sandbox.from_params(generous, benchmark=benchmark)
+
+
+def judged(rows: "list[Task]", limits: "Limits", scored: bool) -> "list[Verdict]":
+    """Verdicts on the tasks' references, in order; with a benchmark's limits for those that are scored so."""
     verdicts: dict[int, Verdict] = {}
     for benchmark in (True, False):
         part = [task for task in rows if (scored and of_benchmarks(task)) == benchmark]
         if part:
-            with Sandbox.from_params(generous, benchmark=benchmark) as sandbox:
-                found = sandbox.run([(task, task["reference"]) for task in part])
+            with patient(limits, benchmark) as sandbox:
+                found = sandbox.run([({**task, "timeout": PATIENCE}, task["reference"]) for task in part])
             verdicts |= {id(task): verdict for task, verdict in zip(part, found, strict=True)}
     return [verdicts[id(task)] for task in rows]
 
@@ -49,6 +54,11 @@ def failures(rows: "list[Task]", limits: "Limits") -> list[tuple[str, str]]:
     ]
 
 
+def limit(task: "Task", limits: "Limits") -> float:
+    """Seconds that an answer to it has in training."""
+    return min(limits.timeout, task.get("timeout") or limits.timeout)
+
+
 def require_passing(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], limits: "Limits") -> None:
     """Runs every task's reference against its tests.
 
@@ -60,13 +70,14 @@ def require_passing(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], 
         for task, verdict in zip(tasks, judged(tasks, limits, split in benchmarks), strict=True):
             if not verdict.passed:
                 failed.append(f"{task['task_id']} ({split}): {verdict.status}, {verdict.error}")
-            elif split not in benchmarks and verdict.seconds > ROOM * limits.timeout:
+            elif split not in benchmarks and verdict.seconds > ROOM * (most := limit(task, limits)):
                 log.warning(
-                    "%s (%s): its reference took %.1f s here; in training an answer has %g s (sandbox.timeout)",
+                    "%s (%s): its reference took %.1f s here; in training an answer has %g s (%s)",
                     task["task_id"],
                     split,
                     verdict.seconds,
-                    limits.timeout,
+                    most,
+                    "sandbox.timeout" if most == limits.timeout else "its own timeout",
                 )
     if failed:
         more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""

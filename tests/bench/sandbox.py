@@ -20,9 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from jobs.common.files import read_jsonl
+from jobs.plumbing.params import load
 from jobs.sandbox import Sandbox
 from jobs.sandbox.judge import COMMON
 from jobs.score import load_tasks
+from jobs.tasks import timeouts
 from jobs.tasks.run_references import ROOM
 
 
@@ -275,13 +277,51 @@ def hang(workers: int) -> None:
             )
 
 
+def own_limits(data: Path, workers: int, rounds: int = 12) -> None:
+    """A GRPO step's 64 completions of 4 MBPP+ tasks of which 3 never end: by sandbox.timeout, and by the tasks' own limits.
+
+    The two take turns, on the same tasks, which both have ready.
+    """
+    params = load(Path(__file__).resolve().parents[2] / "params.yaml", [])
+    tasks = list(load_tasks(data / "MbppPlus.jsonl.gz").values())[: 6 * rounds]
+    tasks = [task for task in timeouts.fixed({"train": tasks}, params.tasks.timeout, params.sandbox)["train"]
+             if task.get("timeout")][: 4 * rounds]  # fmt: skip
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    cpu = {False: 0.0, True: 0.0}
+    with Sandbox(workers, timeout=params.sandbox.timeout) as sandbox:
+        for first in range(0, len(tasks), 4):
+            for own in (False, True):
+                step = [{**task, "timeout": task["timeout"] if own else None} for task in tasks[first : first + 4]]
+                sandbox.run([(task, task["reference"]) for task in step])
+                batch = [(task, task["reference"]) for task in step for _ in range(16)]
+                for i in (0, 21, 42):
+                    task, _ = batch[i]
+                    batch[i] = (task, f"def {task['entry_point']}(*arguments):\n    while True: pass\n")
+                before, start = tree_cpu(os.getpid()), time.monotonic()
+                verdicts = sandbox.run(batch)
+                seconds[own].append(time.monotonic() - start)
+                cpu[own] += tree_cpu(os.getpid()) - before
+                assert [verdict.status for verdict in verdicts].count("timeout") == 3
+                assert sum(verdict.passed for verdict in verdicts) == 61
+    found = {
+        "what": "64 completions of which 3 never end, own limits / sandbox.timeout",
+        "steps": len(seconds[True]),
+        "wall": round(statistics.median(seconds[True]) / statistics.median(seconds[False]), 2),
+        "cpu": round(cpu[True] / cpu[False], 2),
+        "seconds": {
+            name: round(statistics.median(seconds[own]), 2) for name, own in (("own", True), ("without", False))
+        },
+    }
+    print(json.dumps(found), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeat", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--only", nargs="*", default=["empty", "mbpp", "humaneval", "plus-base", "plus", "step", "hang"]
+        "--only", nargs="*", default=["empty", "mbpp", "humaneval", "plus-base", "plus", "step", "hang", "own-limits"]
     )
     options = parser.parse_args()
     runs = {
@@ -292,6 +332,7 @@ def main() -> None:
         "plus": lambda: plus(options.data, options.repeat, options.workers, False),
         "step": lambda: step(options.data, options.workers),
         "hang": lambda: hang(options.workers),
+        "own-limits": lambda: own_limits(options.data, options.workers),
     }
     for name in options.only:
         runs[name]()

@@ -31,6 +31,7 @@ def once(folder: Path, sources: Path, loops: int, pinned: bool) -> dict:
 
     others = [subprocess.Popen([sys.executable, "-c", LOOP], preexec_fn=bind) for _ in range(loops)]
     words = ["--params", str(ROOT / "params.yaml"), "--sources", str(sources.resolve())]
+    words += ["--pairs", str(ROOT / "data/overlap/pairs.jsonl")]
     start = time.monotonic()
     try:
         subprocess.run(

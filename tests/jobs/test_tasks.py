@@ -62,6 +62,25 @@ def test_the_distilled_tasks_are_trained_on_as_well_if_params_say_so(tmp_path):
     assert json.loads(done.stdout)["tasks"] == {"train": 5, "distill": 3, "toy": 5}
 
 
+def test_training_tasks_have_limits_of_their_own_and_benchmarks_have_none(tmp_path):
+    """What is switched off leaves the files as they were, to the byte."""
+    toy = "tasks.toy={distill: 3, train: 2, heldout: 5}"
+    digests = {}
+    for name, assignments in {"on": (), "null": ("tasks.timeout=null",), "short": ("sandbox.timeout=0.5",)}.items():
+        (tmp_path / name).mkdir()
+        done = collect(tmp_path / name, toy, "tasks.train_on_distill=true", *assignments, sources=tmp_path)
+        assert done.returncode == 0, done.stderr
+        digests[name] = sha256(tmp_path / name / "tasks")
+    assert digests["on"] != digests["null"] == digests["short"]
+    for split, limits in {"train": {0.5}, "distill": {0.5}, "toy": {None}}.items():
+        rows, before = (read_jsonl(tmp_path / name / f"tasks/{split}.jsonl") for name in ("on", "null"))
+        assert {row.get("timeout") for row in rows} == limits
+        assert [{key: value for key, value in row.items() if key != "timeout"} for row in rows] == before
+    said = "has a time limit of its own"
+    assert "5 of train have 0.5 s, 3 of distill have 0.5 s" in (tmp_path / "on/tasks/README.md").read_text()
+    assert said not in (tmp_path / "null/tasks/README.md").read_text()
+
+
 def test_bad_params_and_missing_sources_end_in_one_line(tmp_path):
     done = collect(tmp_path, "tasks.mbpp.revision=main", sources=tmp_path)
     assert done.returncode == 2
@@ -117,6 +136,14 @@ def test_a_slow_reference_is_told_of_and_kept(caplog):
     splits = {"train": [record(1, SQUARE), record(2, SLOW)], "mbpp": [record(3, SLOW)]}
     run_references.require_passing(splits, ["mbpp"], limits)
     assert [line.split(" (train)")[0] for line in caplog.messages] == ["T/2"]
+    assert "0.5 s (sandbox.timeout)" in caplog.text
+
+
+def test_a_limit_that_a_file_gives_a_task_does_not_fail_its_slow_reference(caplog):
+    splits = {"train": [record(1, SLOW, timeout=0.25), record(2, SLOW, timeout=100.0)]}
+    run_references.require_passing(splits, [], LIMITS.model_copy(update={"timeout": 50.0}))
+    assert [line.split(" (train)")[0] for line in caplog.messages] == ["T/1"]
+    assert "0.25 s (its own timeout)" in caplog.text
 
 
 def test_a_params_switch_leaves_added_inputs_out_of_training_and_of_nothing_else():
@@ -151,8 +178,12 @@ def busy(stop: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", f"import time\nwhile time.time() < {stop}: pass"])
 
 
-def test_a_loaded_machine_makes_the_same_bytes(tmp_path):
-    """Alone, beside four busy loops, and pinned to one core that they share."""
+@pytest.mark.parametrize("timeout", [0.02, 2.0])
+def test_a_loaded_machine_makes_the_same_bytes(tmp_path, timeout):
+    """Alone, beside four busy loops, and pinned to one core that they share.
+
+    With 0.02 s all references are slow; with 2 s the tasks have limits of their own.
+    """
     digests = []
     for name, loops, cores in (("alone", 0, None), ("loaded", 4, None), ("pinned", 4, {0})):
         (tmp_path / name).mkdir()
@@ -160,7 +191,9 @@ def test_a_loaded_machine_makes_the_same_bytes(tmp_path):
         before = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, {min(before)} if cores else before)
-            done = collect(tmp_path / name, "tasks.toy={distill: 12, train: 8, heldout: 6}", "sandbox.timeout=0.02")
+            done = collect(
+                tmp_path / name, "tasks.toy={distill: 12, train: 8, heldout: 6}", f"sandbox.timeout={timeout}"
+            )
         finally:
             os.sched_setaffinity(0, before)
             for process in others:
@@ -168,4 +201,5 @@ def test_a_loaded_machine_makes_the_same_bytes(tmp_path):
                 process.wait()
         assert done.returncode == 0, done.stderr
         digests.append((sha256(tmp_path / name / "tasks"), sha256(tmp_path / name / "metrics.json")))
+        assert ('"timeout": 0.5' in (tmp_path / name / "tasks/train.jsonl").read_text()) == (timeout > 0.5)
     assert len(set(digests)) == 1
