@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +54,8 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
         raise JobError(f"{base}: is quantized; adapters can only be added to the original weights")
     updates = updates_of(base, adapters)
     storage = Storage(FLOATS[params.merge.dtype], params.merge.rounding == "stochastic", params.seed)
-    with replace_dir(out) as partial, ThreadPoolExecutor(1) as pool:
-        record = pool.submit(made_of, base, adapters)  # hashing takes a third of what the sum does
-        kept = write_model(base, updates, storage, partial)
+    with replace_dir(out) as partial:
+        kept, record = write_model(base, updates, storage, partial, partial_of(made_of, base, adapters))
         total = sum_of(kept)
         if not total.uu:
             raise JobError(f"{', '.join(map(str, adapters))}: changes nothing in {base}")
@@ -66,7 +65,7 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
         copy_rest(base, partial, params.merge.dtype)
         layers = {layer: sum_of(part).figures() for layer, part in by_layer(kept).items()}
         measured = figures | {"layers": layers}
-        set_record(partial, **record.result(), stored=str(storage), metrics=hash_of_metrics(measured))
+        set_record(partial, **record, stored=str(storage), metrics=hash_of_metrics(measured))
     write_metrics(metrics, measured)
     write_plot(plot, layers)
     provenance(f"merge-{out.name}", base=str(base), adapters=[str(adapter) for adapter in adapters])
@@ -151,7 +150,7 @@ def end_of(folder: Path) -> int | None:
 @writes("--metrics", "metrics/merge-grpo.json", "Retention in all and by layer.", METRICS)
 @writes("--plot", "plots/merge-grpo.csv", "Retention by layer, to plot.", TABLE("layer", "retention"))
 def command(params: "Params", base: Path, adapter: tuple[Path, ...], out: Path, metrics: Path, plot: Path) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: the workers are the threads
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded: there is a process a core
     result = run(params, base, list(adapter), out, metrics, plot)
     log.info("kept %.2f %% of the update as %s", 100 * result["retention"], result["stored"])
     click.echo(json.dumps(result))

@@ -1,25 +1,23 @@
 """A base and its adapters as one GGUF file in float32, float16 or bfloat16, by llama.cpp's converter in a process."""
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from jobs.common.answer_format import CHAT_TEMPLATE
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, write_json
+from jobs.common.process import die_with_parent
 from jobs.gguf import converter
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 TEMPLATES = {"chat_template.jinja", "chat_template.json"}
-PR_SET_PDEATHSIG = 1
-libc = ctypes.CDLL(None)
 
 
 def convert(base: Path, adapters: list[Path], kind: str, path: Path, name: str) -> None:
@@ -47,7 +45,7 @@ def convert(base: Path, adapters: list[Path], kind: str, path: Path, name: str) 
             text=True,
             cwd=folder,
             env=environment(),
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
@@ -84,8 +82,3 @@ def environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1"),
     }
-
-
-def die_with_parent() -> None:
-    """A job that is killed leaves no converter behind that goes on writing."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

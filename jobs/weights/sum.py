@@ -8,16 +8,20 @@ between two of them: about one in 10^12 numbers of 16 bits.
 import contextlib
 import ctypes
 import hashlib
+import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, write_json
+from jobs.common.process import die_with_parent
 from jobs.plumbing.cli import progress
 from jobs.weights.floats import FLOATS, encoded, finite, float16_of_bfloat16, noise, widened
 from jobs.weights.lora import Update
@@ -26,9 +30,13 @@ from jobs.weights.safetensors import Tensor, blocks, encode_header, header, shar
 if TYPE_CHECKING:
     import numpy as np
 
-WORKERS = 8  # at most; each holds some ten megabytes, and from here on the disk is what a merge waits for
+WORKERS = 8  # processes at most; each holds some ten megabytes, and from here on the disk is what a merge waits for
 UNIT = 1 << 23  # elements one worker takes at a time
 SYNCED_EVERY = 0.5  # seconds
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UNITS: tuple[
+    Callable[[Tensor, slice], "Kept"], list[tuple[Tensor, slice]]
+]  # in a process that computes: what it works on
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def summed(tensor: Tensor, rows: slice, updates: list[Update]) -> Iterator[tuple
 
 
 def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
-    """What the `rounded` sum kept of the update. Sums run by row, then in float64: they do not depend on threads."""
+    """What the `rounded` sum kept of the update. Sums run by row, then in float64: they do not depend on the cores."""
     import numpy as np
 
     def dot(a: np.ndarray, b: np.ndarray) -> float:
@@ -136,29 +144,78 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
-def pooled(work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str) -> dict[str, Kept]:
-    """`work` on every unit, one a core at a time; the results by tensor, summed in order."""
-    keep_freed_memory()
+def pooled(
+    work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str, handles: Sequence[int] = (),
+    beside: Callable[[], Any] = int,
+) -> tuple[dict[str, Kept], Any]:  # fmt: skip
+    """`work` on every unit: the results by tensor, summed in order, and what `beside` returns.
+
+    handles: of the files that `work` writes. beside: computed meanwhile, where there is time for it.
+    """
     kept: dict[str, Kept] = {}
-    total = sum((rows.stop - rows.start) * tensor.columns for tensor, rows in todo)
+    elements = [(rows.stop - rows.start) * tensor.columns for tensor, rows in todo]
     with (
-        ThreadPoolExecutor(min(WORKERS, len(os.sched_getaffinity(0)))) as pool,
-        progress(total=total, label=label) as bar,
+        computed(work, todo, sum(elements), beside) as (results, other),
+        synced(handles),
+        progress(total=sum(elements), label=label) as bar,
     ):
-        futures = [pool.submit(work, tensor, rows) for tensor, rows in todo]
-        try:
-            for (tensor, rows), future in zip(todo, futures, strict=True):
-                kept.setdefault(tensor.name, Kept()).add(future.result())
-                bar.update((rows.stop - rows.start) * tensor.columns)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return kept
+        for (tensor, _), count, result in zip(todo, elements, results, strict=True):
+            kept.setdefault(tensor.name, Kept()).add(result)
+            bar.update(count)
+        return kept, other()
 
 
 @contextlib.contextmanager
-def synced(handle: int) -> Iterator[None]:
-    """Has the disk write what was given to the file while more is computed, where it would all be left for the end.
+def computed(
+    work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], elements: int, beside: Callable[[], Any]
+) -> Iterator[tuple[Iterator[Kept], Callable[[], Any]]]:
+    """The results of `work` on each unit in order, and what gives that of `beside`: by a process a core.
+
+    By processes, because threads would wait for the interpreter between numpy's calls on a block, which are short. They are
+    forked here, before this process has other threads, and so know `work` and what it needs.
+    Errors: JobError where one of them is killed.
+    """
+    if elements <= UNIT:
+        yield (work(*unit) for unit in todo), beside
+        return
+    keep_freed_memory()
+    others = set(multiprocessing.active_children())
+    count = min(WORKERS, len(os.sched_getaffinity(0)), len(todo)) + 1  # one for `beside`
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), begin, (os.getpid(), work, todo))
+    # A signal that came while Python forks would be lost: what a handler raises there is only printed. The processes never
+    # hear of one: to be told to stop is this one's business.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        other = pool.submit(beside)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        futures = [pool.submit(of_unit, i) for i in range(len(todo))]
+        yield (future.result() for future in futures), other.result
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise JobError("a process that computed the sum was killed, as it is for want of memory") from None
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pool.shutdown(cancel_futures=True)
+
+
+def begin(parent: int, work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]]) -> None:
+    """In a new process of `parent`: what it is to work on."""
+    global UNITS
+    die_with_parent(parent)
+    UNITS = work, todo
+
+
+def of_unit(number: int) -> Kept:
+    work, todo = UNITS
+    return work(*todo[number])
+
+
+@contextlib.contextmanager
+def synced(handles: Sequence[int]) -> Iterator[None]:
+    """Has the disk write what was given to the files while more is computed, where it would all be left for the end.
 
     Errors: OSError if something could not be written; who syncs the file later is not told again.
     """
@@ -166,7 +223,8 @@ def synced(handle: int) -> Iterator[None]:
 
     def work() -> None:
         while not ended.wait(SYNCED_EVERY):
-            os.fdatasync(handle)
+            for handle in handles:
+                os.fdatasync(handle)
 
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
@@ -177,32 +235,38 @@ def synced(handle: int) -> Iterator[None]:
         working.result()
 
 
-def write_model(base: Path, updates: dict[str, list[Update]], storage: Storage, out: Path) -> dict[str, Kept]:
+def write_model(
+    base: Path, updates: dict[str, list[Update]], storage: Storage, out: Path, beside: Callable[[], Any] = int
+) -> tuple[dict[str, Kept], Any]:
     """Writes base + updates to `out`, shard by shard under the base's names, with an index if the base has one.
 
-    Returns what was kept of each changed tensor. Errors: JobError naming a tensor whose sum does not fit the dtype.
+    Returns what was kept of each changed tensor, and what `beside` returns, which is computed meanwhile and can be pickled.
+    Errors: JobError naming a tensor whose sum does not fit the dtype.
     """
-    kept: dict[str, Kept] = {}
-    size = 0
-    files = shards(base)
-    for file in files:
-        metadata, tensors = header(file)
-        dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
-        head, offsets = encode_header(tensors, dtypes, metadata)
-        starts = {tensor.name: start for tensor, start in zip(tensors, offsets, strict=True)}
-        with open(out / file.name, "wb") as target, synced(target.fileno()):
-            write_exactly(target.fileno(), head, 0)
+    places: dict[str, tuple[int, int]] = {}  # of a tensor's bytes: the file's handle, and where they begin
+    todo: list[tuple[Tensor, slice]] = []
+    handles, heads = [], 0
+    with contextlib.ExitStack() as files:
+        for file in shards(base):
+            metadata, tensors = header(file)
+            dtypes = [storage.dtype if t.dtype in FLOATS.values() else t.dtype for t in tensors]
+            head, starts = encode_header(tensors, dtypes, metadata)
+            handles.append(files.enter_context(open(out / file.name, "wb")).fileno())
+            write_exactly(handles[-1], head, 0)
+            heads += len(head)
+            places |= {tensor.name: (handles[-1], start) for tensor, start in zip(tensors, starts, strict=True)}
+            todo += units(tensors)
 
-            def work(tensor: Tensor, rows: slice, handle: int = target.fileno(), starts: dict = starts) -> Kept:
-                return write_rows(tensor, rows, updates.get(tensor.name, []), storage, handle, starts[tensor.name])
+        def work(tensor: Tensor, rows: slice) -> Kept:
+            return write_rows(tensor, rows, updates.get(tensor.name, []), storage, *places[tensor.name])
 
-            kept |= pooled(work, units(tensors), f"write {file.name}")
-            size += os.fstat(target.fileno()).st_size - len(head)
+        kept, found = pooled(work, todo, "write weights", handles, beside)
+        size = sum(os.fstat(handle).st_size for handle in handles) - heads
     if (base / "model.safetensors.index.json").exists():
         index = read_json(base / "model.safetensors.index.json")
         index.setdefault("metadata", {})["total_size"] = size
         write_json(out / "model.safetensors.index.json", index)
-    return {name: part for name, part in kept.items() if name in updates}
+    return {name: part for name, part in kept.items() if name in updates}, found
 
 
 def write_rows(tensor: Tensor, rows: slice, updates: list[Update], storage: Storage, handle: int, start: int) -> Kept:
@@ -258,7 +322,8 @@ def retained(base: Path, updates: dict[str, list[Update]], storage: Storage) -> 
             )
         return kept
 
-    return pooled(work, units([t for t in tensors_of(base).values() if t.name in updates]), f"measure {storage}")
+    kept, _ = pooled(work, units([t for t in tensors_of(base).values() if t.name in updates]), f"measure {storage}")
+    return kept
 
 
 def sum_of(kept: dict[str, Kept]) -> Kept:

@@ -2,9 +2,9 @@
 
     python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft]
 
-Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter under a temporary
-folder, drops it from the page cache before each step, and prints wall time and peak memory of each step; after several
-rounds, each step's median too. PEFT runs in the first round only.
+Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter of all seven projections
+under a temporary folder, drops it from the page cache before each step, and prints wall time and peak memory of each step;
+after several rounds, each step's median too. PEFT runs in the first round only.
 """
 
 import argparse
@@ -22,6 +22,15 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED = 2560, 32, 8, 128, 9728
 RANK = 32
+LINEAR = {
+    "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
+    "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+    "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
+    "mlp.gate_proj": (FEED, HIDDEN),
+    "mlp.up_proj": (FEED, HIDDEN),
+    "mlp.down_proj": (HIDDEN, FEED),
+}
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -62,28 +71,19 @@ def make(folder: Path, gib: float) -> tuple[Path, Path]:
     base, adapter = folder / "base", folder / "adapter"
     adapter.mkdir(parents=True)
     make_tokenizer(base)
-    linear = {
-        "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-        "mlp.gate_proj": (FEED, HIDDEN),
-        "mlp.up_proj": (FEED, HIDDEN),
-        "mlp.down_proj": (HIDDEN, FEED),
-    }
     vectors = {
         "input_layernorm": (HIDDEN,),
         "post_attention_layernorm": (HIDDEN,),
         "self_attn.q_norm": (HEAD_DIM,),
         "self_attn.k_norm": (HEAD_DIM,),
     }
-    layers = round(gib * 2**30 / 2 / sum(a * b for a, b in linear.values()))
+    layers = round(gib * 2**30 / 2 / sum(a * b for a, b in LINEAR.values()))
     shapes = {"model.embed_tokens.weight": (512, HIDDEN), "model.norm.weight": (HIDDEN,)}
     lora = {}
     for layer in range(layers):
-        for name, shape in {**linear, **vectors}.items():
+        for name, shape in {**LINEAR, **vectors}.items():
             shapes[f"model.layers.{layer}.{name}.weight"] = shape
-            if "self_attn" in name and len(shape) == 2:
+            if len(shape) == 2:
                 key = f"base_model.model.model.layers.{layer}.{name}"
                 lora |= {f"{key}.lora_A.weight": (RANK, shape[1]), f"{key}.lora_B.weight": (shape[0], RANK)}
     write_safetensors(base / "model.safetensors", shapes, "BF16", 0.02)
@@ -120,7 +120,7 @@ def make(folder: Path, gib: float) -> tuple[Path, Path]:
                 "r": RANK,
                 "lora_alpha": 16,
                 "bias": "none",
-                "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+                "target_modules": [name.rsplit(".", 1)[-1] for name in LINEAR],
                 "base_model_name_or_path": str(base),
             }
         )

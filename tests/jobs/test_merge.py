@@ -2,10 +2,13 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -187,6 +190,37 @@ def test_the_same_bytes_however_the_work_is_cut_and_another_seed_others(base, sm
     other = load(ROOT / "params.yaml", ["seed=1", "merge.dtype=bfloat16", "merge.rounding=stochastic"])
     merge.run(other, base, [small], Path("out"), Path("m.json"), Path("p.csv"))
     assert sha256(tmp_path / "out") != first["out"]
+
+
+def test_a_process_that_is_killed_ends_the_merge_in_one_line_and_none_goes_on(base, small, tmp_path, monkeypatch):
+    job = os.getpid()
+
+    def killed(*_) -> None:
+        assert os.getpid() != job, "the sum of so many units is computed by other processes"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("jobs.weights.sum.UNIT", 5000)
+    monkeypatch.setattr("jobs.weights.sum.write_rows", killed)
+    with pytest.raises(JobError, match="computed the sum was killed"):
+        run(base, [small])
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stops_a_merge_does_not_wait_for_what_its_processes_are_at(base, small, tmp_path, monkeypatch):
+    def endless(*_) -> None:
+        threading.Event().wait()
+
+    def told(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.weights.sum.UNIT", 5000)
+    monkeypatch.setattr("jobs.weights.sum.write_rows", endless)
+    monkeypatch.setattr("jobs.weights.sum.synced", told)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, [small])
+    assert not multiprocessing.active_children()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 def test_a_shard_names_the_same_noise_whatever_file_holds_it(adapter, tmp_path):

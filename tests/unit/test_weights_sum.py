@@ -18,7 +18,7 @@ def test_the_disk_writes_before_the_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fdatasync", counted)
     monkeypatch.setattr(weights_sum, "SYNCED_EVERY", 0.01)
-    with open(tmp_path / "file", "wb") as file, weights_sum.synced(file.fileno()):
+    with open(tmp_path / "file", "wb") as file, weights_sum.synced([file.fileno()]):
         file.write(b"1")
         assert told.wait(60)
         file.write(b"2")
@@ -37,7 +37,7 @@ def test_what_the_disk_cannot_write_is_an_error_though_it_is_told_only_once(tmp_
     with (
         open(tmp_path / "file", "wb") as file,
         pytest.raises(OSError, match="No space left"),
-        weights_sum.synced(file.fileno()),
+        weights_sum.synced([file.fileno()]),
     ):
         assert told.wait(60)
 
@@ -47,6 +47,6 @@ def test_an_error_of_the_sum_is_not_hidden_by_the_disks(tmp_path, monkeypatch):
     with (
         open(tmp_path / "file", "wb") as file,
         pytest.raises(ValueError, match="does not fit"),
-        weights_sum.synced(file.fileno()),
+        weights_sum.synced([file.fileno()]),
     ):
         raise ValueError("does not fit")
