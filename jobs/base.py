@@ -80,7 +80,7 @@ def run(params: "Params", out: Path) -> None:
         set_chat_template(partial)
         set_record(partial, source=source(params.base))
         refused, unread = about_tokenizer(partial)
-        refused |= refusals(partial)
+        refused |= about_weights(partial) | refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, unread_bytes=unread, **facts)
@@ -102,6 +102,18 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
             "the tokenizer has no token for the bytes %s: characters with these are left out of what is read", named
         )
     return {}, unread
+
+
+def about_weights(model_dir: Path) -> dict[str, str]:
+    """Why the stages that load the weights refuse them, by stage: they are not those that the configuration describes."""
+    from jobs.weights.model import require_whole
+
+    try:
+        require_whole(model_dir)
+    except JobError as error:
+        reason = str(error).removeprefix(f"{model_dir}/config.json: ").removeprefix(f"{model_dir}: ")
+        return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason)
+    return {}
 
 
 def source(base: "Base") -> dict:
@@ -133,11 +145,11 @@ def dequantized(base: "LocalBase", out: Path) -> dict:
 
 
 def copied(base: "LocalBase", out: Path) -> None:
-    """Copies a folder's safetensors, config and tokenizer files: nothing else in it is read."""
+    """Copies a folder's weights, config and tokenizer files: nothing else in it is read."""
     path = pinned("base.folder", base)
-    shards(path)  # whole, and in safetensors
+    weights = shards(path)  # whole, in safetensors, and no others that lie beside them: vLLM would read all
     for file in sorted(path.iterdir()):
-        if file.name in SMALL_FILES or file.suffix == ".safetensors":
+        if file.name in SMALL_FILES or file in weights:
             shutil.copyfile(file, out / file.name)
 
 

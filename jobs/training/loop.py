@@ -21,7 +21,7 @@ from jobs.training import ranks, shared_prompt
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
 from jobs.weights.attention import attention_for
 from jobs.weights.identity import adapter_identity, model_identity
-from jobs.weights.safetensors import shards
+from jobs.weights.model import require_whole
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    shards(base)
+    require_whole(base)
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # of this rank
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
 from jobs.weights.floats import FLOATS
-from jobs.weights.safetensors import Tensor, header, is_tied, tensors_of
+from jobs.weights.safetensors import Tensor, header, is_head, is_tied, module_of, tensors_of
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
@@ -125,19 +125,6 @@ def check_modules(adapter: Path, base: Path) -> None:
     ]
     if lost:
         raise JobError(f"{adapter}: {base} has no place for {', '.join(lost[:3])}{more(lost)}")
-
-
-def module_of(name: str) -> str:
-    """`model.layers.0.self_attn.q_proj` of that module's weight, bias or factors."""
-    return re.split(r"\.lora_|\.(?:weight|bias)$", name)[0]
-
-
-def is_embedding(name: str) -> bool:
-    return module_of(name).rpartition(".")[2] in ("embed_tokens", "wte", "embed_in", "word_embeddings")
-
-
-def is_head(name: str) -> bool:
-    return module_of(name).rpartition(".")[2] in ("lm_head", "embed_out")
 
 
 def attach(model, adapter: Path, base: Path, trainable: bool = False):

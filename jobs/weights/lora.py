@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
-from jobs.weights.adapter import check_base, config_of, is_embedding, is_head, module_of, more, tensors_by_module
-from jobs.weights.safetensors import Tensor, is_tied, tensors_of
+from jobs.weights.adapter import check_base, config_of, more, tensors_by_module
+from jobs.weights.safetensors import Tensor, is_embedding, is_head, is_tied, module_of, tensors_of
 
 if TYPE_CHECKING:
     import numpy as np

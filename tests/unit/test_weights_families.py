@@ -108,7 +108,11 @@ def test_targets_of_an_untied_model_and_of_dense_layers_are_free(tmp_path):
         (LLAMA, "sdpa"),
         (LLAMA | {"attn_logit_softcapping": None}, "sdpa"),
         (LLAMA | {"attn_logit_softcapping": 50.0}, "eager"),
-        ({"text_config": {"attn_logit_softcapping": 50.0}}, "eager"),
+        ({"model_type": "gemma3", "text_config": {"attn_logit_softcapping": 50.0}}, "eager"),
+        ({"model_type": "gemma2"}, "eager"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": None}, "sdpa"),
+        ({"model_type": "granite_swa"}, "eager"),
+        ({"model_type": "bloom"}, "eager"),
         (LLAMA | {"model_type": "gpt_oss"}, "eager"),
     ],
 )
