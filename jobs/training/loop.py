@@ -20,7 +20,9 @@ from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Param
 from jobs.training import ranks, shared_prompt
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
 from jobs.weights.attention import attention_for
+from jobs.weights.families import on_experts
 from jobs.weights.identity import adapter_identity, model_identity
+from jobs.weights.lora import require_plain
 from jobs.weights.model import require_whole
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         check_adapter(adapter, lora, targets)
         return attach(model, adapter, base, trainable=True)
     try:
-        return get_peft_model(
+        peft = get_peft_model(
             model,
             LoraConfig(
                 r=lora.rank,
@@ -120,11 +122,18 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         )
     except ValueError as error:  # a module that LoRA cannot be laid over
         raise JobError(f"sft.lora.targets: {base} cannot be given an adapter there ({one_line(error)})") from error
+    resolved: Any = peft.peft_config["default"]
+    if laid := resolved.target_parameters:
+        raise JobError(
+            f"sft.lora.targets: PEFT takes them for {', '.join(sorted(laid))} of {base}, which is not summed"
+        )
+    return peft
 
 
 def targets_in(model, lora: Lora, base: Path) -> list[str]:
     """The names of the modules to train; "all-linear" stands for all linear layers but the output head.
 
+    Of a model with experts it leaves out what is called as they are, and tells so: no adapter on them could be summed.
     PEFT goes on where one of the names matches nothing, and trains less than was asked. Errors: JobError naming such a
     target, with the linear layers that there are. A target that only some of the model's layers have is told of.
     """
@@ -139,7 +148,11 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
     if lora.targets == [ALL_LINEAR]:
         if not linear:
             raise JobError(f"sft.lora.targets: {base} has no linear layers that all-linear could mean")
-        return sorted(linear)
+        if left := on_experts(model.config.get_text_config().to_dict(), linear):
+            log.warning(
+                "sft.lora.targets: all-linear leaves out %s, as the experts' are called", ", ".join(sorted(left))
+            )
+        return sorted(linear - left)
     names = [name for name, _ in model.named_modules()]
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     for target in lora.targets:
@@ -162,6 +175,7 @@ def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:
     """
     tensors_by_module(adapter)
     config = config_of(adapter)
+    require_plain(config, adapter)  # what could not be summed after the training
     found = (config["r"], config["lora_alpha"], config.get("target_modules") or [])
     if found[:2] != (lora.rank, lora.alpha) or not same_targets(found[2], lora, targets):
         shown = found[2] if isinstance(found[2], str) else sorted(found[2])

@@ -1,6 +1,8 @@
 """Loading a model folder by transformers: safetensors alone, no code of the folder's, and no fault that comes late."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,16 +76,17 @@ def require_places(path: Path, info: dict) -> None:
         )
 
 
-class quiet:
-    """transformers tells of nothing less than an error: what it would, `require_whole` says in one line."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers shows no progress, and tells of nothing less than an error."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.before = logging.get_verbosity()
-        logging.set_verbosity_error()
-
-    def __exit__(self, *_) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.before)
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

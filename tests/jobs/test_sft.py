@@ -266,6 +266,60 @@ def test_all_linear_layers_but_the_head_are_trained_and_merged(world, tmp_path):
         load_model(base, lora(["q_proj"]), tmp_path, 1)
 
 
+def test_all_linear_leaves_out_what_is_called_as_experts_are(tmp_path, caplog):
+    """PEFT would take the shared expert's layers for the experts' as well, and nothing could sum what it trained."""
+    import torch
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    from jobs.training.loop import load_model, save_adapter
+    from jobs.weights.lora import updates_of
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    experts = {"num_experts": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**sizes, **experts, num_attention_heads=2, num_key_value_heads=2)
+    ).save_pretrained(base)
+    model = load_model(base, lora("all-linear"), None, 1)
+    assert "all-linear leaves out down_proj, gate_proj, up_proj" in caplog.text
+    save_adapter(model, base, tmp_path / "adapter")
+    assert len(updates_of(base, [tmp_path / "adapter"])) == 2 * len(["q", "k", "v", "o", "shared_expert_gate"])
+    load_model(base, lora("all-linear"), tmp_path / "adapter", 1)
+
+
+def test_targets_that_peft_takes_for_experts_are_not_trained(tmp_path):
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from jobs.training.loop import load_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    experts = {"num_experts": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]}
+    config = Qwen3MoeConfig(**sizes, **experts, num_attention_heads=2, num_key_value_heads=2)
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        JobError, match=r"sft\.lora\.targets: PEFT takes them for down_proj, gate_up_proj of .*not summed"
+    ):
+        load_model(tmp_path, lora(["q_proj", "gate_proj", "up_proj", "down_proj"]), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_dora", True), ("init_lora_weights", "pissa"), ("fan_in_fan_out", True), ("new_key", "set")]
+)
+def test_what_could_not_be_summed_afterwards_is_not_trained_further(world, tmp_path, key, value):
+    from jobs.training.loop import load_model
+
+    base = world / "models/base"
+    adapter = models.make_adapter(base, tmp_path / "adapter", rank=4, lora_alpha=8, target_modules=["q_proj"])
+    load_model(base, lora(["q_proj"]), adapter, 1)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {key: value}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(JobError, match=key):
+        load_model(base, lora(["q_proj"]), adapter, 1)
+
+
 def test_targets_that_became_a_regular_expression_are_written_as_names(world, tmp_path):
     """Unsloth makes one of the names it is given, for some families; GRPO then wants the names again."""
     from jobs.training.loop import load_model, save_adapter

@@ -83,6 +83,8 @@ def test_the_architectures_are_those_of_the_pinned_converter():
         ({"model_type": "gpt2"}, ["c_attn"], "Conv1D"),
         ({"model_type": "gemma3", "text_config": LLAMA, "vision_config": {}}, ATTENTION, "text and images"),
         (MOE, [*ATTENTION, "up_proj"], "must leave out up_proj"),
+        (MOE, ["q_proj", "gate"], "must leave out gate"),
+        (LLAMA | {"model_type": "mixtral", "num_local_experts": 4}, ["q_proj", "w1", "w3"], "must leave out w1, w3"),
         (LLAMA | {"tie_word_embeddings": True}, ["q_proj", "lm_head"], "an adapter on lm_head"),
         (LLAMA | {"tie_word_embeddings": True}, ["embed_tokens"], "an adapter on embed_tokens"),
         (LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}, ATTENTION, "is quantized"),
