@@ -34,11 +34,12 @@ from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
 from jobs.weights.families import refusals
 from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import left_out, load_tokenizer
+from jobs.weights.tokenizer import given_back, left_out, load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, LocalBase, Params
 
+PROBE = "def Add(a, B):\n    if a != B:\n\n        return  a + B\n"
 SMALL_FILES = {
     "config.json",
     "generation_config.json",
@@ -89,10 +90,11 @@ def run(params: "Params", out: Path) -> None:
 def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
     """Why the stages that load the tokenizer refuse it, by stage, and the bytes that it has no token for.
 
-    Texts with such a byte are trained and answered as if it were not there.
+    Texts with such a byte are trained and answered as if it were not there. Of a tokenizer that changes text otherwise, as
+    one without capitals does, the log tells.
     """
     try:
-        load_tokenizer(model_dir)
+        tokenizer = load_tokenizer(model_dir)
     except JobError as error:
         reason = f"has no tokenizer to work with: {str(error).removeprefix(f'{model_dir}: ')}"
         return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason), []
@@ -101,6 +103,8 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
         log.warning(
             "the tokenizer has no token for the bytes %s: characters with these are left out of what is read", named
         )
+    elif (back := given_back(tokenizer, PROBE)) != PROBE:
+        log.warning("the tokenizer gives back %r for %r: so will code be learned and answered", back, PROBE)
     return {}, unread
 
 

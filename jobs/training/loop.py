@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import read_json, record_of, replace_dir, sha256, write_json
+from jobs.common.files import read_json, replace_dir, sha256, write_json
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
@@ -21,7 +21,7 @@ from jobs.training import ranks, shared_prompt
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
 from jobs.weights.attention import attention_for
 from jobs.weights.families import on_experts
-from jobs.weights.identity import adapter_identity, model_identity
+from jobs.weights.identity import adapter_identity, model_identity, source_of
 from jobs.weights.lora import require_plain
 from jobs.weights.model import require_whole
 
@@ -445,7 +445,7 @@ def save_adapter(model, base: Path, out: Path) -> None:
         raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
-    source = record_of(base).get("source") or {}
+    source = source_of(base) or {}
     config |= {
         "target_modules": named_targets(model, config["target_modules"]),
         "base_model_name_or_path": source.get("repo"),
@@ -508,7 +508,7 @@ def run_record(
         "seed": params.seed,
         "settings": settings.model_dump(),
         "lora": params.sft.lora.model_dump(),
-        "base": {"identity": model_identity(base), "source": record_of(base).get("source")},
+        "base": {"identity": model_identity(base), "source": source_of(base)},
         "inputs": {name: sha256(path) for name, path in inputs.items()},
         **facts,
     }

@@ -187,6 +187,17 @@ def test_bytes_that_the_tokenizer_does_not_know_are_told_and_recorded(folder, tm
     assert "no token for the bytes 0x06" in caplog.text
 
 
+def test_a_tokenizer_that_changes_code_is_told(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "gives back" not in caplog.text
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "Lowercase"}}))
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "the tokenizer gives back 'def add(a, b)" in caplog.text
+
+
 def test_a_tokenizer_that_no_stage_takes_is_told_at_once(folder, tmp_path, monkeypatch, caplog):
     own = tmp_path / "own"
     shutil.copytree(folder, own)
