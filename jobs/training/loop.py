@@ -95,6 +95,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
+            config=without_dropout(base),
             dtype=training_dtype(),
             attn_implementation=attention_for(base, ATTENTION),
             use_safetensors=True,
@@ -128,6 +129,26 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
             f"sft.lora.targets: PEFT takes them for {', '.join(sorted(laid))} of {base}, which is not summed"
         )
     return peft
+
+
+def without_dropout(base: Path):
+    """The base's configuration with every dropout of its own at zero, as the adapter's is.
+
+    StarCoder2's and Granite's have 0.1: a policy that differs from one forward pass to the next is not the one that GRPO
+    sampled from, nor its reference.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    off = {}
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if "drop" in name and isinstance(value, float) and value:
+                off[name] = value
+                setattr(part, name, 0.0)
+    if off:
+        log.info("%s: is trained without its dropout (%s)", base, ", ".join(f"{k} {v:g}" for k, v in off.items()))
+    return config
 
 
 def targets_in(model, lora: Lora, base: Path) -> list[str]:

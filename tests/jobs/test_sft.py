@@ -354,6 +354,31 @@ def test_a_target_that_only_some_layers_have_is_told_with_its_count(world, caplo
     assert "q_proj is in" not in caplog.text
 
 
+def test_a_base_with_dropout_is_trained_without(world, tmp_path, caplog):
+    """Two passes in training mode give the same: GRPO's policy is the one that it sampled from."""
+    import torch
+
+    from jobs.training.loop import load_model
+
+    base = tmp_path / "base"
+    shutil.copytree(world / "models/base", base)
+    config = json.loads((base / "config.json").read_text())
+    ids = torch.arange(20, 60)[None]
+
+    def passes(dropout):
+        (base / "config.json").write_text(json.dumps(config | {"attention_dropout": dropout}))
+        model = load_model(base, lora(["q_proj"]), None, 1).train()
+        with torch.no_grad():
+            return model(ids).logits, model(ids).logits
+
+    with caplog.at_level("INFO"):
+        expected, _ = passes(0.0)
+        assert "dropout" not in caplog.text
+        first, second = passes(0.5)
+    assert torch.equal(first, second) and torch.equal(first, expected)
+    assert "is trained without its dropout (attention_dropout 0.5)" in caplog.text
+
+
 def test_a_capped_attention_is_computed_with_its_cap(tmp_path):
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM
