@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 ATTENTION = "sdpa"
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
 def prepare(engine: str) -> None:
@@ -95,7 +96,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
-            config=without_dropout(base),
+            config=config_for_training(base),
             dtype=training_dtype(),
             attn_implementation=attention_for(base, ATTENTION),
             use_safetensors=True,
@@ -131,17 +132,21 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     return peft
 
 
-def without_dropout(base: Path):
-    """The base's configuration with every dropout of its own at zero, as the adapter's is.
+def config_for_training(base: Path):
+    """The base's configuration with every dropout of its own at zero, as the adapter's is, and no loss of its experts.
 
-    StarCoder2's and Granite's have 0.1: a policy that differs from one forward pass to the next is not the one that GRPO
-    sampled from, nor its reference.
+    StarCoder2's and Granite's dropout is 0.1: a policy that differs from one forward pass to the next is not the one that
+    GRPO sampled from, nor its reference. And TRL adds to the loss how evenly the experts are used, by the configuration's
+    own weight, though experts and router stay as they are.
     """
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     off = {}
     for part in (config, config.get_text_config()):
+        for name, value in (("router_aux_loss_coef", 0.0), ("output_router_logits", False)):
+            if getattr(part, name, None):
+                setattr(part, name, value)
         for name, value in list(vars(part).items()):
             if "drop" in name and isinstance(value, float) and value:
                 off[name] = value
@@ -154,7 +159,7 @@ def without_dropout(base: Path):
 def targets_in(model, lora: Lora, base: Path) -> list[str]:
     """The names of the modules to train; "all-linear" stands for all linear layers but the output head.
 
-    Of a model with experts it leaves out what is called as they are, and tells so: no adapter on them could be summed.
+    Some it leaves out, and tells so: see `left_out`.
     PEFT goes on where one of the names matches nothing, and trains less than was asked. Errors: JobError naming such a
     target, with the linear layers that there are. A target that only some of the model's layers have is told of.
     """
@@ -164,15 +169,16 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear)
+        and type(module).forward is torch.nn.Linear.forward  # some routers are linear layers that give back more
+        and module is not head
     }
     if lora.targets == [ALL_LINEAR]:
         if not linear:
             raise JobError(f"sft.lora.targets: {base} has no linear layers that all-linear could mean")
-        if left := on_experts(model.config.get_text_config().to_dict(), linear):
-            log.warning(
-                "sft.lora.targets: all-linear leaves out %s, as the experts' are called", ", ".join(sorted(left))
-            )
+        left = left_out(model, linear)
+        if left:
+            log.warning("sft.lora.targets: all-linear leaves out %s", ", ".join(sorted(left)))
         return sorted(linear - left)
     names = [name for name, _ in model.named_modules()]
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
@@ -186,6 +192,16 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
         if within and len(within) < layers:
             log.warning("sft.lora.targets: %s is in %d of the model's %d layers alone", target, len(within), layers)
     return list(lora.targets)
+
+
+def left_out(model, linear: set[str]) -> set[str]:
+    """Those of a model's linear layers, by their names, that no adapter is laid over where all are asked for.
+
+    What is called as the experts are, since no adapter on these could be summed; what PEFT refuses in Mamba; and what has a
+    number for a name, which PEFT would take for a whole layer's.
+    """
+    found = on_experts(model.config.get_text_config().to_dict(), linear) | {name for name in linear if name.isdigit()}
+    return found | ({"out_proj"} & linear if model.config.model_type in MAMBA else set())
 
 
 def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:

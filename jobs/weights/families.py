@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
-from jobs.weights.converted import ARCHITECTURES
+from jobs.weights.converted import ARCHITECTURES, ENDINGS
 from jobs.weights.safetensors import is_tied
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -41,6 +41,9 @@ def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
 
 def untrainable(config: dict, text: dict) -> str | None:
     kind = config.get("model_type")
+    named = config.get("architectures") or []
+    if named and not any(name.endswith(ENDINGS) for name in named):
+        return f"is a {', '.join(named)}, which does not write text"
     if kind in CONV1D:
         return f"is a {kind}, whose layers are stored transposed (Conv1D); adapters of these are not summed"
     if "text_config" in config and ("vision_config" in config or "audio_config" in config):

@@ -56,6 +56,7 @@ def require_whole(folder: Path) -> None:
 
     shards(folder)
     is_tied(folder)
+    require_writer(folder)
     with quiet():
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -64,6 +65,20 @@ def require_whole(folder: Path) -> None:
         except Exception as error:  # an unknown family, a shape that does not fit: one of many types
             raise JobError(f"{folder}: cannot be loaded as a model ({one_line(error)})") from error
     require_places(folder, found[1])
+
+
+def require_writer(folder: Path) -> None:
+    """Errors: JobError for a family of which transformers has no model that goes on with a text."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a value of a wrong type surfaces as one of many types
+        raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise JobError(
+            f"{folder}: is a {config.model_type}, of which transformers has no model that goes on with a text"
+        )
 
 
 def require_places(path: Path, info: dict) -> None:

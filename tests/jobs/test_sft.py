@@ -288,6 +288,60 @@ def test_all_linear_leaves_out_what_is_called_as_experts_are(tmp_path, caplog):
     load_model(base, lora("all-linear"), tmp_path / "adapter", 1)
 
 
+@pytest.mark.parametrize("odd", ["numbered", "router", "mamba"])
+def test_all_linear_leaves_out_what_peft_lays_no_adapter_over(world, caplog, odd):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from jobs.training.loop import targets_in
+
+    class Router(torch.nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden), hidden
+
+    model = AutoModelForCausalLM.from_pretrained(world / "models/base")
+    expected = targets_in(model, lora("all-linear"), world)
+    layer = model.model.layers[0]
+    if odd == "numbered":
+        layer.projections = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    elif odd == "router":
+        layer.router = Router(2, 2)
+    else:
+        layer.out_proj, model.config.model_type = torch.nn.Linear(2, 2), "mamba2"
+    caplog.clear()
+    assert targets_in(model, lora("all-linear"), world) == expected
+    told = {"numbered": "all-linear leaves out 0", "mamba": "all-linear leaves out out_proj"}.get(odd, "")
+    assert told in caplog.text
+
+
+def test_experts_are_trained_for_the_answers_alone(tmp_path):
+    """No loss of their balance is added, neither where the configuration asks for it nor where TRL would."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from jobs.training.loop import load_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen3MoeConfig(
+        **sizes,
+        **experts,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        router_aux_loss_coef=5.0,
+        output_router_logits=True,
+    )
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, lora(["q_proj"]), None, 1)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        given = model(input_ids=ids, labels=ids)
+    plain = torch.nn.functional.cross_entropy(given.logits[0, :-1].float(), ids[0, 1:])
+    assert torch.allclose(given.loss, plain, atol=1e-5)
+    assert model.config.router_aux_loss_coef == 0.0, "by which TRL weighs the loss that it adds itself"
+
+
 def test_targets_that_peft_takes_for_experts_are_not_trained(tmp_path):
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM

@@ -81,6 +81,8 @@ def test_the_architectures_are_those_of_the_pinned_converter():
     ("config", "targets", "says"),
     [
         ({"model_type": "gpt2"}, ["c_attn"], "Conv1D"),
+        (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, ATTENTION, "does not write text"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, ["query"], "does not write text"),
         ({"model_type": "gemma3", "text_config": LLAMA, "vision_config": {}}, ATTENTION, "text and images"),
         (MOE, [*ATTENTION, "up_proj"], "must leave out up_proj"),
         (MOE, ["q_proj", "gate"], "must leave out gate"),

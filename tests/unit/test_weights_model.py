@@ -107,5 +107,13 @@ def test_two_ends_that_differ_are_not_one(tmp_path):
     require_whole(edit(model, tie_word_embeddings=False))
 
 
+def test_a_family_that_goes_on_with_no_text_is_named_in_a_line(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path)
+    refused_by_all(tmp_path, "is a t5, of which transformers has no model that goes on with a text$")
+
+
 def test_an_untied_model_without_a_head_has_no_random_one(tmp_path):
     refused_by_all(edit(make_model(tmp_path / "model", tie=True), tie_word_embeddings=False), r"lacks lm_head\.weight")
