@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
+from jobs.common.files import read_json
 from jobs.weights.adapter import more
 from jobs.weights.attention import attention_for
 from jobs.weights.safetensors import is_tied, shards
@@ -49,13 +50,16 @@ def load_model(folder: Path, dtype: "torch.dtype | str", attention: str | None) 
 def require_whole(folder: Path) -> None:
     """Holds a folder's tensors to the model that its config.json describes, by name and shape; none is read.
 
-    transformers goes on with random numbers for what the files lack, and without what has no place.
+    transformers goes on with random numbers for what the files lack, and without what has no place. A quantized model's
+    tensors have the names of its quantization, by which the engines that know it hold them.
     Errors: JobError naming such tensors, for a folder that is no model, and as `shards` and `is_tied`.
     """
     from transformers import AutoModelForCausalLM
 
     shards(folder)
     is_tied(folder)
+    if read_json(folder / "config.json").get("quantization_config"):
+        return
     require_writer(folder)
     with quiet():
         try:

@@ -78,6 +78,14 @@ def test_what_predicts_further_tokens_is_nobodys(model):
     require_whole(edit(model, add={"mtp.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}))
 
 
+def test_a_quantized_model_is_left_to_the_engines_that_know_it(model):
+    packed = {"model.layers.0.self_attn.q_proj.qweight": torch.ones(2, 2, dtype=torch.int32)}
+    edit(model, add=packed, drop=["model.layers.0.self_attn.q_proj.weight"])
+    with pytest.raises(JobError, match="lacks"):
+        require_whole(model)
+    require_whole(edit(model, quantization_config={"quant_method": "awq"}))
+
+
 def test_an_adapter_beside_the_model_is_not_loaded_with_it(model, tmp_path):
     adapter = make_adapter(model, tmp_path / "adapter")
     expected = weights_hash(model)
