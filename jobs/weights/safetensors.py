@@ -158,7 +158,12 @@ def shards(folder: Path) -> list[Path]:
         raise JobError(
             f"{folder}: holds model.safetensors beside an index of other files; remove the ones that are old"
         )
-    held = {tensor.name: file.name for file in files for tensor in header(file)[1]}
+    held: dict[str, str] = {}
+    for file in files:
+        for tensor in header(file)[1]:
+            if tensor.name in held:
+                raise JobError(f"{folder}: {held[tensor.name]} and {file.name} both hold {tensor.name}")
+            held[tensor.name] = file.name
     if held != where:
         odd = sorted(name for name in held.keys() | where.keys() if held.get(name) != where.get(name))
         raise JobError(f"{index}: does not agree with the files about {', '.join(odd[:3])}")
