@@ -34,11 +34,12 @@ from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
 from jobs.weights.families import refusals
 from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import left_out, load_tokenizer
+from jobs.weights.tokenizer import given_back, left_out, load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, LocalBase, Params
 
+PROBE = "def Add(a, B):\n    if a != B:\n\n        return  a + B\n"
 SMALL_FILES = {
     "config.json",
     "generation_config.json",
@@ -80,7 +81,7 @@ def run(params: "Params", out: Path) -> None:
         set_chat_template(partial)
         set_record(partial, source=source(params.base))
         refused, unread = about_tokenizer(partial)
-        refused |= refusals(partial)
+        refused |= about_weights(partial) | refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, unread_bytes=unread, **facts)
@@ -89,10 +90,11 @@ def run(params: "Params", out: Path) -> None:
 def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
     """Why the stages that load the tokenizer refuse it, by stage, and the bytes that it has no token for.
 
-    Texts with such a byte are trained and answered as if it were not there.
+    Texts with such a byte are trained and answered as if it were not there. Of a tokenizer that changes text otherwise, as
+    one without capitals does, the log tells.
     """
     try:
-        load_tokenizer(model_dir)
+        tokenizer = load_tokenizer(model_dir)
     except JobError as error:
         reason = f"has no tokenizer to work with: {str(error).removeprefix(f'{model_dir}: ')}"
         return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason), []
@@ -101,7 +103,21 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
         log.warning(
             "the tokenizer has no token for the bytes %s: characters with these are left out of what is read", named
         )
+    elif (back := given_back(tokenizer, PROBE)) != PROBE:
+        log.warning("the tokenizer gives back %r for %r: so will code be learned and answered", back, PROBE)
     return {}, unread
+
+
+def about_weights(model_dir: Path) -> dict[str, str]:
+    """Why the stages that load the weights refuse them, by stage: they are not those that the configuration describes."""
+    from jobs.weights.model import require_whole
+
+    try:
+        require_whole(model_dir)
+    except JobError as error:
+        reason = str(error).removeprefix(f"{model_dir}/config.json: ").removeprefix(f"{model_dir}: ")
+        return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason)
+    return {}
 
 
 def source(base: "Base") -> dict:
@@ -133,11 +149,11 @@ def dequantized(base: "LocalBase", out: Path) -> dict:
 
 
 def copied(base: "LocalBase", out: Path) -> None:
-    """Copies a folder's safetensors, config and tokenizer files: nothing else in it is read."""
+    """Copies a folder's weights, config and tokenizer files: nothing else in it is read."""
     path = pinned("base.folder", base)
-    shards(path)  # whole, and in safetensors
+    weights = shards(path)  # whole, in safetensors, and no others that lie beside them: vLLM would read all
     for file in sorted(path.iterdir()):
-        if file.name in SMALL_FILES or file.suffix == ".safetensors":
+        if file.name in SMALL_FILES or file in weights:
             shutil.copyfile(file, out / file.name)
 
 

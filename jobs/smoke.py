@@ -4,12 +4,12 @@
     python -m jobs smoke
     python -m jobs smoke --seeds 3
 
-Lays the repository's files out in .smoke/, a git repository of its own, deep-merges data/smoke/params.yaml over
-params.yaml, and runs `dvc repro` there. It is incremental, commits what it made, and ends with a table of metrics and
-the path of the report: `cd .smoke && dvc metrics diff HEAD~1` compares two runs. Without Docker unless RUNTIME=docker;
-then the stages of the `train` image run in the `cpu` image (TRAIN_IMAGE=cpu).
+Lays the repository's files out in .smoke/, a git repository of its own, deep-merges data/smoke/params.yaml and then
+data/smoke/measured.yaml over params.yaml, and runs `dvc repro` there. It is incremental, commits what it made, and ends
+with a table of metrics and the path of the report: `cd .smoke && dvc metrics diff HEAD~1` compares two runs. Without Docker
+unless RUNTIME=docker; then the stages of the `train` image run in the `cpu` image (TRAIN_IMAGE=cpu).
 
-Then a second, short run in .smoke-stdin, by data/smoke/stdin.yaml as well: the same toy with answers that are whole
+Then a second, short run in .smoke-stdin, by data/smoke/params.yaml and stdin.yaml: the same toy with answers that are whole
 programs, from its base, which is the first run's and trained further, to the evaluation of GRPO.
 
 With --seeds N the run is made with N - 1 further training seeds as well, in .smoke-2 and so on. Each begins with what the
@@ -29,8 +29,9 @@ import click
 from jobs.plumbing import workspace
 from jobs.plumbing.cli import exit_codes
 
-OVERLAY = Path("data/smoke/params.yaml")
-STDIN = Path("data/smoke/stdin.yaml")  # laid over the first, for the twin
+SMALL = Path("data/smoke/params.yaml")
+OVERLAYS = [SMALL, Path("data/smoke/measured.yaml")]  # each laid over those before it
+STDIN = Path("data/smoke/stdin.yaml")  # laid over SMALL, for the twin
 TWIN = "evaluate@grpo-cot"  # how far the twin goes
 START = Path(".cache/base")  # in the twin's folder: the first run's base, which its own is made of
 AROUND = {"RUNTIME": os.environ.get("RUNTIME", "local"), "TRAIN_IMAGE": "cpu"}
@@ -53,7 +54,7 @@ def command(out: Path, seeds: int, stdin: bool, prepare: bool, at_once: int | No
         second = out.with_name(f"{out.name}-stdin")
         for folder in (*folders, second):
             workspace.require_own(folder)
-        workspace.lay_out(out, [OVERLAY])
+        workspace.lay_out(out, OVERLAYS)
         if not prepare:
             began = time.time()
             at_once = at_once or (2 if AROUND["RUNTIME"] == "local" else 1)
@@ -75,7 +76,7 @@ def twin(first: Path, out: Path, at_once: int) -> None:
     began = time.time()
     base = first / "models/base"
     digest = sha256(base)
-    workspace.lay_out(out, [OVERLAY, STDIN], [f"base.folder={{path: {START}, sha256: {digest}}}"])
+    workspace.lay_out(out, [SMALL, STDIN], [f"base.folder={{path: {START}, sha256: {digest}}}"])
     if not (out / START).exists() or sha256(out / START) != digest:
         shutil.rmtree(out / START, ignore_errors=True)
         shutil.copytree(base, out / START)
@@ -95,10 +96,10 @@ def further(first: Path, out: Path, number: int, at_once: int) -> None:
 
     began = time.time()
     if not (out / "dvc.lock").exists():
-        workspace.lay_out(out, [OVERLAY])
+        workspace.lay_out(out, OVERLAYS)
         workspace.inherit(first, out)
     seed = read_yaml(first / "params.yaml")["seed"] + number
-    workspace.lay_out(out, [OVERLAY], [f"seed={seed}"])
+    workspace.lay_out(out, OVERLAYS, [f"seed={seed}"])
     workspace.reproduce(out, ("evaluate",), at_once, **AROUND)
     workspace.commit(out, f"smoke run with seed {seed}")
     click.echo(f"seed {seed} done in {time.time() - began:.0f} s, in {out}")

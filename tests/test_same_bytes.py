@@ -84,7 +84,7 @@ def test_every_entry_of_the_lock_is_the_same_on_unlike_machines(tmp_path):
         folder = tmp_path / machine
         targets = ("--target", "evaluate@grpo-cot", "--target", "gguf")
         run(
-            ["run", "data/smoke/params.yaml", "--out", folder, *settings, *targets],
+            ["run", "data/smoke/params.yaml", "data/smoke/measured.yaml", "--out", folder, *settings, *targets],
             machine,
             RUNTIME="local",
             TRAIN_IMAGE="cpu",

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
-from jobs.weights.adapter import is_head
 from jobs.weights.lora import Update, updates_of
-from jobs.weights.safetensors import Tensor, blocks, is_tied, tensors_of
+from jobs.weights.safetensors import Tensor, blocks, is_head, is_tied, tensors_of
 from jobs.weights.sum import summed
 from jobs.weights.tokenizer import load_tokenizer
 

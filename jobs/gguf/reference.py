@@ -38,7 +38,7 @@ class Reference:
         bounds = [getattr(config, "sliding_window", None), getattr(config, "original_max_position_embeddings", None)]
         bounds += [part.get("original_max_position_embeddings") for part in kinds]
         longest = max([LONG, *(bound for bound in bounds if bound)]) + BEYOND
-        return min(longest, config.max_position_embeddings)
+        return min(longest, getattr(config, "max_position_embeddings", None) or longest)
 
     def tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text)["input_ids"]

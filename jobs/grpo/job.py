@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jobs.plumbing.params import Grpo, Params
     from jobs.sandbox import Sandbox
 
+VALIDATION = "data/validation.jsonl"  # as grade writes it
 CURVE = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -93,7 +94,7 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
 @reads("--base", "models/base", "The model folder.")
 @reads("--adapter", "models/adapters/sft", "The adapter to continue.")
 @reads("--tasks", "data/graded.jsonl", "The tasks.")
-@reads("--validation", None, "Tasks to measure by while training, with grpo.validate_every.")
+@reads("--validation", None, f"Tasks to measure by, with grpo.validate_every.  [default: {VALIDATION}]")
 @writes("--out", "models/adapters/grpo", "The adapter.", FOLDER)
 @writes("--metrics", "metrics/grpo.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/grpo.csv", "Rewards, KL, entropy, lengths and more by step.", TABLE("step", "reward"))
@@ -104,6 +105,8 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
     ROWS("step", "task_id", "completion", "advantage"),
 )
 def command(params: "Params", tasks: Path, validation: Path | None, **paths: Path) -> None:
+    if validation is None and params.grpo.validate_every:
+        validation = Path(VALIDATION)
     if not launch.works("grpo.processes", params.grpo.processes):
         rows_of(params, tasks, validation)  # what is wrong is said once, and not by every rank
         launch.start("grpo.processes", params.grpo.processes)
@@ -221,7 +224,7 @@ def held_out(settings: "Grpo", path: Path | None, training: list[Task]) -> list[
     """The tasks to measure by; none where nothing is measured. Errors: UsageError naming the flag or the task."""
     if not settings.validate_every:
         return []
-    if path is None or not path.stat().st_size:
+    if path is None or not path.is_file() or not path.stat().st_size:
         raise UsageError(
             f"--validation: {path or 'no file'} holds no tasks to measure by; set grade.validation, or validate_every to 0"
         )

@@ -5,6 +5,7 @@ sample has its own stream of uniform numbers, so it does not depend on its neigh
 order of additions in a matrix product may change with the batch, and a token changes if a number falls between.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,8 @@ def load(path: Path, *, adapter: Path | None = None, dtype: str = "float32", bat
         model = attach(model, adapter, path).get_base_model()
     model = model.to(device).eval()
     ends = end_tokens(tokenizer, model)
-    room = model.config.get_text_config().max_position_embeddings
+    # Mamba and Bloom name no end of their positions.
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         ids = [ids_of(tokenizer, prompt) for prompt in prompts]

@@ -15,7 +15,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 from jobs.inference.vllm_settings import compilation, memory, prepare
 from jobs.weights.adapter import check_base, check_modules, config_of
-from jobs.weights.safetensors import shards
+from jobs.weights.model import require_whole
 from jobs.weights.tokenizer import ids_of, load_tokenizer
 
 SEQUENCES = 512  # decoded at once, at most
@@ -66,7 +66,7 @@ def load(
 
     options: dict = {}
     lora = None
-    shards(path)
+    require_whole(path)
     if adapter is not None:
         check_base(adapter, path)
         check_modules(adapter, path)

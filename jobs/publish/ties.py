@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.common.errors import JobError
+from jobs.common.errors import JobError, one_line
 from jobs.common.files import entries, foreign, hash_of_metrics, is_plain, read_json, read_jsonl, record_of
 from jobs.plumbing.cli import log
 from jobs.weights.adapter import RECORD
@@ -91,11 +91,14 @@ def check_scores(compare: dict, evaluations: Path, published: Published, where: 
     """
     roles: dict[str, str] = {}
     shown: dict[tuple[str, str], dict] = defaultdict(dict)
-    for view, modes in compare.items():
-        for mode, rows in modes.items():
-            for model, values in rows.items():
-                if "pass@1" in values:
-                    shown[model, mode][view] = values["pass@1"]["mean"]
+    try:
+        for view, modes in compare.items():
+            for mode, rows in modes.items():
+                for model, values in rows.items():
+                    if "pass@1" in values:
+                        shown[model, mode][view] = float(values["pass@1"]["mean"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise JobError(f"{where}: is not what compare writes ({one_line(error)})") from None
     for (model, mode), views in shown.items():
         folder = evaluations / f"{model}-{mode}"
         settings = read_json(folder / "settings.json")
@@ -129,13 +132,17 @@ def role_of(model: dict | None, published: Published) -> str:
 def mean_of(folder: Path, view: str) -> float:
     """Mean pass@1 over the drawn samples, task by task, of the results for a view such as humaneval+."""
     plain = view.removesuffix("+")
-    rows = read_jsonl(folder / f"results-{plain}.jsonl")
+    file = folder / f"results-{plain}.jsonl"
+    rows = read_jsonl(file)
     plus = any(row.get("base_passed") is not None for row in rows)  # there are added tests, and a view without them
     field = "base_passed" if plus and view == plain else "passed"
     tasks: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row["sample"]:
-            tasks[row["task_id"]].append(bool(row[field]))
+    try:
+        for row in rows:
+            if row["sample"]:
+                tasks[row["task_id"]].append(bool(row[field]))
+    except KeyError as error:
+        raise JobError(f"{file}: has a row without {error}") from None
     if not tasks:
-        raise JobError(f"{folder}/results-{plain}.jsonl: has no drawn samples")
+        raise JobError(f"{file}: has no drawn samples")
     return sum(sum(passes) / len(passes) for passes in tasks.values()) / len(tasks)

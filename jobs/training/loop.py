@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, UsageError, one_line
-from jobs.common.files import read_json, record_of, replace_dir, sha256, write_json
+from jobs.common.files import read_json, replace_dir, sha256, write_json
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
 from jobs.training import ranks, shared_prompt
 from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
 from jobs.weights.attention import attention_for
-from jobs.weights.identity import adapter_identity, model_identity
-from jobs.weights.safetensors import shards
+from jobs.weights.families import on_experts
+from jobs.weights.identity import adapter_identity, model_identity, source_of
+from jobs.weights.lora import require_plain
+from jobs.weights.model import require_whole
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 ATTENTION = "sdpa"
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
 def prepare(engine: str) -> None:
@@ -88,11 +91,12 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    shards(base)
+    require_whole(base)
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"  # of this rank
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
+            config=config_for_training(base),
             dtype=training_dtype(),
             attn_implementation=attention_for(base, ATTENTION),
             use_safetensors=True,
@@ -107,7 +111,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         check_adapter(adapter, lora, targets)
         return attach(model, adapter, base, trainable=True)
     try:
-        return get_peft_model(
+        peft = get_peft_model(
             model,
             LoraConfig(
                 r=lora.rank,
@@ -120,11 +124,42 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         )
     except ValueError as error:  # a module that LoRA cannot be laid over
         raise JobError(f"sft.lora.targets: {base} cannot be given an adapter there ({one_line(error)})") from error
+    resolved: Any = peft.peft_config["default"]
+    if laid := resolved.target_parameters:
+        raise JobError(
+            f"sft.lora.targets: PEFT takes them for {', '.join(sorted(laid))} of {base}, which is not summed"
+        )
+    return peft
+
+
+def config_for_training(base: Path):
+    """The base's configuration with every dropout of its own at zero, as the adapter's is, and no loss of its experts.
+
+    StarCoder2's and Granite's dropout is 0.1: a policy that differs from one forward pass to the next is not the one that
+    GRPO sampled from, nor its reference. And TRL adds to the loss how evenly the experts are used, by the configuration's
+    own weight, though experts and router stay as they are.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    off = {}
+    for part in (config, config.get_text_config()):
+        for name, value in (("router_aux_loss_coef", 0.0), ("output_router_logits", False)):
+            if getattr(part, name, None):
+                setattr(part, name, value)
+        for name, value in list(vars(part).items()):
+            if "drop" in name and isinstance(value, float) and value:
+                off[name] = value
+                setattr(part, name, 0.0)
+    if off:
+        log.info("%s: is trained without its dropout (%s)", base, ", ".join(f"{k} {v:g}" for k, v in off.items()))
+    return config
 
 
 def targets_in(model, lora: Lora, base: Path) -> list[str]:
     """The names of the modules to train; "all-linear" stands for all linear layers but the output head.
 
+    Some it leaves out, and tells so: see `left_out`.
     PEFT goes on where one of the names matches nothing, and trains less than was asked. Errors: JobError naming such a
     target, with the linear layers that there are. A target that only some of the model's layers have is told of.
     """
@@ -134,12 +169,17 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear)
+        and type(module).forward is torch.nn.Linear.forward  # some routers are linear layers that give back more
+        and module is not head
     }
     if lora.targets == [ALL_LINEAR]:
         if not linear:
             raise JobError(f"sft.lora.targets: {base} has no linear layers that all-linear could mean")
-        return sorted(linear)
+        left = left_out(model, linear)
+        if left:
+            log.warning("sft.lora.targets: all-linear leaves out %s", ", ".join(sorted(left)))
+        return sorted(linear - left)
     names = [name for name, _ in model.named_modules()]
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     for target in lora.targets:
@@ -154,6 +194,16 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
     return list(lora.targets)
 
 
+def left_out(model, linear: set[str]) -> set[str]:
+    """Those of a model's linear layers, by their names, that no adapter is laid over where all are asked for.
+
+    What is called as the experts are, since no adapter on these could be summed; what PEFT refuses in Mamba; and what has a
+    number for a name, which PEFT would take for a whole layer's.
+    """
+    found = on_experts(model.config.get_text_config().to_dict(), linear) | {name for name in linear if name.isdigit()}
+    return found | ({"out_proj"} & linear if model.config.model_type in MAMBA else set())
+
+
 def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:
     """The adapter to continue has the shape that params name; continuing another would ignore them silently.
 
@@ -162,6 +212,7 @@ def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:
     """
     tensors_by_module(adapter)
     config = config_of(adapter)
+    require_plain(config, adapter)  # what could not be summed after the training
     found = (config["r"], config["lora_alpha"], config.get("target_modules") or [])
     if found[:2] != (lora.rank, lora.alpha) or not same_targets(found[2], lora, targets):
         shown = found[2] if isinstance(found[2], str) else sorted(found[2])
@@ -431,7 +482,7 @@ def save_adapter(model, base: Path, out: Path) -> None:
         raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
     (out / "README.md").unlink(missing_ok=True)
     config = read_json(out / "adapter_config.json")
-    source = record_of(base).get("source") or {}
+    source = source_of(base) or {}
     config |= {
         "target_modules": named_targets(model, config["target_modules"]),
         "base_model_name_or_path": source.get("repo"),
@@ -494,7 +545,7 @@ def run_record(
         "seed": params.seed,
         "settings": settings.model_dump(),
         "lora": params.sft.lora.model_dump(),
-        "base": {"identity": model_identity(base), "source": record_of(base).get("source")},
+        "base": {"identity": model_identity(base), "source": source_of(base)},
         "inputs": {name: sha256(path) for name, path in inputs.items()},
         **facts,
     }

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.plumbing.params import Grpo, Params, Sft
 from jobs.training.loop import check_adapter, load_adapter, targets_in
 from jobs.weights.adapter import check_base
-from jobs.weights.safetensors import shards
+from jobs.weights.model import require_whole
 
 
 def load(params: Params, base: Path, adapter: Path | None, settings: Sft | Grpo, *, rollout: bool = False):
@@ -22,7 +22,7 @@ def load(params: Params, base: Path, adapter: Path | None, settings: Sft | Grpo,
     from unsloth import FastLanguageModel  # isort: skip  (before torch and peft, which it patches)
     import torch
 
-    shards(base)
+    require_whole(base)
     lora = params.sft.lora
     if isinstance(settings, Grpo):
         length = settings.max_prompt_length + settings.max_completion_length

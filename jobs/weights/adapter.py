@@ -5,15 +5,16 @@ them (`lora_A.default.weight`) are read as those without.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, one_line
-from jobs.common.files import read_json
+from jobs.common.files import read_json, record_of
 from jobs.weights.floats import FLOATS
-from jobs.weights.safetensors import Tensor, header, is_tied, tensors_of
+from jobs.weights.safetensors import Tensor, header, is_head, is_tied, module_of, tensors_of
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
@@ -21,6 +22,7 @@ RECORD = "trainer.json"  # beside a trained adapter, what it was trained with an
 BASE_KEY = "base_weights"
 DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's LoraConfig
 FACTOR = re.compile(r"(.*\.lora_(?:embedding_)?)([AB])(\.weight)?")
+log = logging.getLogger("jobs")
 SAMPLED = 16  # rows of each tensor that tell one base from another
 
 
@@ -33,6 +35,9 @@ def config_of(folder: Path) -> dict[str, Any]:
         raise JobError(f"{file}: r is {rank!r}, not a positive whole number")
     if not is_number(config["lora_alpha"]):
         raise JobError(f"{file}: lora_alpha is {config['lora_alpha']!r}, not a number")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key), bool | None):
+            raise JobError(f"{file}: {key} is {config[key]!r}, neither true nor false")
     targets = config.get("target_modules")
     names = targets if isinstance(targets, list) else [] if targets is None else [targets]
     if not all(isinstance(name, str) for name in names):
@@ -107,6 +112,11 @@ def check_base(adapter: Path, base: Path) -> None:
     trained_on = read_json(record).get(BASE_KEY) if record.is_file() else None
     if trained_on is not None and trained_on != weights_hash(base):
         raise JobError(f"{adapter}: was trained on other weights than those in {base} ({BASE_KEY} in {RECORD})")
+    named, ours = config_of(adapter).get("base_model_name_or_path"), (record_of(base).get("source") or {}).get("repo")
+    if trained_on is None and named and ours and str(named).lower() != ours.lower():
+        log.warning(
+            "%s: names %s as its base, and %s is %s; no record tells whether it fits", adapter, named, base, ours
+        )
 
 
 def check_modules(adapter: Path, base: Path) -> None:
@@ -125,19 +135,6 @@ def check_modules(adapter: Path, base: Path) -> None:
     ]
     if lost:
         raise JobError(f"{adapter}: {base} has no place for {', '.join(lost[:3])}{more(lost)}")
-
-
-def module_of(name: str) -> str:
-    """`model.layers.0.self_attn.q_proj` of that module's weight, bias or factors."""
-    return re.split(r"\.lora_|\.(?:weight|bias)$", name)[0]
-
-
-def is_embedding(name: str) -> bool:
-    return module_of(name).rpartition(".")[2] in ("embed_tokens", "wte", "embed_in", "word_embeddings")
-
-
-def is_head(name: str) -> bool:
-    return module_of(name).rpartition(".")[2] in ("lm_head", "embed_out")
 
 
 def attach(model, adapter: Path, base: Path, trainable: bool = False):

@@ -2,10 +2,10 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from jobs.common.files import read_json
+from jobs.common.errors import JobError, one_line
 
-SINKS = {"gpt_oss"}
 log = logging.getLogger("jobs")
 
 
@@ -13,13 +13,20 @@ def attention_for(folder: Path, usual: str | None) -> str | None:
     """`usual`, or "eager" for a model whose attention SDPA does not compute.
 
     Capped logits (Gemma 2's attn_logit_softcapping) it leaves out without a word: it would be another model than vLLM's,
-    llama.cpp's, and the one that was pre-trained. For attention sinks (gpt-oss) it has no place.
+    llama.cpp's, and the one that was pre-trained. Where config.json does not name the cap, its family's default holds. For
+    attention sinks (gpt-oss) SDPA has no place, and such families say that they do not support it.
+    Errors: JobError for a config.json that is no model's.
     """
-    config = read_json(folder / "config.json")
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    if any(part.get("model_type") in SINKS for part in parts):
-        return "eager"
-    if any(part.get("attn_logit_softcapping") for part in parts):
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
+    if any(getattr(part, "attn_logit_softcapping", None) for part in (config, config.get_text_config())):
         log.info("%s: caps its attention logits, so eager attention computes it, which takes more memory", folder)
+        return "eager"
+    if usual is not None and not getattr(family, "_supports_sdpa", True):
         return "eager"
     return usual

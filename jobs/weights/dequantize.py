@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.weights import byte_level, pieces
+from jobs.weights.model import require_places
 from jobs.weights.tokenizer import padding
 
 ROWS = ("eos", "bos", "padding", "unknown")
@@ -71,19 +72,21 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
         config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
         if head := facts.get(f"{facts.get('general.architecture')}.attention.key_length"):
             config.head_dim = head  # transformers does not read it, and takes the family's default
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        require_places(path, found[1])
     except JobError:
         raise
     except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
         raise JobError(f"{path}: cannot be read as a model ({one_line(error)})") from error
-    return loaded, tokenizer
+    return found[0], tokenizer
 
 
 def tokenizer_of(path: Path, facts: dict) -> Any:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
-from jobs.weights.converted import ARCHITECTURES
+from jobs.weights.converted import ARCHITECTURES, ENDINGS
 from jobs.weights.safetensors import is_tied
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 WINDOW_ALWAYS = {"mistral", "mixtral"}  # wherever sliding_window is a number
 WINDOW_IF_USED = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}  # where use_sliding_window is true too
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}  # whose activations leave it: vLLM refuses them
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts"}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# PEFT lays an adapter over the experts and their router where one of these is named, whatever else is called so.
+EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "gate", "experts"}
 ENDS = {"embed_tokens", "lm_head", "wte", "embed_in", "word_embeddings", "embed_out"}
 TRAINING = ("sft", "grpo", "merge")
 
@@ -40,6 +41,9 @@ def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
 
 def untrainable(config: dict, text: dict) -> str | None:
     kind = config.get("model_type")
+    named = config.get("architectures") or []
+    if named and not any(name.endswith(ENDINGS) for name in named):
+        return f"is a {', '.join(named)}, which does not write text"
     if kind in CONV1D:
         return f"is a {kind}, whose layers are stored transposed (Conv1D); adapters of these are not summed"
     if "text_config" in config and ("vision_config" in config or "audio_config" in config):
@@ -51,8 +55,8 @@ def untrainable(config: dict, text: dict) -> str | None:
 
 
 def bad_targets(base: Path, text: dict, targets: set[str]) -> str | None:
-    experts = sorted(targets & EXPERT_TARGETS)
-    if experts and any(text.get(key) for key in EXPERTS):
+    experts = sorted(on_experts(text, targets))
+    if experts:
         return (
             f"has experts, and adapters on theirs are not summed: sft.lora.targets must leave out {', '.join(experts)}"
         )
@@ -63,6 +67,11 @@ def bad_targets(base: Path, text: dict, targets: set[str]) -> str | None:
             "of the two; leave it out of sft.lora.targets"
         )
     return None
+
+
+def on_experts(text: dict, targets: set[str]) -> set[str]:
+    """Those of the targets that are on a model's experts, by the configuration of its text part."""
+    return targets & EXPERT_TARGETS if any(text.get(key) for key in EXPERTS) else set()
 
 
 def unknown_to_llama_cpp(config: dict, text: dict) -> str | None:

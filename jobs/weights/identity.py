@@ -5,13 +5,15 @@ makes no other model.
 """
 
 import hashlib
+import logging
 from pathlib import Path
 
 from jobs.common.errors import JobError
-from jobs.common.files import record_of, sha256, sha256_each
+from jobs.common.files import foreign, record_of, sha256, sha256_each
 from jobs.weights.adapter import RECORD, WEIGHTS
 from jobs.weights.safetensors import shards
 
+log = logging.getLogger("jobs")
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -63,10 +65,19 @@ def adapter_identity(folder: Path) -> str:
     return identity([*adapter_files(folder), *record])
 
 
+def source_of(base: Path) -> dict | None:
+    """Where the base comes from, as `base` recorded it; None where it did not, or the model's files are others by now."""
+    source = record_of(base).get("source")
+    changed = sorted({file.name for file in model_files(base)} & set(foreign(base))) if source else []
+    if changed:
+        log.warning("%s: %s is not as base wrote it; where the model comes from is not known", base, ", ".join(changed))
+    return None if changed else source
+
+
 def made_of(base: Path, adapters: list[Path]) -> dict:
     """The record of what is made of a base and its adapters: both by their hashes, and where the base comes from."""
     return {
         "base": model_identity(base),
-        "source": record_of(base).get("source"),
+        "source": source_of(base),
         "adapters": [adapter_identity(adapter) for adapter in adapters],
     }

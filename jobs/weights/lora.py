@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
-from jobs.weights.adapter import check_base, config_of, is_embedding, is_head, module_of, more, tensors_by_module
-from jobs.weights.safetensors import Tensor, is_tied, tensors_of
+from jobs.weights.adapter import RECORD, check_base, config_of, more, tensors_by_module
+from jobs.weights.identity import adapter_identity
+from jobs.weights.safetensors import Tensor, is_embedding, is_head, is_tied, module_of, tensors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +57,16 @@ MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def updates_of(base: Path, adapters: list[Path]) -> dict[str, list[Update]]:
     """What all adapters do to the base's tensors, by their names, in the order given.
 
-    Errors: JobError as `updates` and `require_every_layer`, and for an adapter that records another base.
+    Errors: JobError as `updates` and `require_every_layer`, for an adapter that records another base, and for one that is
+    added twice.
     """
     tensors, tied = tensors_of(base), bool(adapters) and is_tied(base)
+    require_once(adapters)
     found: dict[str, list[Update]] = {}
     for adapter in adapters:
         check_base(adapter, base)
         require_every_layer(adapter, base, tensors)
+        require_named(adapter, base, tensors, tied)
         for name, steps in updates(adapter, tensors, tied).items():
             found.setdefault(name, []).extend(steps)
     return found
@@ -127,6 +131,57 @@ def require_every_layer(folder: Path, base: Path, tensors: dict[str, Tensor]) ->
     ]
     if lost:
         raise JobError(f"{folder}: holds no tensor for {', '.join(lost[:3])}{more(lost)}, and does for other layers")
+
+
+def require_named(folder: Path, base: Path, tensors: dict[str, Tensor], tied: bool) -> None:
+    """Errors: JobError for a module of the model that adapter_config.json names, and of which no tensor is there."""
+    config = config_of(folder)
+    held = {module_of(name) for name in tensors_by_module(folder)}
+    known = {module_of(name) for name in tensors if name.endswith(".weight") and ".experts." not in name}
+    targets = [] if config.get("exclude_modules") else config.get("target_modules") or []
+    lost = [name for name in config.get("modules_to_save") or [] if any_called(name, known)]
+    if isinstance(targets, str):  # a regular expression, or all-linear, which the files do not tell
+        kinds = {NUMBER.sub(".*.", module) for module in held}
+        lost += [name for name in known if re.fullmatch(targets, name) and NUMBER.sub(".*.", name) not in kinds]
+    else:
+        lost += [name for name in targets if any_called(name, known)]
+    lost = sorted(name for name in set(lost) if not any_called(name, held) and not (tied and is_end(name)))
+    if lost:
+        raise JobError(
+            f"{folder}: holds no tensor for {', '.join(lost[:3])}{more(lost)}, which adapter_config.json names"
+        )
+
+
+def any_called(name: str, modules: set[str]) -> bool:
+    """As PEFT matches a name: a module's own, or the last parts of it."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
+
+
+def is_end(name: str) -> bool:
+    return is_embedding(name) or is_head(name)
+
+
+def require_once(adapters: list[Path]) -> None:
+    """Errors: JobError for an adapter that is given twice, or with one that was trained further from it and holds it."""
+    if len(adapters) < 2:
+        return
+    given: set[str] = set()
+    for adapter in adapters:
+        if (identity := adapter_identity(adapter)) in given:
+            raise JobError(f"{adapter}: is given twice, and would be added twice")
+        given.add(identity)
+    for adapter in adapters:
+        if given & set(continued(adapter)):
+            raise JobError(f"{adapter}: was trained further from another of these adapters and holds it already")
+
+
+def continued(adapter: Path) -> Iterator[str]:
+    """The identities of the adapters that this one was trained further from, by its record."""
+    record = adapter / RECORD
+    run = read_json(record).get("run") if record.is_file() else None
+    while isinstance(run, dict) and isinstance(before := run.get("continues"), dict):
+        yield str(before.get("identity"))
+        run = before.get("run")
 
 
 def require_plain(config: dict, folder: Path) -> None:

@@ -134,9 +134,14 @@ def header(path: Path) -> tuple[dict[str, str], list[Tensor]]:
 def shards(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, checked against its index if it has one.
 
-    Errors: JobError for other formats, for an index that its files contradict, and for a model.safetensors beside the
-    index of other files: some tools would read the one, some the others.
+    Errors: JobError for other formats, for an index that its files contradict, for a model.safetensors beside the index
+    of other files, and for an adapter beside the model: some tools would read the one, some the others.
     """
+    if (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
+        raise JobError(
+            f"{folder}: holds an adapter beside the model (adapter_config.json), which some tools would load with it; "
+            "move it to a folder of its own"
+        )
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.exists():
         if not single.exists():
@@ -153,7 +158,12 @@ def shards(folder: Path) -> list[Path]:
         raise JobError(
             f"{folder}: holds model.safetensors beside an index of other files; remove the ones that are old"
         )
-    held = {tensor.name: file.name for file in files for tensor in header(file)[1]}
+    held: dict[str, str] = {}
+    for file in files:
+        for tensor in header(file)[1]:
+            if tensor.name in held:
+                raise JobError(f"{folder}: {held[tensor.name]} and {file.name} both hold {tensor.name}")
+            held[tensor.name] = file.name
     if held != where:
         odd = sorted(name for name in held.keys() | where.keys() if held.get(name) != where.get(name))
         raise JobError(f"{index}: does not agree with the files about {', '.join(odd[:3])}")
@@ -164,7 +174,15 @@ def is_tied(folder: Path) -> bool:
     """Whether a model folder's embedding is its output head too.
 
     Where config.json does not say, the default of its family does: Gemma's files leave it out, and mean yes.
+    Errors: JobError for a tied model whose files hold two different matrices, of which some tools would use one, some both.
     """
+    tied = says_tied(folder)
+    if tied and any(folder.glob("*.safetensors")):
+        require_one_end(folder)
+    return tied
+
+
+def says_tied(folder: Path) -> bool:
     config = read_json(folder / "config.json")
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("tie_word_embeddings") is not None:
@@ -176,6 +194,36 @@ def is_tied(folder: Path) -> bool:
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
     return bool(found.get_text_config().tie_word_embeddings)
+
+
+def require_one_end(folder: Path) -> None:
+    """Errors: JobError where the files hold an embedding and a head that differ."""
+    tensors = tensors_of(folder)
+    inputs, outputs = ([tensors[name] for name in tensors if end(name)] for end in (is_embedding, is_head))
+    if len(inputs) != 1 or len(outputs) != 1:
+        return
+    a, b = inputs[0], outputs[0]
+    same = (a.shape, a.dtype) == (b.shape, b.dtype) and all(
+        a.read(rows) == b.read(rows) for rows in blocks(slice(0, a.rows), a.columns)
+    )
+    if not same:
+        raise JobError(
+            f"{folder}/config.json: says that {a.name} is the head too (tie_word_embeddings), and the files hold another "
+            f"{b.name}: set it to false, or take that tensor out"
+        )
+
+
+def module_of(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj` of that module's weight, bias or factors."""
+    return re.split(r"\.lora_|\.(?:weight|bias)$", name)[0]
+
+
+def is_embedding(name: str) -> bool:
+    return module_of(name).rpartition(".")[2] in ("embed_tokens", "wte", "embed_in", "word_embeddings")
+
+
+def is_head(name: str) -> bool:
+    return module_of(name).rpartition(".")[2] in ("lm_head", "embed_out")
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

@@ -24,35 +24,49 @@ NEVER_TEXT = ("ÿ", "<0xFF>")  # how byte-level BPE and SentencePiece write the 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, with a padding token that is not its end of text.
 
-    Errors: JobError for one that cannot be loaded, that has no end of text, that puts one after every text, or whose file
-    gives a token another number than it has when loaded.
+    Errors: JobError for one that cannot be loaded, that has no end of text, that puts a token after every text, or whose
+    file gives a token another number than it has when loaded.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, split_special_tokens=True)
         make_special(tokenizer)
-        probe = tokenizer("a").input_ids
+        probe, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
     except Exception as error:  # a broken file surfaces as one of many types
         raise JobError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
     check_numbers(folder, tokenizer)
     if tokenizer.eos_token_id is None:
         raise JobError(f"{folder}: its tokenizer has no end-of-sequence token")
-    if probe[-1:] == [tokenizer.eos_token_id]:
+    if probe[-len(bare) :] != bare:
+        last = tokenizer.convert_ids_to_tokens(probe[-1])
         raise JobError(
-            f"{folder}: its tokenizer ends every text with {tokenizer.eos_token}, prompts too (add_eos_token)"
+            f"{folder}: its tokenizer ends every text with {last}, prompts too (add_eos_token, post_processor)"
         )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         # A trainer leaves padding out of the loss by its id, and with it would leave out the end of every answer.
-        tokenizer.pad_token = padding(tokenizer, tokenizer.eos_token, len(tokenizer))
+        try:
+            tokenizer.pad_token = padding(tokenizer, tokenizer.eos_token, len(tokenizer))
+        except JobError as error:
+            raise JobError(f"{folder}: {error}") from None
     return tokenizer
 
 
 def check_numbers(folder: Path, tokenizer) -> None:
     """Errors: JobError for a token that tokenizer.json gives another number than it has: `tokenizers` closes every gap
-    between the vocabulary and what is added to it, and such a token would be another row of the model."""
+    between the vocabulary and what is added to it, and such a token would be another row of the model. So would an end of
+    text that the file does not have, which transformers adds."""
     file = folder / "tokenizer.json"
-    for token in (read_json(file).get("added_tokens") or []) if file.is_file() else []:
+    if not file.is_file():
+        return
+    held = read_json(file)
+    added, vocabulary = held.get("added_tokens") or [], (held.get("model") or {}).get("vocab")
+    known = {token["content"] for token in added}
+    if isinstance(vocabulary, dict) and tokenizer.eos_token not in {None, *vocabulary, *known}:
+        raise JobError(
+            f"{file}: does not have the end of text {tokenizer.eos_token} (eos_token of tokenizer_config.json)"
+        )
+    for token in added:
         found = tokenizer.convert_tokens_to_ids(token["content"])
         if found != token["id"]:
             raise JobError(f"{file}: numbers {token['content']} {token['id']}, but it is loaded as {found}")
@@ -86,6 +100,11 @@ def left_out(folder: Path) -> list[int]:
         return []
     in_utf8 = set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
     return sorted(byte for byte in in_utf8 if bytes_to_unicode()[byte] not in model["vocab"])
+
+
+def given_back(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """What the tokenizer makes of `text` and back."""
+    return continuation(tokenizer, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def ids_of(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[str, ...]) -> list[int]:

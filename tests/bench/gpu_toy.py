@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 
 from tests.bench.gpu_jobs import ENVIRONMENT, REPO, job, rows
@@ -109,9 +110,10 @@ def laid_out(folder: Path, engine: str, rollout: str) -> Path:
 
     from jobs.plumbing.params import merged
     from jobs.plumbing.yaml12 import read_yaml
+    from jobs.smoke import OVERLAYS
 
     folder.mkdir(parents=True, exist_ok=True)
-    params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
+    params = reduce(merged, (read_yaml(REPO / name) for name in ("params.yaml", *OVERLAYS)))
     changes = {
         "tracking": ["tensorboard"],
         "sft": {"engine": engine, "optimizer": "adamw_8bit", "keep_epochs": True},

@@ -43,6 +43,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -174,13 +175,14 @@ def toy_inputs(options: argparse.Namespace) -> dict[str, Path]:
     """What GRPO and sampling read of the smoke run, and the params they are run with; made here without --toy."""
     from jobs.plumbing.params import merged
     from jobs.plumbing.yaml12 import dump, read_yaml
+    from jobs.smoke import OVERLAYS
 
     with LOCK:
         place = options.work / "inputs-toy"
         folder = options.toy or place
         if not (place / "params.yaml").exists():
             place.mkdir(parents=True, exist_ok=True)
-            params = merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml"))
+            params = reduce(merged, (read_yaml(REPO / name) for name in ("params.yaml", *OVERLAYS)))
             # What ranks are compared by is a step of training on all tasks, and no other.
             plain = {"tracking": [], "grpo": {"difficulty": None, "validate_every": 0, "keep": "last"}}
             (place / "params.yaml").write_text(dump(merged(merged(params, GPU), plain)))

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.common.files import read_json, write_json  # noqa: E402
 from jobs.plumbing.params import merged, read_yaml, validate  # noqa: E402
+from jobs.smoke import OVERLAYS  # noqa: E402
 
 # What each of them makes the libraries take: the machine's best; AVX2; and arithmetic as on a CPU without either.
 KERNELS = {
@@ -55,7 +57,7 @@ class Failed(Exception):
 
 def settings(seed: int) -> dict:
     """The smoke run's params with its seeds moved by `seed`; 0 is the smoke run's own."""
-    params = merged(read_yaml(ROOT / "params.yaml"), read_yaml(ROOT / "data/smoke/params.yaml"))
+    params = reduce(merged, (read_yaml(ROOT / name) for name in ("params.yaml", *OVERLAYS)))
     params["seed"] += seed
     params["base"]["toy"]["seed"] += seed
     params["distill"]["recorded"] = str(ROOT / "data/smoke/teacher.jsonl")

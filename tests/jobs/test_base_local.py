@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from jobs import base
 from jobs.common.errors import JobError, UsageError
@@ -35,12 +36,13 @@ def test_a_folder_gives_its_weights_and_tokenizer_and_nothing_else(folder, tmp_p
     own = tmp_path / "own"
     shutil.copytree(folder, own)
     (own / "pytorch_model.bin").write_bytes(b"a pickle")
+    shutil.copy(own / "model.safetensors", own / "consolidated.safetensors")
     (own / ".git").mkdir()
     out = made(tmp_path, monkeypatch, params("folder", own))
     assert (out / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= names
-    assert not {"pytorch_model.bin", ".git"} & names
+    assert not {"pytorch_model.bin", "consolidated.safetensors", ".git"} & names
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
@@ -108,6 +110,18 @@ def test_what_a_later_stage_will_refuse_is_said_and_recorded_at_once(folder, tmp
     assert f"gguf will refuse this model: it {recorded['gguf']}" in caplog.text
 
 
+def test_weights_that_are_not_the_configs_are_told_at_once(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    weights = load_file(own / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
+    made(tmp_path, monkeypatch, params("folder", own))
+    recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
+    assert set(recorded) == {"sft", "grpo", "sample", "gguf"}
+    assert "sft will refuse this model: it lacks model.norm.weight, which would be random numbers" in caplog.text
+
+
 @pytest.mark.parametrize(("family", "prepend"), [("Llama", True), ("Llama", False), ("Gemma2", False)])
 def test_pieces_out_of_a_gguf_file_are_llama_cpps_in_the_base_and_in_what_is_written_of_it(
     tmp_path, monkeypatch, family, prepend
@@ -171,6 +185,17 @@ def test_bytes_that_the_tokenizer_does_not_know_are_told_and_recorded(folder, tm
     recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())
     assert recorded["unread_bytes"] == [0x06]
     assert "no token for the bytes 0x06" in caplog.text
+
+
+def test_a_tokenizer_that_changes_code_is_told(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "gives back" not in caplog.text
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "Lowercase"}}))
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "the tokenizer gives back 'def add(a, b)" in caplog.text
 
 
 def test_a_tokenizer_that_no_stage_takes_is_told_at_once(folder, tmp_path, monkeypatch, caplog):

@@ -291,7 +291,7 @@ def copied(world, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("model.safetensors", "model cannot be loaded"),
+        ("model.safetensors", "model.safetensors: is "),
         ("config.json", "config.json: is not valid JSON"),
         ("tokenizer.json", "tokenizer cannot be loaded"),
     ],

@@ -16,7 +16,7 @@ from jobs.common.files import replace_dir, set_record, sha256, write_json, write
 from jobs.gguf import job as gguf
 from jobs.plumbing.params import load
 from jobs.publish import job as publish
-from jobs.weights.identity import adapter_identity, model_identity
+from jobs.weights.identity import adapter_identity, made_of, model_identity, source_of
 from tests import program
 from tests.toy import make_adapter, make_model
 
@@ -193,6 +193,21 @@ def test_a_base_that_is_not_on_the_hub_is_not_called_one(world, source, said):
     assert "Qwen" not in text
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
+def test_a_base_that_was_changed_since_is_not_called_the_hubs(world, caplog, name):
+    """Its own files, that is: what else lies in the folder makes no other model of it."""
+    base = Path("models/base")
+    recorded = {"repo": "someone/tiny-base", "revision": REVISION}
+    assert source_of(base) == recorded
+    if name == "README.md":
+        (base / name).write_text("# Mine")
+        assert made_of(base, [])["source"] == recorded
+    else:
+        flip(base / name)
+        assert made_of(base, [])["source"] is None
+        assert f"models/base: {name} is not as base wrote it" in caplog.text
+
+
 def test_only_what_is_named_is_pushed(world):
     expected = set(run()["files"])
     assert expected == {
@@ -238,6 +253,15 @@ def flip(path):
         (lambda: shutil.rmtree("data/evaluations/grpo-cot"), "grpo-cot"),
         (lambda: evaluation(Path("data/evaluations/grpo-cot"), "1" * 64, [0, 1, 1, 0]), "none of its scores"),
         (lambda: evaluation(Path("data/evaluations/base-cot"), "1" * 64, [0, 0, 0, 1]), "base is another model"),
+        (lambda: Path("metrics/compare.json").write_text('{"toy": 3}'), "compare.json: is not what compare writes"),
+        (
+            lambda: Path("metrics/compare.json").write_text('{"toy": {"cot": {"grpo": {"pass@1": 0.5}}}}'),
+            "compare.json: is not what compare writes",
+        ),
+        (
+            lambda: write_jsonl(Path("data/evaluations/grpo-cot/results-toy.jsonl"), [{"sample": 1, "task_id": "t/1"}]),
+            "results-toy.jsonl: has a row without 'passed'",
+        ),
         (
             lambda: evaluation(Path("data/evaluations/grpo-cot"), model_identity(Path("models/grpo")), [0, 1, 1, 1]),
             "its pass@1 of grpo on toy (cot) is not that of",

@@ -266,6 +266,114 @@ def test_all_linear_layers_but_the_head_are_trained_and_merged(world, tmp_path):
         load_model(base, lora(["q_proj"]), tmp_path, 1)
 
 
+def test_all_linear_leaves_out_what_is_called_as_experts_are(tmp_path, caplog):
+    """PEFT would take the shared expert's layers for the experts' as well, and nothing could sum what it trained."""
+    import torch
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    from jobs.training.loop import load_model, save_adapter
+    from jobs.weights.lora import updates_of
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    experts = {"num_experts": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**sizes, **experts, num_attention_heads=2, num_key_value_heads=2)
+    ).save_pretrained(base)
+    model = load_model(base, lora("all-linear"), None, 1)
+    assert "all-linear leaves out down_proj, gate_proj, up_proj" in caplog.text
+    save_adapter(model, base, tmp_path / "adapter")
+    assert len(updates_of(base, [tmp_path / "adapter"])) == 2 * len(["q", "k", "v", "o", "shared_expert_gate"])
+    load_model(base, lora("all-linear"), tmp_path / "adapter", 1)
+
+
+@pytest.mark.parametrize("odd", ["numbered", "router", "mamba"])
+def test_all_linear_leaves_out_what_peft_lays_no_adapter_over(world, caplog, odd):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from jobs.training.loop import targets_in
+
+    class Router(torch.nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden), hidden
+
+    model = AutoModelForCausalLM.from_pretrained(world / "models/base")
+    expected = targets_in(model, lora("all-linear"), world)
+    layer = model.model.layers[0]
+    if odd == "numbered":
+        layer.projections = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    elif odd == "router":
+        layer.router = Router(2, 2)
+    else:
+        layer.out_proj, model.config.model_type = torch.nn.Linear(2, 2), "mamba2"
+    caplog.clear()
+    assert targets_in(model, lora("all-linear"), world) == expected
+    told = {"numbered": "all-linear leaves out 0", "mamba": "all-linear leaves out out_proj"}.get(odd, "")
+    assert told in caplog.text
+
+
+def test_experts_are_trained_for_the_answers_alone(tmp_path):
+    """No loss of their balance is added, neither where the configuration asks for it nor where TRL would."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from jobs.training.loop import load_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen3MoeConfig(
+        **sizes,
+        **experts,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        router_aux_loss_coef=5.0,
+        output_router_logits=True,
+    )
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, lora(["q_proj"]), None, 1)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        given = model(input_ids=ids, labels=ids)
+    plain = torch.nn.functional.cross_entropy(given.logits[0, :-1].float(), ids[0, 1:])
+    assert torch.allclose(given.loss, plain, atol=1e-5)
+    assert model.config.router_aux_loss_coef == 0.0, "by which TRL weighs the loss that it adds itself"
+
+
+def test_targets_that_peft_takes_for_experts_are_not_trained(tmp_path):
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from jobs.training.loop import load_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    experts = {"num_experts": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]}
+    config = Qwen3MoeConfig(**sizes, **experts, num_attention_heads=2, num_key_value_heads=2)
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        JobError, match=r"sft\.lora\.targets: PEFT takes them for down_proj, gate_up_proj of .*not summed"
+    ):
+        load_model(tmp_path, lora(["q_proj", "gate_proj", "up_proj", "down_proj"]), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_dora", True), ("init_lora_weights", "pissa"), ("fan_in_fan_out", True), ("new_key", "set")]
+)
+def test_what_could_not_be_summed_afterwards_is_not_trained_further(world, tmp_path, key, value):
+    from jobs.training.loop import load_model
+
+    base = world / "models/base"
+    adapter = models.make_adapter(base, tmp_path / "adapter", rank=4, lora_alpha=8, target_modules=["q_proj"])
+    load_model(base, lora(["q_proj"]), adapter, 1)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {key: value}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(JobError, match=key):
+        load_model(base, lora(["q_proj"]), adapter, 1)
+
+
 def test_targets_that_became_a_regular_expression_are_written_as_names(world, tmp_path):
     """Unsloth makes one of the names it is given, for some families; GRPO then wants the names again."""
     from jobs.training.loop import load_model, save_adapter
@@ -298,6 +406,31 @@ def test_a_target_that_only_some_layers_have_is_told_with_its_count(world, caplo
         assert targets_in(model, lora(["extra_proj", "q_proj"]), world) == ["extra_proj", "q_proj"]
     assert "extra_proj is in 1 of the model's 2 layers" in caplog.text
     assert "q_proj is in" not in caplog.text
+
+
+def test_a_base_with_dropout_is_trained_without(world, tmp_path, caplog):
+    """Two passes in training mode give the same: GRPO's policy is the one that it sampled from."""
+    import torch
+
+    from jobs.training.loop import load_model
+
+    base = tmp_path / "base"
+    shutil.copytree(world / "models/base", base)
+    config = json.loads((base / "config.json").read_text())
+    ids = torch.arange(20, 60)[None]
+
+    def passes(dropout):
+        (base / "config.json").write_text(json.dumps(config | {"attention_dropout": dropout}))
+        model = load_model(base, lora(["q_proj"]), None, 1).train()
+        with torch.no_grad():
+            return model(ids).logits, model(ids).logits
+
+    with caplog.at_level("INFO"):
+        expected, _ = passes(0.0)
+        assert "dropout" not in caplog.text
+        first, second = passes(0.5)
+    assert torch.equal(first, second) and torch.equal(first, expected)
+    assert "is trained without its dropout (attention_dropout 0.5)" in caplog.text
 
 
 def test_a_capped_attention_is_computed_with_its_cap(tmp_path):

@@ -217,3 +217,24 @@ def test_vllm_is_asked_for_the_present_adapter(monkeypatch, tmp_path):
     # Without a seed vLLM would take one from numpy's generator, which training's own requests take theirs from.
     assert (greedy.n, greedy.temperature, greedy.top_p, greedy.seed) == (1, 0, 1.0, 11)
     assert (sampled.n, sampled.temperature, sampled.top_p, sampled.seed) == (3, 0.8, 0.9, 11)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_the_tasks_to_measure_by_are_those_that_grade_set_aside(tmp_path, monkeypatch, every):
+    """As its other inputs are the pipeline's own where none is named."""
+    from click.testing import CliRunner
+
+    from jobs.grpo import job
+
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "run", lambda params, **paths: seen.append(paths["validation"]))
+    for name in ("base", "sft", "tasks.jsonl", "mine.jsonl"):
+        (tmp_path / name).touch()
+    words = ["--params", str(ROOT / "params.yaml"), "--set", f"grpo.validate_every={every}"]
+    words += ["--base", "base", "--adapter", "sft", "--tasks", "tasks.jsonl"]
+    for more in ([], ["--validation", "mine.jsonl"]):
+        assert not CliRunner().invoke(job.command, [*words, *more], catch_exceptions=False).exit_code
+    assert seen == [Path("data/validation.jsonl") if every else None, Path("mine.jsonl")]
+    with pytest.raises(UsageError, match=r"--validation: data/validation\.jsonl holds no tasks to measure by"):
+        held_out(load(ROOT / "params.yaml", ["grpo.validate_every=4"]).grpo, Path("data/validation.jsonl"), [])

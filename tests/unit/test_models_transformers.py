@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from jobs.inference import hf as engine  # noqa: E402
-from tests.toy import make_adapter, make_model  # noqa: E402
+from tests.toy import make_adapter, make_model, make_tokenizer  # noqa: E402
 
 PROMPTS = ["def add(a, b):\n", "You are", "class Stack(list):\n    pass\n\n\ndef first(items):\n    for x", "a" * 90]
 
@@ -132,6 +132,17 @@ def test_a_prompt_that_does_not_fit_is_refused(model):
 def test_what_is_not_a_model_is_named(tmp_path):
     with pytest.raises(JobError, match=str(tmp_path)):
         engine.load(tmp_path)
+
+
+def test_a_model_that_names_no_end_of_its_positions_has_room(tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    make_tokenizer(tmp_path)
+    config = BloomConfig(vocab_size=512, hidden_size=32, n_head=2, n_layer=1)
+    assert not hasattr(config, "max_position_embeddings")
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    [[answer]] = engine.load(tmp_path)(["def"], Sampling(max_tokens=4))
+    assert answer.tokens == 4 or answer.finish == "stop"
 
 
 def test_a_model_whose_logits_are_no_numbers_is_refused(model, tmp_path):

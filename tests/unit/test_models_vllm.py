@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from jobs.common.errors import JobError, UsageError
 from jobs.grpo.rollout import engine_options, lora_targets, unsloth_engine_options
@@ -24,10 +22,8 @@ ENVIRONMENT = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENAB
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """Puts a vllm package in place whose LLM answers every request with its prompt's last character and its seed."""
-    seen: dict = {"generate": []}
-    for folder in (tmp_path, tmp_path / "broken"):
-        folder.mkdir(exist_ok=True)
-        save_file({"weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    seen: dict = {"generate": [], "held": []}
+    monkeypatch.setattr(engine, "require_whole", seen["held"].append)
 
     class LLM:
         llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
@@ -127,6 +123,7 @@ def test_switches_are_set_before_the_import(calls, tmp_path, monkeypatch, invari
     import os
 
     engine.load(tmp_path, batch_invariant=invariant)
+    assert calls["held"] == [tmp_path], "it is a whole model"
     names = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING")
     assert "".join(os.environ[name] for name in names) == switches
 

@@ -40,13 +40,20 @@ def removed(values, path):
 PATHS = [p for p in leaves(VALUES) if "limits" not in p and "extra_body" not in p]
 
 
-OVERLAYS = [*ROOT.glob("data/*/params.yaml"), *ROOT.glob("recipes/*.yaml")]
+OVERLAYS = [*ROOT.glob("data/*/params.yaml"), ROOT / "data/smoke/measured.yaml", *ROOT.glob("recipes/*.yaml")]
 
 
 @pytest.mark.parametrize("overlay", ["", *sorted(p.relative_to(ROOT).as_posix() for p in OVERLAYS)])
 def test_every_params_file_of_the_repository_loads(overlay):
     values = merged(VALUES, read_yaml(ROOT / overlay)) if overlay else VALUES
     assert validate(values, "params.yaml").seed == 3407
+
+
+def test_what_makes_the_smoke_run_small_fits_any_handful_of_examples_and_tasks():
+    """Others lay it under params of their own: it sets nothing aside, and asks for no tasks that were graded."""
+    params = validate(merged(VALUES, read_yaml(ROOT / "data/smoke/params.yaml")), "params.yaml")
+    assert (params.sft.validation, params.grade.samples, params.grade.validation) == (0, 0, 0)
+    assert (params.grpo.difficulty, params.grpo.validate_every, params.grpo.keep) == (None, 0, "last")
 
 
 def test_the_real_run_is_the_published_one():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.common.errors import JobError
 from jobs.weights import adapter as adapters
+from jobs.weights.identity import adapter_identity
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
 from tests.toy import TARGETS, make_adapter, make_model
@@ -104,6 +105,7 @@ def test_what_other_tools_write_is_the_same_adapter(base, plain, copy, tmp_path,
         ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern gives 'q_proj' '8'"),
         ({"rank_pattern": [8]}, "rank_pattern is"),
         ({"target_modules": 7}, "target_modules is 7"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', neither true nor false"),
         ({"target_modules": [["q_proj"]]}, "target_modules is"),
     ],
 )
@@ -149,6 +151,77 @@ def test_a_module_left_out_in_some_layers_is_refused_unless_the_adapter_says_so(
         use()
     edit(copy, layers_to_transform=None, target_modules=r".*layers\.0\.self_attn\.[qkvo]_proj")
     assert updates_of(base, [copy])
+
+
+def without(folder, *parts):
+    file = folder / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if not any(part in name for part in parts)}, file)
+    return folder
+
+
+@pytest.mark.parametrize("names", [None, r"model\.layers\.\d+\..*_proj"], ids=["list", "expression"])
+def test_a_kind_of_module_that_the_config_names_and_no_layer_holds_is_missed(base, copy, names):
+    edit(without(copy, "down_proj"), target_modules=names or TARGETS)
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match=r"holds no tensor for .*down_proj"):
+            use()
+    assert updates_of(base, [edit(copy, target_modules=[name for name in TARGETS if name != "down_proj"])])
+
+
+def test_names_that_this_model_has_no_module_of_are_no_loss(base, copy):
+    """Tools list the modules of every family that they know, and PEFT passes over those that match nothing."""
+    assert updates_of(base, [edit(copy, target_modules=[*TARGETS, "qkv_proj", "c_attn"], modules_to_save=["score"])])
+
+
+def test_a_saved_module_that_was_not_saved_is_missed(base, copy):
+    edit(copy, modules_to_save=["lm_head"])
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match="lm_head"):
+            use()
+
+
+def test_an_adapter_without_a_tensor_is_not_the_base_under_another_name(base, copy):
+    without(copy, "")
+    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+        with pytest.raises(JobError, match="holds no tensor for"):
+            use()
+
+
+def trained_from(folder, before):
+    identity, run = adapter_identity(before), None
+    if (before / "trainer.json").exists():
+        run = json.loads((before / "trainer.json").read_text())["run"]
+    (folder / "trainer.json").write_text(json.dumps({"run": {"continues": {"identity": identity, "run": run}}}))
+
+
+def test_an_adapter_is_added_once(base, copy, tmp_path):
+    first, second, third, other = (
+        make_adapter(base, tmp_path / name, seed=seed)
+        for seed, name in enumerate(("first", "second", "third", "other"))
+    )
+    trained_from(second, first)
+    trained_from(third, second)
+    assert updates_of(base, [third, other]) and updates_of(base, [third])
+    with pytest.raises(JobError, match=f"{first}: is given twice"):
+        updates_of(base, [first, other, first])
+    for before in (first, second):
+        for order in ([before, third], [third, before]):
+            with pytest.raises(JobError, match=f"{third}: was trained further from another of these"):
+                updates_of(base, order)
+
+
+def test_another_bases_name_is_told_where_nothing_else_tells(copy, tmp_path, caplog):
+    base = make_model(tmp_path / "base", tie=False)
+    mark = {"files": {}, "record": {"source": {"repo": "Someone/Small", "revision": "1"}}}
+    (base / ".job.json").write_text(json.dumps(mark))
+    for named, told in (("someone/small", False), (None, False), ("Someone/Large", True)):
+        caplog.clear()
+        updates_of(base, [edit(copy, base_model_name_or_path=named)])
+        assert ("names Someone/Large as its base" in caplog.text) is told
+    (copy / "trainer.json").write_text(json.dumps({adapters.BASE_KEY: adapters.weights_hash(base)}))
+    caplog.clear()
+    updates_of(base, [copy])
+    assert not caplog.text, "its weights are known"
 
 
 def test_tensors_without_a_place_and_layers_without_a_tensor_are_refused(base, copy):

@@ -90,6 +90,17 @@ def test_a_file_beside_the_index_of_others_is_refused(tmp_path):
         files.shards(tmp_path)
 
 
+def test_a_tensor_in_two_files_is_refused_whichever_the_index_names(tmp_path):
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "one.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "two.safetensors")
+    for name in ("one", "two"):
+        where = {"b": "one.safetensors", "a": f"{name}.safetensors"}
+        index = {"weight_map": where | ({} if name == "two" else {"c": "two.safetensors"})}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(JobError, match=r"one\.safetensors and two\.safetensors both hold a"):
+            files.shards(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "tied"),
     [

@@ -45,3 +45,47 @@ def test_a_token_that_looks_special_is_text_though_it_is_not_called_so(tmp_path)
 def test_a_token_with_another_number_than_the_file_gives_it_is_refused(tmp_path):
     with pytest.raises(JobError, match=r"tokenizer\.json: numbers <\|far\|> \d+, but it is loaded as \d+$"):
         load_tokenizer(with_tokens(tmp_path, **{"<|far|>": (8, True)}))
+
+
+def changed(folder, file="tokenizer.json", **keys):
+    held = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(held | keys))
+    return folder
+
+
+def test_a_token_after_every_text_is_refused_whether_it_is_the_end_or_not(tmp_path):
+    with_tokens(tmp_path, **{"<|sep|>": (0, True)})
+    held = json.loads((tmp_path / "tokenizer.json").read_text())
+    number = held["added_tokens"][-1]["id"]
+    steps = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|sep|>", "type_id": 0}}]
+    after = {
+        "type": "TemplateProcessing",
+        "single": steps,
+        "pair": [*steps, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|sep|>": {"id": "<|sep|>", "ids": [number], "tokens": ["<|sep|>"]}},
+    }
+    with pytest.raises(JobError, match=r"ends every text with <\|sep\|>, prompts too"):
+        load_tokenizer(changed(tmp_path, post_processor=after))
+    load_tokenizer(changed(tmp_path, post_processor=after | {"single": steps[::-1]}))
+
+
+def test_an_end_of_text_that_the_file_does_not_have_is_refused(tmp_path):
+    make_tokenizer(tmp_path)
+    with pytest.raises(JobError, match=r"tokenizer\.json: does not have the end of text <\|never\|>"):
+        load_tokenizer(changed(tmp_path, "tokenizer_config.json", eos_token="<|never|>"))
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(JobError, match=str(tmp_path)):
+        load_tokenizer(tmp_path)
+
+
+def test_a_length_that_the_file_would_cut_texts_to_cuts_none(tmp_path):
+    make_tokenizer(tmp_path)
+    expected = load_tokenizer(tmp_path)(CODE).input_ids
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    pad = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None}
+    pad |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    changed(tmp_path, truncation=cut, padding=pad)
+    assert load_tokenizer(changed(tmp_path, "tokenizer_config.json", model_max_length=4))(CODE).input_ids == expected
