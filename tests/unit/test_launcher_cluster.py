@@ -218,7 +218,7 @@ def wait_until(true, seconds=20.0):
 
 
 # A job that writes down its id, and ends when it is told to.
-WAITS = 'echo $$ > "$LOG.pid"; sleep 60 & trap "kill $!; exit 143" TERM; wait'
+WAITS = 'sleep 60 & trap "kill $!; exit 143" TERM; echo $$ > "$LOG.pid"; wait'  # ready to be told before it is known
 
 
 def job_of(repo) -> int:
