@@ -239,8 +239,9 @@ def test_a_run_that_broke_so_often_ends_with_the_bytes_of_an_undisturbed_one(aga
 ENDLESS = """#!/bin/bash
 [ "$1" != docker/param.py ] || exec {python} "$@"
 {first}
-trap 'kill $!; echo asked > {place}/asked.$SLURM_PROCID; exit 143' TERM
-setpriv --pdeathsig KILL sleep 600 &
+trap 'kill -KILL $!; echo asked > {place}/asked.$SLURM_PROCID; exit 143' TERM
+# Slurm asks every process of a step. Were the sleeper to end first, this would end with it, and say nothing.
+setpriv --pdeathsig KILL sh -c 'trap "" TERM; exec sleep 600' &
 echo "$$ $SLURMD_NODENAME" > {place}/told.$SLURM_PROCID  # last: who reads it may ask at once
 wait
 """
