@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = 15  # seconds, where three are promised: tests share their cores with others, and what is stalled would take a minute
+PROMPT = 15  # seconds, where three are promised: other tests share the cores, and what is stalled would take a minute
 # Each ends never, or long after the test.
 STALLS = {
     "a call that holds the interpreter": "sum(range(10 ** 12))",
