@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = 15  # seconds, where three are promised: other tests share the cores, and what is stalled would take a minute
 # Each ends never, or long after the test.
 STALLS = {
     "a call that holds the interpreter": "sum(range(10 ** 12))",
@@ -77,7 +76,7 @@ def test_it_ends_within_three_seconds_of_a_signal(stall, number, code):
     process.send_signal(number)
     began = time.monotonic()
     _, stderr = process.communicate(timeout=30)
-    assert time.monotonic() - began < PROMPT
+    assert time.monotonic() - began < 3
     assert process.returncode == code, stderr
     assert all(map(gone, pids))
     assert not re.search("Traceback(?s:.*)asyncio.*CancelledError", stderr)
@@ -95,7 +94,7 @@ def test_a_signal_to_the_whole_group_and_one_to_the_job_alone_count_as_one(stall
         send(process, pid)
         began = time.monotonic()
         _, stderr = process.communicate(timeout=30)
-        assert time.monotonic() - began < PROMPT
+        assert time.monotonic() - began < 3
         assert process.returncode == 130
         assert stderr.splitlines()[-1].startswith("killed: " if "call" in stall else "interrupted")
 
@@ -159,7 +158,7 @@ def test_what_a_job_leaves_behind_is_ended_after_a_moment():
     began = time.monotonic()
     lines = [line for line in process.stdout if line.strip().isdigit()]
     assert process.wait(30) == 7
-    assert time.monotonic() - began < PROMPT
+    assert time.monotonic() - began < 3
     assert len(lines) == 3
     assert all(gone(int(line)) for line in lines)
 
