@@ -13,11 +13,11 @@ Stops, keeping nothing, if less than `merge.min_retention` of the update survive
 It works tensor by tensor, so its memory does not grow with the model.
 """
 
+import functools
 import json
 import os
 import re
 import shutil
-from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ def run(params: "Params", base: Path, adapters: list[Path], out: Path, metrics: 
     updates = updates_of(base, adapters)
     storage = Storage(FLOATS[params.merge.dtype], params.merge.rounding == "stochastic", params.seed)
     with replace_dir(out) as partial:
-        kept, record = write_model(base, updates, storage, partial, partial_of(made_of, base, adapters))
+        kept, record = write_model(base, updates, storage, partial, functools.partial(made_of, base, adapters))
         total = sum_of(kept)
         if not total.uu:
             raise JobError(f"{', '.join(map(str, adapters))}: changes nothing in {base}")

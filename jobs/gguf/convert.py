@@ -12,8 +12,8 @@ from pathlib import Path
 from jobs.common.answer_format import CHAT_TEMPLATE
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, write_json
-from jobs.common.process import die_with_parent
 from jobs.gguf import converter
+from jobs.plumbing.supervisor import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}

@@ -26,7 +26,7 @@ from jobs.grpo import rollout
 from jobs.inference import sample_seed
 from jobs.plumbing.cli import log_to_stderr
 from jobs.plumbing.params import Params
-from jobs.sandbox import isolation
+from jobs.plumbing.supervisor import die_with_parent
 
 CARDS = "CUDA_VISIBLE_DEVICES"
 LOST = signal.SIGUSR1  # by which the reading thread breaks off what the main thread does
@@ -186,10 +186,10 @@ def serve(pipe: Connection, params: Params, base: Path, adapter: Path, card: str
     """The process: answers requests until nobody is there to ask."""
     if card is not None:
         os.environ[CARDS] = card
-    isolation.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:
+    if parent is None or parent.pid is None:
         return
+    die_with_parent(parent.pid)
     import torch
 
     from jobs.training import loop

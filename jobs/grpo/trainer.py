@@ -306,8 +306,8 @@ class Trainer(GRPOTrainer):
         elif self.grpo.engine == "unsloth" and not self.grpo.entropy:
             # It computes no entropy where the loss wants none, and logs 0.
             del measured["entropy"][before.get("entropy", 0) :]
-        if not measured["entropy"]:
-            del measured["entropy"]
+            if not measured["entropy"]:
+                del measured["entropy"]
         return loss
 
     def compares_logps(self) -> bool:

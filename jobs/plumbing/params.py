@@ -4,11 +4,12 @@
 """
 
 import difflib
+import functools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -742,3 +743,8 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = both.get(key)
         both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return both
+
+
+def read_merged(paths: Iterable[Path]) -> dict[str, Any]:
+    """The mappings of YAML files, each laid over those before it. Errors: as `read_yaml`."""
+    return functools.reduce(merged, map(read_yaml, paths))

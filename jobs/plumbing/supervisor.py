@@ -33,6 +33,7 @@ ORPHANS = 0.4  # seconds that what a job leaves behind has to end by itself
 OF_STAGES = 30.0  # in the place of both, for a command that starts stages
 GIVE_UP = 1.0  # seconds after which a process that cannot even be killed is no longer waited for
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+libc = ctypes.CDLL(None)
 
 
 def supervise(stages: bool = False) -> None:
@@ -41,23 +42,20 @@ def supervise(stages: bool = False) -> None:
     To be called first of all, from the main thread, before there are others. A signal that was ignored (SIGINT is, in a
     job that a shell started in the background) stays so. stages: the command starts a pipeline's stages.
     """
-    prctl = ctypes.CDLL(None).prctl
     ours, theirs = os.pipe(), os.pipe()
     for end in (*ours, *theirs):
         os.set_blocking(end, False)
     heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if is_rank():  # which nobody waits for once the command that started it has been killed
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     parent, job = os.getpid(), os.fork()
     if job:
         for number in (*heard, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)  # the number comes by the pipe
     else:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
+        die_with_parent(parent)
         stop = Stop()
         for number in heard:
             signal.signal(number, stop)
@@ -69,6 +67,29 @@ def supervise(stages: bool = False) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if job:
         wait_for(job, ours[0], theirs[0], heard, stages)
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when `parent` ends, which started it: nothing goes on writing after that.
+
+    Ends this process at once where the parent has ended before the kernel was asked.
+    """
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def stops_held_back() -> Iterator[None]:
+    """What tells this process to stop is heard when this is over; processes that are started meanwhile never hear of it.
+
+    Where Python forks, it would be lost: what a handler raises there is only printed.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Stop:

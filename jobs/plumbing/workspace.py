@@ -40,8 +40,8 @@ def lay_out(out: Path, overlays: Sequence[Path], assignments: Sequence[str] = ()
     overlays: files of params, each laid over params.yaml and those before it; assignments: `section.key=value`, laid over
     all of them. Errors: UsageError naming file or assignment, key and value.
     """
-    from jobs.plumbing.params import assign, merged, validate
-    from jobs.plumbing.yaml12 import dump, parse, read_yaml
+    from jobs.plumbing.params import assign, read_merged, validate
+    from jobs.plumbing.yaml12 import dump, parse
 
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", capture=True)
     # dvc.lock and the folders' .gitignore files are DVC's, here as there.
@@ -50,9 +50,7 @@ def lay_out(out: Path, overlays: Sequence[Path], assignments: Sequence[str] = ()
         for name in listed.split("\0")
         if name and Path(name).is_file() and name != "dvc.lock" and not name.endswith("/.gitignore")
     } | {".dvc/.gitignore"}
-    params = read_yaml(Path("params.yaml"))
-    for overlay in overlays:
-        params = merged(params, read_yaml(overlay))
+    params = read_merged([Path("params.yaml"), *overlays])
     assigned = {assign(params, assignment): assignment for assignment in assignments}
     validate(params, f"params.yaml with {', '.join(map(str, overlays))}", assigned)
     manifest = out / MANIFEST

@@ -24,6 +24,7 @@ from jobs.sandbox.inputs import Part
 from jobs.sandbox.names import imports
 from jobs.sandbox.programs import Programs, ProgramSource
 from jobs.sandbox.remote import Session, loaded
+from jobs.sandbox.settings import limit
 from jobs.sandbox.suite import Suite
 from jobs.sandbox.unittests import MODULES as UNITTEST_MODULES
 from jobs.sandbox.unittests import Unittests
@@ -88,7 +89,7 @@ class Judge:
 
     def __init__(self, config: "Settings") -> None:
         self.config = config
-        self.timeout = config["timeout"]  # of the submission in work, by `limit`
+        self.timeout = config["timeout"]  # of the submission in work: in training its task may have less
         self.common = Source(config, COMMON)
         self.library = Source(config, COMMON + LIBRARY)
         self.packages = Source(config, COMMON + LIBRARY + config["packages"])
@@ -115,13 +116,9 @@ class Judge:
         """The same for whole programs."""
         return self.programs[self.sources().index(self.source(code, more))]
 
-    def limit(self, record: dict[str, Any]) -> float:
-        """Seconds that a submission to a task has: in training the task's own `timeout` where that is less."""
-        most = self.config["timeout"]
-        return most if self.config["benchmark"] else min(most, record.get("timeout") or most)
-
     def judge(self, task: Prepared, code: str) -> dict[str, Any]:
-        self.timeout = self.limit(task.record)
+        if not self.config["benchmark"]:
+            self.timeout = limit(task.record, self.config["timeout"])
         if task.other is not None:
             if task.other.unsupported:
                 return no_verdict("unsupported", task.other.unsupported)

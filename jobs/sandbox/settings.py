@@ -3,7 +3,8 @@
 What params.yaml can set of them is the section `sandbox` (jobs/plumbing/params.py), by the same names.
 """
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 # All of the environment that judge and fork server see. A numeric library reserves memory for each of its threads, of which
 # it would start one a core: on a machine of many cores more than the judge's limit allows.
@@ -15,6 +16,11 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
 }
+
+
+def limit(task: Mapping[str, Any], most: float) -> float:
+    """Seconds that a submission to a task has in training: `most`, or the task's own `timeout` where that is less."""
+    return min(most, task.get("timeout") or most)
 
 
 class Settings(TypedDict):

@@ -54,23 +54,20 @@ def failures(rows: "list[Task]", limits: "Limits") -> list[tuple[str, str]]:
     ]
 
 
-def limit(task: "Task", limits: "Limits") -> float:
-    """Seconds that an answer to it has in training."""
-    return min(limits.timeout, task.get("timeout") or limits.timeout)
-
-
 def require_passing(splits: "dict[str, list[Task]]", benchmarks: Sequence[str], limits: "Limits") -> None:
     """Runs every task's reference against its tests.
 
     limits: the params of the sandbox; of its times, only `timeout` decides, and only whether a warning is given.
     Errors: JobError naming each task whose reference does not pass, and the sandbox's word on it.
     """
+    from jobs.sandbox.settings import limit
+
     failed = []
     for split, tasks in splits.items():
         for task, verdict in zip(tasks, judged(tasks, limits, split in benchmarks), strict=True):
             if not verdict.passed:
                 failed.append(f"{task['task_id']} ({split}): {verdict.status}, {verdict.error}")
-            elif split not in benchmarks and verdict.seconds > ROOM * (most := limit(task, limits)):
+            elif split not in benchmarks and verdict.seconds > ROOM * (most := limit(task, limits.timeout)):
                 log.warning(
                     "%s (%s): its reference took %.1f s here; in training an answer has %g s (%s)",
                     task["task_id"],

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json, write_json
-from jobs.common.process import die_with_parent
 from jobs.plumbing.cli import progress
+from jobs.plumbing.supervisor import die_with_parent, stops_held_back
 from jobs.weights.floats import FLOATS, encoded, finite, float16_of_bfloat16, noise, widened
 from jobs.weights.lora import Update
 from jobs.weights.safetensors import Tensor, blocks, encode_header, header, shards, tensors_of, write_exactly
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 WORKERS = 8  # processes at most; each holds some ten megabytes, and from here on the disk is what a merge waits for
 UNIT = 1 << 23  # elements one worker takes at a time
 SYNCED_EVERY = 0.5  # seconds
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-UNITS: tuple[
-    Callable[[Tensor, slice], "Kept"], list[tuple[Tensor, slice]]
-]  # in a process that computes: what it works on
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,11 @@ class Kept:
         }
 
 
+Unit = tuple[Tensor, slice]  # rows of a tensor that are computed at once
+Work = Callable[[Tensor, slice], Kept]
+SHARED: tuple[Work, list[Unit]]  # in a process that computes: what it works on
+
+
 def stream_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:16], "little")
 
@@ -127,7 +127,7 @@ def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
     return kept
 
 
-def units(tensors: list[Tensor]) -> list[tuple[Tensor, slice]]:
+def units(tensors: list[Tensor]) -> list[Unit]:
     return [(tensor, rows) for tensor in tensors for rows in blocks(slice(0, tensor.rows), tensor.columns, UNIT)]
 
 
@@ -145,9 +145,8 @@ def keep_freed_memory() -> None:
 
 
 def pooled(
-    work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], label: str, handles: Sequence[int] = (),
-    beside: Callable[[], Any] = int,
-) -> tuple[dict[str, Kept], Any]:  # fmt: skip
+    work: Work, todo: list[Unit], label: str, handles: Sequence[int] = (), beside: Callable[[], Any] = int
+) -> tuple[dict[str, Kept], Any]:
     """`work` on every unit: the results by tensor, summed in order, and what `beside` returns.
 
     handles: of the files that `work` writes. beside: computed meanwhile, where there is time for it.
@@ -167,7 +166,7 @@ def pooled(
 
 @contextlib.contextmanager
 def computed(
-    work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]], elements: int, beside: Callable[[], Any]
+    work: Work, todo: list[Unit], elements: int, beside: Callable[[], Any]
 ) -> Iterator[tuple[Iterator[Kept], Callable[[], Any]]]:
     """The results of `work` on each unit in order, and what gives that of `beside`: by a process a core.
 
@@ -182,12 +181,9 @@ def computed(
     others = set(multiprocessing.active_children())
     count = min(WORKERS, len(os.sched_getaffinity(0)), len(todo)) + 1  # one for `beside`
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), begin, (os.getpid(), work, todo))
-    # A signal that came while Python forks would be lost: what a handler raises there is only printed. The processes never
-    # hear of one: to be told to stop is this one's business.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        other = pool.submit(beside)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with stops_held_back():
+            other = pool.submit(beside)  # forks them all
         futures = [pool.submit(of_unit, i) for i in range(len(todo))]
         yield (future.result() for future in futures), other.result
     except BaseException as error:
@@ -197,19 +193,18 @@ def computed(
             raise JobError("a process that computed the sum was killed, as it is for want of memory") from None
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         pool.shutdown(cancel_futures=True)
 
 
-def begin(parent: int, work: Callable[[Tensor, slice], Kept], todo: list[tuple[Tensor, slice]]) -> None:
+def begin(parent: int, work: Work, todo: list[Unit]) -> None:
     """In a new process of `parent`: what it is to work on."""
-    global UNITS
+    global SHARED
     die_with_parent(parent)
-    UNITS = work, todo
+    SHARED = work, todo
 
 
 def of_unit(number: int) -> Kept:
-    work, todo = UNITS
+    work, todo = SHARED
     return work(*todo[number])
 
 
@@ -244,7 +239,7 @@ def write_model(
     Errors: JobError naming a tensor whose sum does not fit the dtype.
     """
     places: dict[str, tuple[int, int]] = {}  # of a tensor's bytes: the file's handle, and where they begin
-    todo: list[tuple[Tensor, slice]] = []
+    todo: list[Unit] = []
     handles, heads = [], 0
     with contextlib.ExitStack() as files:
         for file in shards(base):

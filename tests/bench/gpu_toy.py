@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from pathlib import Path
 
 from tests.bench.gpu_jobs import ENVIRONMENT, REPO, job, rows
@@ -108,12 +107,11 @@ def laid_out(folder: Path, engine: str, rollout: str) -> Path:
     """A folder with the smoke run's params, by GPU engines."""
     import yaml
 
-    from jobs.plumbing.params import merged
-    from jobs.plumbing.yaml12 import read_yaml
+    from jobs.plumbing.params import merged, read_merged
     from jobs.smoke import OVERLAYS
 
     folder.mkdir(parents=True, exist_ok=True)
-    params = reduce(merged, (read_yaml(REPO / name) for name in ("params.yaml", *OVERLAYS)))
+    params = read_merged(REPO / name for name in ("params.yaml", *OVERLAYS))
     changes = {
         "tracking": ["tensorboard"],
         "sft": {"engine": engine, "optimizer": "adamw_8bit", "keep_epochs": True},

@@ -43,7 +43,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -173,8 +172,8 @@ def toy_settings(ranks: int, completions: int) -> list[str]:
 
 def toy_inputs(options: argparse.Namespace) -> dict[str, Path]:
     """What GRPO and sampling read of the smoke run, and the params they are run with; made here without --toy."""
-    from jobs.plumbing.params import merged
-    from jobs.plumbing.yaml12 import dump, read_yaml
+    from jobs.plumbing.params import merged, read_merged
+    from jobs.plumbing.yaml12 import dump
     from jobs.smoke import OVERLAYS
 
     with LOCK:
@@ -182,7 +181,7 @@ def toy_inputs(options: argparse.Namespace) -> dict[str, Path]:
         folder = options.toy or place
         if not (place / "params.yaml").exists():
             place.mkdir(parents=True, exist_ok=True)
-            params = reduce(merged, (read_yaml(REPO / name) for name in ("params.yaml", *OVERLAYS)))
+            params = read_merged(REPO / name for name in ("params.yaml", *OVERLAYS))
             # What ranks are compared by is a step of training on all tasks, and no other.
             plain = {"tracking": [], "grpo": {"difficulty": None, "validate_every": 0, "keep": "last"}}
             (place / "params.yaml").write_text(dump(merged(merged(params, GPU), plain)))

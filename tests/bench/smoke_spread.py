@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jobs.common.files import read_json, write_json  # noqa: E402
-from jobs.plumbing.params import merged, read_yaml, validate  # noqa: E402
+from jobs.plumbing.params import merged, read_merged, validate  # noqa: E402
 from jobs.smoke import OVERLAYS  # noqa: E402
 
 # What each of them makes the libraries take: the machine's best; AVX2; and arithmetic as on a CPU without either.
@@ -57,7 +56,7 @@ class Failed(Exception):
 
 def settings(seed: int) -> dict:
     """The smoke run's params with its seeds moved by `seed`; 0 is the smoke run's own."""
-    params = reduce(merged, (read_yaml(ROOT / name) for name in ("params.yaml", *OVERLAYS)))
+    params = read_merged(ROOT / name for name in ("params.yaml", *OVERLAYS))
     params["seed"] += seed
     params["base"]["toy"]["seed"] += seed
     params["distill"]["recorded"] = str(ROOT / "data/smoke/teacher.jsonl")
