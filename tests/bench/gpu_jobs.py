@@ -80,9 +80,12 @@ print((total - free) / 2**30, flush=True)
 sys.stdin.read()
 """
 
-    def __init__(self, free: float) -> None:
+    def __init__(self, free: float, card: str | None = None) -> None:
         command = [sys.executable, "-c", self.PROGRAM, str(free)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        seen = {} if card is None else {"CUDA_VISIBLE_DEVICES": card}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | seen
+        )
         self.gib = float(self.process.stdout.readline())
 
     def release(self) -> float:

@@ -29,7 +29,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO))
+from tests.bench.gpu_jobs import Hog  # noqa: E402
+
 RECIPE = REPO / "recipes/small.yaml"
 
 # What differs from the recipe, one thing at a time. The first is the recipe itself.
@@ -37,10 +40,9 @@ SETTINGS: dict[str, dict] = {
     "recipe": {},
     "graded": {"grade.samples": 8, "grpo.difficulty": "[0.125, 0.875]"},
     "kl": {"grpo.beta": 0.02},
-    "half-rate": {"grpo.learning_rate": "5.0e-5"},
-    "half-rate-longer": {"grpo.learning_rate": "5.0e-5", "grpo.steps": 220},
-    "double-rate": {"grpo.learning_rate": "2.0e-4"},
-    "half-batch": {"grpo.gradient_accumulation": 8},
+    "half-rate": {"grpo.learning_rate": "2.5e-5"},
+    "double-rate": {"grpo.learning_rate": "1.0e-4"},
+    "half-batch": {"grpo.gradient_accumulation": 16},
     "wide-groups": {"grpo.generations": 32},
     "partial-credit": {"grpo.rewards.all_tests_only": "false"},
     "transformers": {"grpo.engine": "transformers"},
@@ -220,6 +222,9 @@ def main() -> None:
     parser.add_argument("--until", choices=("sft", "grpo"), default="grpo", help="the last step of training (grpo)")
     parser.add_argument("--devices", nargs="+", default=["0"], help="GPUs, by CUDA_VISIBLE_DEVICES")
     parser.add_argument("--together", type=int, default=3, help="jobs at a time on a GPU")
+    parser.add_argument(
+        "--free", type=float, metavar="GIB", help="as on a card of this size: the rest of the first is taken"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     options = parser.parse_args()
     for run in options.runs:
@@ -231,8 +236,11 @@ def main() -> None:
     bench = Bench(options)
     write_params(bench.params)
     write_unseen(options.tasks / "train.jsonl", options.examples, options.work / "unseen.jsonl")
+    hog = Hog(options.free, options.devices[0]) if options.free else None
     for failed in carry_out(bench, options.runs, options.until):
         print("failed:", failed, flush=True)
+    if hog:
+        hog.release()
 
 
 def carry_out(bench: Bench, runs: list[str], until: str) -> list[BaseException]:
@@ -258,7 +266,6 @@ def write_unseen(tasks: Path, examples: Path, out: Path) -> None:
 
 def write_params(path: Path) -> None:
     """The recipe laid over the committed params."""
-    sys.path.insert(0, str(REPO))
     from jobs.plumbing.params import merged
     from jobs.plumbing.yaml12 import dump, read_yaml
 
