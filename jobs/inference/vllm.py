@@ -9,6 +9,7 @@ import importlib
 import os
 import threading
 from collections.abc import Sequence
+from multiprocessing import util
 from pathlib import Path
 
 from jobs.common.errors import JobError, UsageError
@@ -87,6 +88,10 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
 
+    if batch_invariant:
+        # The engine is then a process of its own, which vLLM ends when the interpreter does. A process of a pool waits
+        # for its children before that, and would wait for ever.
+        util.Finalize(None, engine.llm_engine.engine_core.shutdown, exitpriority=0)
     tokenizer = load_tokenizer(path)  # vLLM's own would read a special token where a prompt spells one
 
     def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:

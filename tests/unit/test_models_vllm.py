@@ -26,7 +26,9 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "require_whole", seen["held"].append)
 
     class LLM:
-        llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100))
+        llm_engine = SimpleNamespace(
+            model_config=SimpleNamespace(max_model_len=100), engine_core=SimpleNamespace(shutdown=lambda: None)
+        )
 
         def __init__(self, model, **options):
             if "broken" in model:

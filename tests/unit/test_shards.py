@@ -1,5 +1,6 @@
 """Several processes draw one model's samples: the same bytes for every number of them, or a refusal."""
 
+import contextlib
 import json
 import os
 import signal
@@ -85,6 +86,71 @@ def test_a_process_that_is_killed_fails_the_job_in_one_line_and_none_is_left(her
     with pytest.raises(JobError, match=r"SHARDS: a process that drew samples was killed"):
         ask(here, "out")
     assert not children()
+
+
+# A stand-in for vLLM with an engine in a process of its own: no daemon, and ended by what vLLM ends its by.
+VLLM = """
+import multiprocessing, os, time, weakref
+from types import SimpleNamespace
+
+def engine(parent):
+    while os.getppid() == parent:
+        time.sleep(0.05)
+
+def end(process):
+    process.terminate()
+    process.join()
+
+class LLM:
+    def __init__(self, model, **options):
+        process = multiprocessing.get_context("spawn").Process(target=engine, args=(os.getpid(),))
+        process.start()
+        at_the_end = weakref.finalize(self, end, process)
+        self.llm_engine = SimpleNamespace(
+            model_config=SimpleNamespace(max_model_len=4096), engine_core=SimpleNamespace(shutdown=at_the_end)
+        )
+
+    def generate(self, prompts, params, **_):
+        texts = [f"{len(prompt['prompt_token_ids'])} {one.seed}" for prompt, one in zip(prompts, params)]
+        ends = [SimpleNamespace(text=text, token_ids=[1], finish_reason="stop") for text in texts]
+        return [SimpleNamespace(outputs=[end]) for end in ends]
+
+def SamplingParams(**fields):
+    return SimpleNamespace(**fields)
+"""
+
+
+def test_processes_with_an_engine_in_a_process_of_its_own_each_end(here, tmp_path, monkeypatch):
+    (tmp_path / "lib/vllm/lora").mkdir(parents=True)
+    (tmp_path / "lib/vllm/__init__.py").write_text(VLLM)
+    (tmp_path / "lib/vllm/lora/__init__.py").write_text("")
+    (tmp_path / "lib/vllm/lora/request.py").write_text("LoRARequest = tuple")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    for name in ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_BATCH_INVARIANT", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "unset")  # the job sets them, and the tests after this one are not to have them
+    settings = load(PARAMS, [*SET, "evaluate.engine=vllm", "evaluate.batch_invariant=true"])
+    monkeypatch.setenv("SHARDS", "2")
+    with ends_within(60):
+        drawn = draw(settings, here / "model", None, "cot", {"toy": TASKS}, here / "tasks", "out")
+    texts = {row["text"] for row in drawn.samples["toy"]}
+    assert len(drawn.samples["toy"]) == 21 and len(texts) > 14, "which were the engines' own"
+    assert not children()
+
+
+@contextlib.contextmanager
+def ends_within(seconds: int):
+    """Fails a test that would else wait for ever."""
+
+    def late(*_):
+        raise AssertionError(f"it has not ended after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def dies(call):
