@@ -1,5 +1,6 @@
 """TRL's GRPOTrainer with what the job adds: groups without a signal, logged completions, times per phase."""
 
+import contextlib
 import random
 import time
 from collections import defaultdict
@@ -260,13 +261,28 @@ class Trainer(GRPOTrainer):
         if second:
             self._metrics["train"]["repaired"].append(sum(second) / len(second))
 
-    def _get_per_token_logps_and_entropies(self, *arguments, **options):
-        result = super()._get_per_token_logps_and_entropies(*arguments, **options)
+    def _get_per_token_logps_and_entropies(self, model, input_ids, *arguments, **options):
+        with self.passes_of(len(input_ids)):
+            result = super()._get_per_token_logps_and_entropies(model, input_ids, *arguments, **options)
         # Unsloth returns none here, see measure_logp_difference.
         self.trained_logps = result[0].detach() if torch.is_grad_enabled() and result[0] is not None else None
         if self.uncorrected is not None and self.trained_logps is not None:
             self.correct(self.uncorrected, self.trained_logps)
         return result
+
+    @contextlib.contextmanager
+    def passes_of(self, rows: int) -> Iterator[None]:
+        """Has Unsloth score `rows` completions a batch at a time. It does not heed the batch size that TRL asks for, and by
+        the one pass that its setting stands for while training all of a step's would be in memory at once."""
+        if self.grpo.engine != "unsloth":
+            yield
+            return
+        before = self.args.unsloth_grpo_mini_batch
+        self.args.unsloth_grpo_mini_batch = -(-rows // self.grpo.batch_size)
+        try:
+            yield
+        finally:
+            self.args.unsloth_grpo_mini_batch = before
 
     def correct(self, inputs: dict, logps: torch.Tensor) -> None:
         """Gives a pass the importance ratio that TRL's loss multiplies by, and logs what TRL logs of it."""
@@ -411,7 +427,7 @@ class Trainer(GRPOTrainer):
             for part in ("ids", "mask")
         )
         width = output["completion_ids"].size(1)
-        with torch.no_grad():
+        with torch.no_grad(), self.passes_of(rows):
             logps = super()._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0].float().cpu()
         padding = (output["prompt_mask"][:rows] == 0).sum(dim=1).tolist()
         starts = [logps.size(1) - width - n for n in padding]

@@ -88,10 +88,7 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         raise JobError(f"{path}: vLLM cannot load it ({' '.join(str(error).split())})") from error
 
-    if batch_invariant:
-        # The engine is then a process of its own, which vLLM ends when the interpreter does. A process of a pool waits
-        # for its children before that, and would wait for ever.
-        util.Finalize(None, engine.llm_engine.engine_core.shutdown, exitpriority=0)
+    end_before_waiting(engine, batch_invariant)
     tokenizer = load_tokenizer(path)  # vLLM's own would read a special token where a prompt spells one
 
     def generate(prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -104,6 +101,15 @@ def load(
         return [flat[start : start + sampling.n] for start in range(0, len(flat), sampling.n)]
 
     return generate
+
+
+def end_before_waiting(engine, batch_invariant: bool) -> None:
+    """Has this process end the engine's own one, which there is with batch_invariant, before it waits for its children.
+
+    vLLM ends that process as the interpreter ends. A process of a pool waits for its children before, and would for ever.
+    """
+    if batch_invariant:
+        util.Finalize(None, engine.llm_engine.engine_core.shutdown, exitpriority=0)
 
 
 def require_room(engine, prompts: Sequence[Prompt], ids: list[list[int]], sampling: Sampling) -> None:

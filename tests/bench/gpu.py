@@ -50,8 +50,8 @@ SMALL = [
 SMALLER = [
     word
     for setting in (
-        "rollout=vllm", "gradient_checkpointing=true", "batch_size=4", "gradient_accumulation=16", "gpu_memory=0.6",
-        "kv_cache_gib=4.5",
+        "rollout=vllm", "gradient_checkpointing=true", "batch_size=2", "gradient_accumulation=32", "gpu_memory=0.6",
+        "kv_cache_gib=4.0",
     )
     for word in ("--set", f"grpo.{setting}")
 ]  # fmt: skip

@@ -186,7 +186,7 @@ def main() -> None:
             "--out",
             folder / "merged",
         ]
-        os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
         print(
             f"{(base / 'model.safetensors').stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load "
             f"{os.getloadavg()[0]:.1f}",

@@ -240,6 +240,26 @@ def test_the_entropy_of_zero_that_unsloth_logs_where_it_computes_none_is_left_ou
     assert trainer._metrics["train"].get("entropy", []) == left[1:], "a step without a value has no column of nothing"
 
 
+@pytest.mark.parametrize(
+    ("engine", "rows", "passes"), [("unsloth", 64, 16), ("unsloth", 6, 2), ("unsloth", 3, 1), ("transformers", 64, 1)]
+)
+def test_unsloth_scores_no_more_completions_at_once_than_a_batch_has(base, tmp_path, monkeypatch, engine, rows, passes):
+    """It makes as many passes as this setting of its says, whatever batch size it is called with."""
+    trainer = toy.grpo_trainer(base, tmp_path, load(ROOT / "params.yaml", CPU))
+    monkeypatch.setattr(trainer, "grpo", load(ROOT / "params.yaml", [f"grpo.engine={engine}", *CPU[2:]]).grpo)
+    trainer.args.unsloth_grpo_mini_batch = 1  # as the job sets it for passes with a gradient
+    seen = []
+
+    def scored(self, *_, **__):
+        seen.append(self.args.unsloth_grpo_mini_batch)
+        return torch.zeros(rows, 5), None, None
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", scored)
+    ids = torch.ones(rows, 7, dtype=torch.long)
+    trainer._get_per_token_logps_and_entropies(trainer.model, ids, ids, 5, batch_size=4)
+    assert (seen, trainer.args.unsloth_grpo_mini_batch) == ([passes], 1)
+
+
 def test_the_samplers_log_probabilities_give_the_entropy_of_what_was_sampled(base, tmp_path, monkeypatch):
     trainer = toy.grpo_trainer(base, tmp_path, load(ROOT / "params.yaml", CPU))
     logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -6.0, -5.0]])
