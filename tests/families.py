@@ -296,19 +296,29 @@ the end of a text as long as the model takes. A dash: not reached, since a stage
 
 def page(results: dict) -> str:
     parts = [HEAD]
-    for name, found in results.items():
-        used = ", ".join(f"{package} {version}" for package, version in found["with"].items())
-        parts.append(f"\n## {name}\n\n{used}\n\n{table(found['rows'])}\n")
+    for name, runs in results.items():
+        parts.append(f"\n## {name}\n")
+        for run in runs:
+            used = ", ".join(f"{package} {version}" for package, version in run["with"].items())
+            parts.append(f"\n{used}\n\n{table(run['rows'])}\n")
     return "".join(parts)
 
 
 def keep(name: str, used: dict[str, str], rows: dict[str, dict[str, str]]) -> None:
-    """Adds the rows to the results of this set of engines, in the order of FAMILIES, and makes the page anew."""
+    """Puts the rows in the place of this set of engines' former ones of these families, and makes the page anew.
+
+    Rows made with the same versions and card stand together, in the order of FAMILIES.
+    """
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    held = results.setdefault(name, {"with": {}, "rows": {}})
-    held["with"] = used
-    both = held["rows"] | rows
-    held["rows"] = {family: both[family] for family in FAMILIES if family in both}
+    runs = results.setdefault(name, [])
+    for run in runs:
+        run["rows"] = {family: row for family, row in run["rows"].items() if family not in rows}
+    alike = next((run for run in runs if run["with"] == used), None)
+    if alike is None:
+        runs.append(alike := {"with": used, "rows": {}})
+    both = alike["rows"] | rows
+    alike["rows"] = {family: both[family] for family in FAMILIES if family in both}
+    results[name] = [run for run in runs if run["rows"]]
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
 
