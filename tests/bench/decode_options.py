@@ -1,10 +1,10 @@
 """What vLLM's settings do to a decode step: each variant in a process and with an engine of its own, a JSON line for each.
 
-    python tests/bench/decode_options.py MODEL [--case rollout evaluation] [--variants NAME ...] [--variant NAME=JSON]
+    python tests/bench/decode_options.py MODEL [--case NAME ...] [--variants NAME ...] [--variant NAME=JSON]
 
 `rollout`: 64 answers of 512 tokens at temperature 1, by float16 weights and without an adapter, as grpo.rollout:
-vllm_merged has them. `evaluation`: 164 greedy answers of 1,024 tokens, their text made as they grow, as jobs/sample.py asks
-for them.
+vllm_merged has them; `rollout-small`: 256 of 320, for a model of some hundred million parameters. `evaluation`: 164 greedy
+answers of 1,024 tokens, their text made as they grow, as jobs/sample.py asks for them.
 Each is run once to warm up and twice to be measured; the line has the faster one's milliseconds a step.
 
 A variant is what it changes of the engine's options, beside `compilation` (of its compilation_config), `environment` and
@@ -25,10 +25,13 @@ from tests.bench.gpu_jobs import ENVIRONMENT, SECONDS  # noqa: E402
 
 CASES = {
     "rollout": {"sequences": 64, "tokens": 512, "length": 1024, "most": 64},
+    "rollout-small": {"sequences": 256, "tokens": 320, "length": 1024, "most": 256},
     "evaluation": {"sequences": 164, "tokens": 1024, "length": 2048, "most": 512},
 }
+OF_ROLLOUT = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "detokenize": False}
 SAMPLING: dict[str, dict] = {
-    "rollout": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "detokenize": False},
+    "rollout": OF_ROLLOUT,
+    "rollout-small": OF_ROLLOUT,
     "evaluation": {"temperature": 0.0},
 }
 VARIANTS: dict[str, dict] = {
@@ -42,6 +45,7 @@ VARIANTS: dict[str, dict] = {
     "FlashInfer": {"attention_backend": "FLASHINFER"},
     "model runner 1": {"environment": {"VLLM_USE_V2_MODEL_RUNNER": "0"}},
     "not asynchronous": {"async_scheduling": False},
+    "no prefix cache": {"enable_prefix_caching": False},
     "full graphs": {"compilation": {"cudagraph_mode": "FULL"}},
     "torch.compile": {"compilation": {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}},
     "torch.compile, qk-norm and rope as one": {
