@@ -7,7 +7,6 @@ that is. A checkpoint waits for the completions that are under way and keeps the
 """
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -70,15 +69,9 @@ class Ahead:
 
     def ask(self, step: int, prompts: list[list[int]], task_ids: list[str]) -> Batch:
         """Has a step's completions sampled by the adapter as it is now."""
-        trainer, of_prompt = self.trainer, tasks_by_prompt(prompts, task_ids)
+        trainer = self.trainer
         batch = Batch(step, trainer.state.global_step, prompts, list(task_ids), Future())
-
-        def judge(prompt: list[int], completion: list[int]) -> None:
-            tasks = of_prompt.get(tuple(prompt), set())
-            if len(tasks) == 1:  # else it waits, as in Trainer.judge
-                text = self.tokenizer.decode(completion, skip_special_tokens=True)
-                trainer.scorer.start([text], [*tasks], batch.verdicts)
-
+        judge = trainer.scorer.judging(self.tokenizer, prompts, task_ids, batch.verdicts)
         model = trainer.accelerator.unwrap_model(trainer.model)
         batch.sampled = self.remote.sample(model, prompts, drawn_seed(), {*trainer.eos_token_ids}, judge)
         return batch
@@ -123,10 +116,3 @@ class Ahead:
 def drawn_seed() -> int:
     """By torch's generator, whose state checkpoints keep."""
     return int(torch.randint(2**62, (1,)))
-
-
-def tasks_by_prompt(prompt_ids: list[list[int]], task_ids: list[str]) -> dict[tuple[int, ...], set[str]]:
-    found: dict[tuple[int, ...], set[str]] = defaultdict(set)
-    for ids, task_id in zip(prompt_ids, task_ids, strict=True):
-        found[tuple(ids)].add(task_id)
-    return found

@@ -7,6 +7,7 @@ of its group's baseline and out of the loss. A zero would teach the model that a
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -76,6 +77,24 @@ class Scorer:
             if pair not in pending:
                 answer = answer_format.parse(pair[0])
                 pending[pair] = self.sandbox.submit(self.tasks[pair[1]], answer.code) if answer else None
+
+    def judging(
+        self, tokenizer, prompts: list[list[int]], task_ids: Sequence[str], pending: Pending | None = None
+    ) -> Callable[[list[int], list[int]], None]:
+        """What sends an answer to the sandbox the moment it has ended, while others are still being written.
+
+        prompts: token ids, one row for each of `task_ids`. pending: as of `start`.
+        The function takes a prompt's and its completion's token ids. Where two tasks have one prompt it sends nothing:
+        whose answer it is, `start` is told once all have ended.
+        """
+        tasks = tasks_by_prompt(prompts, task_ids)
+
+        def judge(prompt: list[int], completion: list[int]) -> None:
+            found = tasks.get(tuple(prompt), set())
+            if len(found) == 1:
+                self.start([tokenizer.decode(completion, skip_special_tokens=True)], [*found], pending)
+
+        return judge
 
     def verdicts(self, completions: Sequence[str], task_ids: Sequence[str]) -> list[Verdict | None]:
         """The verdict on each answer, None where it obeys no format; waits for them, and `scores` need not."""
@@ -175,3 +194,10 @@ class Scorer:
             return self.overlong(**given)
 
         return [*found, overlong], [*weights, self.rewards.overlong]
+
+
+def tasks_by_prompt(prompts: list[list[int]], task_ids: Sequence[str]) -> dict[tuple[int, ...], set[str]]:
+    found: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for ids, task_id in zip(prompts, task_ids, strict=True):
+        found[tuple(ids)].add(task_id)
+    return found

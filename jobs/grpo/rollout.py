@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 
 class Rollout:
-    """What TRL's trainer asks of its vLLM: `sync_weights()` after a step, `generate(...)` before the next."""
+    """What TRL's trainer asks of its vLLM: `sync_weights()` after a step, `generate(...)` before the next.
+
+    What vLLM holds, and how a step's weights get there, are the classes below.
+    """
+
+    folder: Path | None = None  # where adapters are handed over, if they are
 
     def __init__(self, params: Params, base: Path, model) -> None:
         prepare()
@@ -39,9 +44,7 @@ class Rollout:
         from vllm import LLM
 
         settings = params.grpo
-        self.settings, self.model, self.version = settings, model, 0
-        self.folder = adapter_folder("jobs-adapter")
-        atexit.register(self.close)
+        self.settings, self.model = settings, model
         self.llm = LLM(
             str(base),
             **self.holding(params),
@@ -57,15 +60,15 @@ class Rollout:
 
     def holding(self, params: Params) -> dict[str, Any]:
         """vLLM's options for what it holds."""
-        rank = params.sft.lora.rank
-        return {"dtype": "bfloat16", "enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | lora_targets(params)
+        raise NotImplementedError
 
     def sync_weights(self) -> None:
-        """Writes the adapter as it is now, under a number that vLLM has not seen."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder / str(self.version))
-        self.version += 1
-        self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
+        """Has vLLM sample by the adapter as it is now."""
+        raise NotImplementedError
+
+    def lora(self) -> Any:
+        """vLLM's name for the adapter that was synced last; None where it knows of none."""
+        return None
 
     def generate(
         self, prompts: list[list[int]], num_generations: int, *, logps: bool
@@ -85,17 +88,38 @@ class Rollout:
         # vLLM gives one log-probability a token, the sampled one's.
         return ids, [list(completion.logprobs.logprobs) for completion in completions] if logps else None
 
-    def lora(self):
-        """vLLM's name for the adapter that was synced last."""
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
-
     def fingerprint(self) -> dict[str, int]:
         """`training.fingerprint` of the base that vLLM holds."""
         from jobs.training.loop import fingerprint
 
         return self.llm.apply_model(fingerprint)[0]
+
+
+class AdapterRollout(Rollout):
+    """A Rollout whose vLLM holds the base in bfloat16, and loads every step's adapter as a new LoRA."""
+
+    folder: Path
+
+    def __init__(self, params: Params, base: Path, model) -> None:
+        self.folder, self.version = adapter_folder("jobs-adapter"), 0
+        atexit.register(self.close)
+        super().__init__(params, base, model)
+
+    def holding(self, params: Params) -> dict[str, Any]:
+        rank = params.sft.lora.rank
+        return {"dtype": "bfloat16", "enable_lora": True, "max_loras": 1, "max_lora_rank": rank} | lora_targets(params)
+
+    def sync_weights(self) -> None:
+        """Writes the adapter under a number that vLLM has not seen."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / str(self.version))
+        self.version += 1
+        self.model.save_pretrained(self.folder / str(self.version), selected_adapters=["default"])
+
+    def lora(self) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(f"adapter-{self.version}", self.version, str(self.folder / str(self.version)))
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -144,9 +168,6 @@ class MergedRollout(Rollout):
         """Puts weights, by their names in the base, into vLLM's model; returns the names that its parameters have there."""
         return set(model.load_weights(weights))
 
-    def lora(self) -> None:
-        return None
-
     def fingerprint(self) -> dict[str, int]:
         """Of what no step changes: the sums are made anew from the trainer's base."""
         return {name: bits for name, bits in super().fingerprint().items() if name not in self.merged}
@@ -184,7 +205,7 @@ def adapter_folder(name: str) -> Path:
 
 
 # By grpo.rollout; `transformers` needs none.
-KINDS = {"vllm": Rollout, "vllm_merged": MergedRollout, "vllm_merged_fp8": Fp8Rollout}
+KINDS: dict[str, type[Rollout]] = {"vllm": AdapterRollout, "vllm_merged": MergedRollout, "vllm_merged_fp8": Fp8Rollout}
 
 
 def sums(model) -> Iterator[tuple[str, "torch.Tensor"]]:

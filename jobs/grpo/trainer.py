@@ -4,7 +4,7 @@ import contextlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_jsonl, write_jsonl
 from jobs.grpo import batches, correction, difficulty, order, turns
-from jobs.grpo.ahead import Ahead, drawn_seed, tasks_by_prompt
+from jobs.grpo.ahead import Ahead, drawn_seed
 from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import Rollout, answers, decoded, watch
 from jobs.grpo.rollout_server import RemoteRollout
@@ -47,7 +47,6 @@ class Trainer(GRPOTrainer):
     args: Any
     num_generations: int
     sampled_logps: list[list[float]]  # by vLLM, of the completions sampled last
-    prompted: dict[tuple[int, ...], set[str]]  # the tasks of the prompts sampled last
     task_ids: list[str]
     asked: list[str]  # the tasks of the prompts that are being answered
     last_answers: list[list[int]]  # the tokens of each completion's last answer
@@ -79,12 +78,12 @@ class Trainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **options):
         if self.ahead is not None:
             return self.timed("rollout", self.ahead.take, prompt_ids)
-        self.prompted = tasks_by_prompt(prompt_ids, self.asked)
+        judge = self.scorer.judging(self.processing_class, prompt_ids, self.asked)
         if self.grpo.rollout == "transformers":
-            return self.timed("rollout", self.sampled, prompt_ids), None
+            return self.timed("rollout", self.sampled, prompt_ids, judge), None
         own = isinstance(self.vllm_generation, Rollout)
         generate = self.rolled_out if own else super()._generate_single_turn
-        with watch(self.vllm_generation.llm, self.judge):
+        with watch(self.vllm_generation.llm, judge):
             result = self.timed("rollout", generate, prompt_ids, *arguments, **options)
         self.sampled_logps = result[1]
         return result
@@ -98,17 +97,10 @@ class Trainer(GRPOTrainer):
         wanted = self.grpo.importance_correction or self.compares_logps()
         return self.vllm_generation.generate(prompt_ids, num_generations, logps=wanted)
 
-    def judge(self, prompt: list[int], completion: list[int]) -> None:
-        """Sends an answer to the sandbox the moment it ends, while others are still being written.
-
-        Where two tasks of a step have one prompt it waits: `_generate` sends what has not been sent.
-        """
-        tasks = self.prompted.get(tuple(prompt), set())
-        if len(tasks) == 1:
-            self.scorer.start([self.processing_class.decode(completion, skip_special_tokens=True)], [*tasks])
-
-    def sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+    def sampled(self, prompt_ids: list[list[int]], judge: Callable[[list[int], list[int]], None]) -> list[list[int]]:
         """Completions of prompts of token ids, by the engine that evaluates: several times as fast as TRL's own loop.
+
+        judge: called with a prompt and its completion as soon as it has ended.
 
         Their seed comes from torch's generator, whose state checkpoints keep: a resumed run draws what an unbroken one
         draws. It is one for all ranks, so that however many they are the step's completions have the same seeds.
@@ -116,7 +108,7 @@ class Trainer(GRPOTrainer):
         seed = ranks.from_main(drawn_seed)
         first = ranks.number() * len(prompt_ids)
         seeds = [sample_seed(seed, "", first + i) for i in range(len(prompt_ids))]
-        return self.decoded(prompt_ids, seeds, self.grpo.temperature, lambda i, ids: self.judge(prompt_ids[i], ids))
+        return self.decoded(prompt_ids, seeds, self.grpo.temperature, lambda i, ids: judge(prompt_ids[i], ids))
 
     def decoded(self, prompt_ids: list[list[int]], seeds: list[int], temperature: float, told=None) -> list[list[int]]:
         """`rollout.decoded` by the present adapter."""

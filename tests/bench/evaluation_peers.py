@@ -26,15 +26,14 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
-from tests.bench.gpu_jobs import ENVIRONMENT, Memory  # noqa: E402
+from tests.bench.gpu_jobs import Memory  # noqa: E402
+from tests.bench.limited import Case, Failed  # noqa: E402
 
 SAMPLES, TEMPERATURE, DTYPE = 10, 0.8, "bfloat16"
 SYSTEMS = ("ours", "evalplus")
@@ -81,43 +80,37 @@ def write_tasks(data: Path, folder: Path) -> None:
     write_jsonl(folder / "humaneval.jsonl", read_tasks(data, task_of))
 
 
-def process(words: list, folder: Path, log: Path, options: argparse.Namespace, **more: str) -> dict:
-    """A Python process in `folder`: its seconds from start to end and the first card's peak memory, or why it failed."""
-    memory = Memory()
+def process(words: list, case: Case, **more: str) -> dict:
+    """A Python process in the case's folder: its seconds from start to end and the first card's peak memory, or why it
+    failed. Whatever it has started is ended, as its workers and vLLM's engine where its time was over."""
+    memory, failed = Memory(), {}
     memory.start()
     began = time.perf_counter()
-    with open(log, "w") as file:
-        started = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=folder, stdout=file, stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | {"HF_HUB_OFFLINE": "1"} | more, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code: int | str = started.wait(options.limit)
-        except subprocess.TimeoutExpired:
-            code = f"no end after {options.limit} s"
-            os.killpg(started.pid, signal.SIGKILL)  # its workers and vLLM's engine too
-            started.wait()
+    try:
+        case.run([sys.executable, *words], case.log(), HF_HUB_OFFLINE="1", **more)
+    except Failed as error:
+        failed = {"failed": str(error)}
     wall = round(time.perf_counter() - began, 1)
+    case.end()
     memory.stopped.set()
-    failed = {"failed": code, "log": log.read_text(errors="replace")[-600:]} if code else {}
     return {"wall": wall, "peak_gib": memory.peak[0] if memory.peak else None, **failed}
 
 
 def ours(options: argparse.Namespace) -> dict:
     result: dict = {}
     for name, tokens in (("warm", WARM), ("timed", options.max_tokens)):
-        folder = fresh(options.out / "ours" / name)
+        case = fresh(f"ours-{name}", options)
         settings = [f"evaluate.max_tokens={tokens}", f"evaluate.dtype={DTYPE}", f"evaluate.sampled.n={SAMPLES}",
                     f"evaluate.sampled.temperature={TEMPERATURE}", "evaluate.sampled.top_p=0.95", *options.set]  # fmt: skip
         words = ["evaluate", "--model", options.model, "--mode", "plain", "--benchmark", "humaneval",
                  "--benchmarks-dir", options.out / "tasks", "--params", REPO / "params.yaml", "--out", "evaluation",
                  "--metrics", "metrics.json", *(word for setting in settings for word in ("--set", setting))]  # fmt: skip
-        result = process(["-m", "jobs", *words], folder, options.out / f"ours-{name}.log", options)
+        result = process(["-m", "jobs", *words], case)
         if "failed" in result:
             return result
-    facts = json.loads((folder / "reports/provenance/evaluate-evaluation.json").read_text())
+    facts = json.loads((case.folder / "reports/provenance/evaluate-evaluation.json").read_text())
     phases = facts["seconds_by_phase"]
-    rows = (folder / "evaluation/samples-humaneval.jsonl").read_bytes().count(b"\n")
+    rows = (case.folder / "evaluation/samples-humaneval.jsonl").read_bytes().count(b"\n")
     start = round(result["wall"] - sum(phases.values()), 1)  # imports, hashes of the model, and the end
     return result | {
         "to_metrics": result["wall"], "phases": {"start": start, **phases}, "tokens": facts["tokens"], "samples": rows,
@@ -127,13 +120,13 @@ def ours(options: argparse.Namespace) -> dict:
 def evalplus(options: argparse.Namespace) -> dict:
     result: dict = {}
     for name in ("warm", "timed"):
-        folder, log = fresh(options.out / "evalplus" / name), options.out / f"evalplus-{name}.log"
+        case = fresh(f"evalplus-{name}", options)
         result = process([__file__, options.model, options.data, "--evalplus", options.evalplus, "--out", options.out,
-                          "--max-tokens", options.max_tokens, "--peer", name], folder, log, options,
+                          "--max-tokens", options.max_tokens, "--peer", name], case,
                          HUMANEVAL_OVERRIDE_PATH=str(options.data), STARTED=str(time.time()))  # fmt: skip
         if "failed" in result:
             return result
-    return result | parsed(log.read_text(errors="replace"))
+    return result | parsed(case.log().read_text(errors="replace"))
 
 
 def parsed(log: str) -> dict:
@@ -142,10 +135,10 @@ def parsed(log: str) -> dict:
     return json.loads(said[-1]) if said else {"failed": "it said no seconds"}
 
 
-def fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+def fresh(name: str, options: argparse.Namespace) -> Case:
+    """A case with an empty folder and --limit seconds."""
+    shutil.rmtree(options.out / name, ignore_errors=True)
+    return Case(name, options.out, options.limit)
 
 
 RUN = {"ours": ours, "evalplus": evalplus}

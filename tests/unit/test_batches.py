@@ -1,12 +1,10 @@
 """Passes without rows that teach nothing have the gradient of TRL's own passes, for every loss."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from jobs.grpo import batches
-from jobs.grpo.trainer import tasks_by_prompt
+from jobs.grpo.rewards import Scorer
 from jobs.plumbing.params import load
 from tests import toy
 from tests.program import ROOT
@@ -134,12 +132,12 @@ def test_a_step_without_any_signal_costs_nothing_and_gives_every_weight_a_zero(t
 
 
 def test_answers_of_the_transformers_rollout_are_sent_off_whole_while_others_are_written(trainer, monkeypatch):
-    sent = []
-    monkeypatch.setattr(trainer, "scorer", SimpleNamespace(start=lambda texts, tasks: sent.append((*texts, *tasks))))
+    sent, scorer = [], Scorer(None, None, {}, 0)
+    monkeypatch.setattr(scorer, "start", lambda texts, tasks, pending: sent.append((*texts, *tasks)))
     prompts = [trainer.processing_class(text).input_ids for text in ("def add(a, b):", "def first(items):", "two")]
     rows = [prompts[0], prompts[0], prompts[1], prompts[2], prompts[2]]
-    trainer.prompted = tasks_by_prompt(rows, ["a", "a", "b", "c", "d"])
-    completions = trainer.sampled(rows)
+    judge = scorer.judging(trainer.processing_class, rows, ["a", "a", "b", "c", "d"])
+    completions = trainer.sampled(rows, judge)
     texts = trainer.processing_class.batch_decode(completions, skip_special_tokens=True)
     expected = sorted(zip(texts[:3], "aab", strict=True))
     assert sorted(sent) == expected, "the prompt of two tasks waits for the whole batch"

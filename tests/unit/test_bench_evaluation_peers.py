@@ -23,19 +23,20 @@ def test_a_process_that_does_not_end_is_ended_with_its_children(tmp_path: Path) 
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     program = f"import os, time\nend = os.open({str(pipe)!r}, os.O_WRONLY)\nif not os.fork(): os.write(end, b'child')\n"
-    found = bench.process(
-        ["-c", program + "time.sleep(600)"], tmp_path, tmp_path / "log", argparse.Namespace(limit=5.0)
-    )
-    assert found["failed"] == "no end after 5.0 s"
+    case = bench.fresh("slow", argparse.Namespace(out=tmp_path, limit=5.0))
+    found = bench.process(["-c", program + "time.sleep(600)"], case)
+    assert found["failed"].startswith("the case's time was over")
     assert select.select([reader], [], [], 60)[0] and os.read(reader, 100) == b"child"
     assert select.select([reader], [], [], 60)[0] and os.read(reader, 100) == b"", "its child still holds the pipe"
     os.close(reader)
 
 
 def test_a_process_that_fails_says_its_code_and_the_end_of_its_log(tmp_path: Path) -> None:
-    options = argparse.Namespace(limit=60.0)
-    found = bench.process(["-c", "import sys; sys.exit('no card here')"], tmp_path, tmp_path / "log", options)
-    assert found["failed"] == 1 and "no card here" in found["log"]
+    case = bench.fresh("broken", argparse.Namespace(out=tmp_path, limit=60.0))
+    (case.folder / "left").touch()
+    found = bench.process(["-c", "import sys; sys.exit('no card here')"], case)
+    assert "exit code 1: " in found["failed"] and "no card here" in found["failed"]
+    assert not list(bench.fresh("broken", argparse.Namespace(out=tmp_path, limit=60.0)).folder.iterdir())
 
 
 def test_parts_are_timed_and_tokens_counted() -> None:

@@ -116,9 +116,7 @@ def rollout(adapted, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    made = Fp8Rollout(load(ROOT / "params.yaml", FP8), tmp_path, adapted)
-    yield made, model, asked
-    made.close()
+    return Fp8Rollout(load(ROOT / "params.yaml", FP8), tmp_path, adapted), model, asked
 
 
 def test_every_sum_is_where_the_engine_has_that_layer_and_nothing_else_changes(rollout, adapted):

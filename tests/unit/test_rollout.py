@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.common.errors import JobError
+from jobs.grpo.rewards import tasks_by_prompt
 from jobs.grpo.rollout import MergedRollout, watch
-from jobs.grpo.trainer import tasks_by_prompt
 from jobs.plumbing.params import load
 
 ROOT = Path(__file__).parents[2]
@@ -120,13 +120,12 @@ def merged(adapted, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    rollout = MergedRollout(load(ROOT / "params.yaml"), tmp_path, adapted)
-    yield rollout, held, asked
-    rollout.close()
+    return MergedRollout(load(ROOT / "params.yaml"), tmp_path, adapted), held, asked
 
 
 def test_merged_rollouts_hold_the_sum_of_base_and_adapter(merged, adapted):
     rollout, held, asked = merged
+    assert rollout.folder is None, "no adapter is handed over"
     assert asked["options"]["dtype"] == "float16"
     assert "enable_lora" not in asked["options"] and rollout.lora() is None
     whole = copy.deepcopy(adapted).merge_and_unload().state_dict()

@@ -229,7 +229,7 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     from types import ModuleType
 
     from jobs.common.files import process_folder
-    from jobs.grpo.rollout import Rollout
+    from jobs.grpo.rollout import AdapterRollout
 
     package = ModuleType("vllm")
     package.LLM = lambda *words, **options: None
@@ -242,7 +242,7 @@ def test_rollouts_leave_no_adapter_in_shared_memory(tmp_path, monkeypatch):
     other = process_folder(tmp_path, "jobs-adapter")
     assert not left.exists()
     assert mine.exists() and other.exists(), "a living process keeps its own"
-    rollout = Rollout(load(ROOT / "params.yaml"), tmp_path, None)
+    rollout = AdapterRollout(load(ROOT / "params.yaml"), tmp_path, None)
     assert rollout.folder.parent == Path("/dev/shm")
     assert rollout.folder.exists()
     rollout.close()
