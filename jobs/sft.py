@@ -85,7 +85,7 @@ def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, 
         )
         loop.save_settings(trainer.args, base, partial, record)
         for number in range(1, params.sft.epochs) if params.sft.keep_epochs else ():
-            shutil.copytree(epochs / f"epoch-{number}", partial / f"epoch-{number}")
+            shutil.copytree(loop.kept_epoch(epochs, number), partial / f"epoch-{number}")
     history = curves.write_curve(trainer.state.log_history, CURVE, curve)
     result = summary(train, len(aside), history)
     write_metrics(metrics, result)

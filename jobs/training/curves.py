@@ -4,6 +4,7 @@ import csv
 import importlib
 import importlib.util
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import replace_file
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
 
 ROOM = Path("reports/tracking")  # where trackers write, by name and job; no result hangs on it
+RUN_NAME = "run-name"  # a file beside a run's checkpoints
 PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
@@ -51,13 +53,20 @@ def growing(columns: dict[str, str], path: Path) -> "TrainerCallback":
     return Growing()
 
 
-def callbacks(names: Sequence[str], job: str) -> "list[TrainerCallback | type[TrainerCallback]]":
+def callbacks(
+    names: Sequence[str], job: str, args: "TrainingArguments", resumed: bool
+) -> "list[TrainerCallback | type[TrainerCallback]]":
     """transformers' own callbacks for these trackers, to be added to a trainer once `trackers` has set them.
 
+    args: the trainer's, which get the run's name. resumed: whether the run goes on at a checkpoint of args.output_dir.
     Errors: JobError where DVCLive finds a git repository without a commit, which it cannot name.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+    if {"wandb", "trackio"} & set(names):
+        args.run_name = run_name(job, Path(str(args.output_dir)), resumed)  # trackio goes on with the run of that name
+        os.environ.setdefault("WANDB_RUN_ID", args.run_name)
+        os.environ.setdefault("WANDB_RESUME", "allow")
     found: list = [INTEGRATION_TO_CALLBACK[name] for name in names if name != "dvclive"]
     if "dvclive" in names:
         # Not by a statement: a run's resume key holds what its code imports, and no tracker changes what is trained.
@@ -69,6 +78,15 @@ def callbacks(names: Sequence[str], job: str) -> "list[TrainerCallback | type[Tr
             raise JobError(f"tracking: dvclive cannot begin ({one_line(error)})") from error
         found.append(numbered(INTEGRATION_TO_CALLBACK["dvclive"])(live=live))
     return found
+
+
+def run_name(job: str, checkpoints: Path, resumed: bool) -> str:
+    """A name that no other run has, kept beside the checkpoints for a resumed run to go on with."""
+    file = checkpoints / RUN_NAME
+    if not (resumed and file.is_file()):
+        with replace_file(file) as new:
+            new.write_text(f"{job}-{secrets.token_hex(4)}", encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def numbered(kind: Any) -> Any:

@@ -281,7 +281,8 @@ def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, se
 def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallback", trackers: Callable) -> None:
     """Trains from the last whole checkpoint in `directory`, or from the start; prints which. Keeps the last `keep`.
 
-    curve: what writes the curve as it grows. trackers: gives the callbacks that the first rank has besides.
+    curve: what writes the curve as it grows. trackers: gives the callbacks that the first rank has besides, for
+    the trainer's arguments and whether the run is a resumed one.
     Errors: JobError for a loss that is not finite, for a GPU that runs out of memory, with what to lower, for a
     checkpoint that cannot be written, and for weights that are not what they must be; the checkpoints before it stay.
     """
@@ -292,10 +293,10 @@ def train(trainer: "Trainer", directory: Path, keep: int, curve: "TrainerCallbac
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     check = checked_weights(trainer)
-    writing = (curve, *trackers()) if ranks.main() else ()
+    found = ranks.from_main(lambda: checkpoint.last(directory))
+    writing = (curve, *trackers(trainer.args, found is not None)) if ranks.main() else ()
     for callback in (watcher(keep, check), *writing):
         trainer.add_callback(callback)
-    found = ranks.from_main(lambda: checkpoint.last(directory))
     if found is not None:
         log.info("resuming from %s", found)
         state = TrainerState.load_from_json(str(found / "trainer_state.json"))
@@ -495,7 +496,7 @@ def save_adapter(model, base: Path, out: Path) -> None:
 def epochs_kept(base: Path, folder: Path) -> "TrainerCallback":
     """A callback that writes the adapter after each epoch to `folder`/epoch-N, where a resumed run finds it.
 
-    Errors: JobError, before anything is trained, where a resumed run does not find one.
+    Errors: JobError as of `kept_epoch`, before anything is trained.
     """
     from transformers import TrainerCallback
 
@@ -508,8 +509,7 @@ def epochs_kept(base: Path, folder: Path) -> "TrainerCallback":
             if not rest and passed < args.num_train_epochs and not (folder / f"epoch-{passed}").exists():
                 self.keep(passed, model)
             for number in range(1, min(passed, round(args.num_train_epochs) - 1) + 1):
-                if not (folder / f"epoch-{number}").exists():
-                    raise JobError(f"{folder / f'epoch-{number}'}: is gone; remove {folder} to train anew")
+                kept_epoch(folder, number)
 
         def on_epoch_end(self, args, state, control, model=None, **_) -> None:
             if ranks.main():
@@ -520,6 +520,14 @@ def epochs_kept(base: Path, folder: Path) -> "TrainerCallback":
                 save_adapter(model, base, partial)
 
     return Kept()
+
+
+def kept_epoch(folder: Path, number: int) -> Path:
+    """The adapter that `epochs_kept` has written after an epoch. Errors: JobError where it is gone."""
+    kept = folder / f"epoch-{number}"
+    if not kept.is_dir():
+        raise JobError(f"{kept}: is gone; remove {folder} to train anew")
+    return kept
 
 
 def named_targets(model, targets: str | list[str]) -> list[str]:
@@ -563,8 +571,9 @@ def save_settings(args: "TrainingArguments", base: Path, out: Path, run: dict) -
     The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
     """
     named = ("dir", "dir_name")
+    trackers = ("report_to", "run_name")
     values = {
-        k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k != "report_to"
+        k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k not in trackers
     }
     values |= {BASE_KEY: weights_hash(base), "run": run}
     (out / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,13 @@ def test_the_adapters_of_earlier_epochs_are_kept_and_are_those_of_shorter_runs(w
     assert len({one, two, three}) == 3
     assert not list((tmp_path / "one" / adapter).glob("epoch-*"))
     assert (kept / "epoch-1/adapter_config.json").read_bytes() == (kept / "adapter_config.json").read_bytes()
+    # Asked once more, the run is at its end at once; what it needs from the folder of its checkpoints may be gone.
+    (gone,) = tmp_path.glob("three/.checkpoints/sft/*/epoch-2")
+    shutil.rmtree(gone)
+    again = program.run(tmp_path / "three", "sft", *inputs, settings=(*settings, "sft.epochs=3"))
+    assert again.returncode == 1 and "Traceback" not in again.stderr
+    assert re.search(r"epoch-2: is gone; remove .checkpoints/sft/\w+ to train anew", again.stderr)
+    assert (kept / "epoch-2" / weights).is_file(), "the adapter of before stays"
 
 
 def test_a_resumed_run_has_the_adapters_of_the_epochs_before_it_or_says_which_is_gone(monkeypatch, tmp_path):

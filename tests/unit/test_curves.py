@@ -2,8 +2,11 @@
 
 import csv
 import importlib.util
+import json
 import multiprocessing
 import os
+import re
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -12,10 +15,14 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.common.errors import UsageError
+from jobs.plumbing import checkpoint
 from jobs.plumbing.params import load
 from jobs.training import curves, loop
 from tests.program import ROOT
 
+KEYS = (
+    "TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME", "TRACKIO_DIR",
+)  # fmt: skip
 COLUMNS = {"loss": "loss", "validation/greedy": "validation_greedy"}
 
 
@@ -51,7 +58,7 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="tracking: wandb is not installed"):
         curves.trackers(["wandb"], "sft")
-    assert curves.trackers([], "sft")() == []
+    assert curves.trackers([], "sft")(SimpleNamespace(), False) == []
 
 
 def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
@@ -75,13 +82,17 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
     if not importlib.util.find_spec(name):
         pytest.skip(f"{name} is not installed")
     monkeypatch.chdir(tmp_path)
-    for key in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_DIR"):
+    for key in KEYS:
         monkeypatch.delenv(key, raising=False)
-    process = multiprocessing.get_context("spawn").Process(target=track, args=(name,))
+    apart(track, name)
+    assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
+
+
+def apart(function, *arguments) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join(240)
     assert process.exitcode == 0
-    assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
 
 
 def track(name: str) -> None:
@@ -108,7 +119,7 @@ def track(name: str) -> None:
 
     args = TrainingArguments("out", max_steps=3, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True)
     trainer = Trainer(One(), args, train_dataset=[{"x": torch.ones(1)}] * 8)
-    for callback in (*curves.trackers([name], "sft")(), Size()):
+    for callback in (*curves.trackers([name], "sft")(args, False), Size()):
         trainer.add_callback(callback)
     trainer.train()
     if name == "wandb":  # which writes in another process, and here does not end with this one
@@ -119,6 +130,66 @@ def track(name: str) -> None:
     assert written() > seen[0]
 
 
+def steps(name: str, numbers: list[int], resumed: bool) -> None:
+    """A run in ./out that logs these steps by a tracker's callback."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    args, control = TrainingArguments("out", report_to="none", use_cpu=True), TrainerControl()
+    [kind] = curves.trackers([name], "sft")(args, resumed)
+    callback, state = kind(), TrainerState(is_world_process_zero=True)
+    callback.on_train_begin(args, state, control)
+    for state.global_step in numbers:
+        callback.on_log(args, state, control, logs={"loss": 1 / state.global_step})
+    sys.modules[name].finish()
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_to_a_tracker_a_resumed_run_is_the_run_before_and_one_that_begins_anew_another(monkeypatch, tmp_path, name):
+    if not importlib.util.find_spec(name):
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+    apart(steps, name, [1, 2, 3], False)
+    first = Path("out/run-name").read_text()
+    apart(steps, name, [3, 4], True)
+    assert Path("out/run-name").read_text() == first
+    apart(steps, name, [1], False)
+    other = Path("out/run-name").read_text()
+    assert re.fullmatch(r"sft-[0-9a-f]{8}", other) and other != first
+    if name == "wandb":  # it sends the parts of one run id to one run
+        names = sorted(path.name for path in Path("reports/tracking/wandb").glob("offline-run-*"))
+        assert [re.sub(r"offline-run-\d+_\d+-", "", found) for found in names] == [first, first, other]
+        return
+    [file] = Path("reports/tracking/trackio").glob("*.db")
+    rows = sqlite3.connect(file).execute("select run_id, run_name, metrics from metrics order by id").fetchall()
+    logged = [(run, json.loads(metrics)["train/global_step"]) for _, run, metrics in rows]
+    assert logged == [(first, 1), (first, 2), (first, 3), (first, 3), (first, 4), (other, 1)]
+    assert len({row[0] for row in rows}) == 2
+
+
+def test_trackers_are_told_whether_the_run_goes_on_at_a_checkpoint(tmp_path):
+    import torch
+    from transformers import TrainerState
+
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(optim="adamw_torch"), model=torch.nn.Linear(1, 1), state=TrainerState(), _save_checkpoint=None,
+        remove_callback=lambda kind: None, add_callback=lambda callback: None, train=lambda resume_from_checkpoint: None,
+    )  # fmt: skip
+    told = []
+
+    def trackers(args, resumed: bool) -> list:
+        told.append((args is trainer.args, resumed))
+        return []
+
+    loop.train(trainer, tmp_path, 1, None, trackers)
+    (tmp_path / "checkpoint-1").mkdir()
+    TrainerState(global_step=1, max_steps=2).save_to_json(str(tmp_path / "checkpoint-1/trainer_state.json"))
+    checkpoint.seal(tmp_path / "checkpoint-1")
+    loop.train(trainer, tmp_path, 1, None, trackers)
+    assert told == [(True, False), (True, True)]
+
+
 def test_dvclive_has_the_trainers_steps_and_in_a_resumed_run_the_earlier_ones(tmp_path, monkeypatch):
     pytest.importorskip("dvclive")
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -127,7 +198,7 @@ def test_dvclive_has_the_trainers_steps_and_in_a_resumed_run_the_earlier_ones(tm
     history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
     state, control = TrainerState(log_history=history, global_step=2), TrainerControl()
     args = TrainingArguments("out", report_to="none", use_cpu=True)
-    [callback] = curves.trackers(["dvclive"], "sft")()
+    [callback] = curves.trackers(["dvclive"], "sft")(args, True)
     callback.on_train_begin(args, state, control)
     state.global_step = 3
     callback.on_log(args, state, control, logs={"loss": 1.0})
