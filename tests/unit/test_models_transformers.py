@@ -157,3 +157,41 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(model, tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(JobError, match="not finite"):
         engine.load(broken)(PROMPTS, Sampling(max_tokens=5))
+
+
+RECURRENT = {
+    "a state of its own": (
+        "xLSTM", {"hidden_size": 256, "num_heads": 4, "head_dim": 64}, "a xlstm keeps its state outside",
+    ),
+    "attention in one of three layers": (
+        "RecurrentGemma", {"num_hidden_layers": 3, "lru_width": 64}, "a recurrent_gemma keeps its state outside",
+    ),
+    "no attention at all": ("Lfm2", {"layer_types": ["conv", "conv"]}, "a lfm2 like this does not go on from"),
+    "a cache of its own": (
+        "MiniMax", {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2}, "a minimax like this",
+    ),
+    "nothing recurrent in it": ("GraniteMoeHybrid", {"layer_types": ["full_attention"] * 2, "num_local_experts": 0}, None),
+    "attention beside convolutions": ("Lfm2", {"layer_types": ["conv", "full_attention"]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_recurrent_model_is_sampled_as_alone_or_refused(tmp_path, kind):
+    import transformers
+
+    family, keys, why = RECURRENT[kind]
+    size = {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32, "eos_token_id": 0, "pad_token_id": 0, "max_position_embeddings": 256,
+    }  # fmt: skip
+    make_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**size | keys)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    sampling = Sampling(n=2, temperature=1.0, max_tokens=8)
+    if why is None:
+        generate = engine.load(tmp_path)
+        assert generate(PROMPTS, sampling)[1:2] == generate(PROMPTS[1:2], sampling)
+    else:
+        with pytest.raises(JobError, match=why):
+            engine.load(tmp_path)(PROMPTS, sampling)
