@@ -9,15 +9,28 @@ from jobs.__main__ import JOBS
 from jobs.plumbing.params import Params
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 OUTPUTS = ("data/", "models/", "metrics/", "plots/", "reports/")  # made by a run
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if not re.match(r"[a-z]+://|#", target):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+        if re.match(r"[a-z]+://", target):
+            continue
+        path, _, heading = target.partition("#")
+        assert (page.parent / path).exists(), target
+        if heading and (page.parent / path).suffix != ".html":
+            assert heading in anchors(page.parent / path if path else page), target
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
