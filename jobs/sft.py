@@ -14,10 +14,12 @@ Writes  --out         a PEFT adapter, and trainer.json: the settings that the tr
 A killed run resumes at its last checkpoint in .checkpoints/sft.
 """
 
+import contextlib
 import json
 import math
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,8 @@ def command(params: "Params", base: Path, examples: Path, **outputs: Path) -> No
         rows_of(params, base, examples)  # what is wrong is said once, and not by every rank
         launch.start("sft.processes", params.sft.processes)
         return
-    result = run(params, base, examples, **outputs)
+    with contextlib.redirect_stdout(sys.stderr):  # where trackers and engines talk; the result stands alone
+        result = run(params, base, examples, **outputs)
     if result is not None:
         click.echo(json.dumps(result))
 

@@ -18,9 +18,11 @@ Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.j
 A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phase go to reports/provenance/grpo.json.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -111,7 +113,8 @@ def command(params: "Params", tasks: Path, validation: Path | None, **paths: Pat
         rows_of(params, tasks, validation)  # what is wrong is said once, and not by every rank
         launch.start("grpo.processes", params.grpo.processes)
         return
-    result = run(params, tasks=tasks, validation=validation, **paths)
+    with contextlib.redirect_stdout(sys.stderr):  # where trackers and engines talk; the result stands alone
+        result = run(params, tasks=tasks, validation=validation, **paths)
     if result is not None:
         click.echo(json.dumps(result))
 

@@ -121,7 +121,8 @@ def trackers(names: Sequence[str], job: str) -> "Callable[[], list]":
     folder = ROOM.absolute()
     settings: dict[str, dict[str, object]] = {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": folder / "tensorboard" / job},
-        "wandb": {"WANDB_DIR": folder, "WANDB_MODE": "offline", "WANDB_PROJECT": job},
+        # Silent: what it says at the process's end would stand behind the job's result.
+        "wandb": {"WANDB_DIR": folder, "WANDB_MODE": "offline", "WANDB_PROJECT": job, "WANDB_SILENT": "true"},
         "trackio": {"TRACKIO_DIR": folder / "trackio"},
     }
     for name in names:  # others' settings would make packages that are only imported talk

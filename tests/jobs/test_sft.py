@@ -62,8 +62,13 @@ def test_the_loss_falls_and_two_runs_give_the_same_bytes(world, tmp_path):
 def test_the_loss_of_examples_set_aside_is_measured_after_every_epoch(world, tmp_path):
     settings = (*SMALL, "sft.validation=2", "sft.group_by_length=true", "checkpoints.every=1")
     inputs = ("--base", world / "models/base", "--examples", world / "examples.jsonl")
-    result = json.loads(program.run(tmp_path, "sft", *inputs, settings=settings, check=True).stdout)
+    talking = (*settings, "tracking=[wandb, trackio]")
+    done = program.run(tmp_path, "sft", *inputs, settings=talking, check=True, apart=True)
+    result = json.loads(done.stdout)  # alone there, whatever trackers print
     assert (result["examples"], result["steps"], result["validation"]["examples"]) == (6, 6, 2)
+    name = next(tmp_path.glob(".checkpoints/sft/*/run-name")).read_text()
+    [logged] = tmp_path.glob("reports/tracking/wandb/offline-run-*")
+    assert logged.name.endswith(name)
     with open(tmp_path / "plots/sft.csv") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["validation_loss"]) for row in rows] == [False, False, True, False, False, True]

@@ -21,7 +21,8 @@ from jobs.training import curves, loop
 from tests.program import ROOT
 
 KEYS = (
-    "TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME", "TRACKIO_DIR",
+    "TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SILENT",
+    "TRACKIO_DIR",
 )  # fmt: skip
 COLUMNS = {"loss": "loss", "validation/greedy": "validation_greedy"}
 
@@ -64,7 +65,7 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
 def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "WANDB_MODE", "TRACKIO_DIR"):
+    for name in KEYS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     curves.trackers(["tensorboard", "wandb"], "grpo")
