@@ -30,7 +30,6 @@ them at its last checkpoint. Memory is the cards', sampled by nvidia-smi.
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import re
@@ -46,18 +45,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.bench.allreduce import reduced
 from tests.bench.gpu_jobs import REPO, Memory, draw_rewards
 from tests.bench.limited import Case, Failed, two_machines
+from tests.bench.scaling_inputs import BIG_CACHE, JOBS, LOCK, TOY_CACHE, big_inputs, flags, sha256_of, toy_inputs
+from tests.bench.scaling_samples import samples, shards
 
 SHAPES = {"1x64": (1, 64), "2x64": (2, 64), "2x128": (2, 128)}
-GPU = {
-    "sft": {"engine": "transformers"},
-    "grpo": {"engine": "transformers", "rollout": "vllm"},
-    "evaluate": {"engine": "vllm", "dtype": "float16", "batch_invariant": True, "gpu_memory": 0.2},
-    "distill": {"recorded": str(REPO / "data/smoke/teacher.jsonl")},
-}
-# Set, so that engines can start side by side: GiB of keys and values. 64 answers of the 4B shape fill 5.5.
-TOY_CACHE, BIG_CACHE = 2, 7
 # Of both sides of ahead-*: what grpo.staleness wants, and the rollout that is the default.
 AHEAD = [
     "grpo.rollout=vllm_merged", "grpo.importance_correction=true", "grpo.top_p=1.0", "grpo.temperature=1.0",
@@ -65,12 +59,10 @@ AHEAD = [
 ]  # fmt: skip
 AHEAD_STEPS = {"4b": 8, "toy": 60}
 LEARNED = "reward", "correctness", "kl", "staleness", "sampling_logp_difference", "importance_ratio"  # of the curve
-ADAPTERS = {"23.6M": 23_592_960, "66.1M": 66_060_288}  # four and seven projections of Qwen3-4B at rank 32
 # NCCL between two 'machines' of one host: over TCP, as it would talk between two hosts without InfiniBand.
 TCP = {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_IB_DISABLE": "1", "NCCL_DEBUG": "INFO"}
 PORT = 29577
 KILL_AFTER = 7  # steps
-JOBS = [sys.executable, "-m", "jobs"]
 CHECKED = re.compile(r"^CHECKED rank (\d+): step (\d+): the adapter (\w+)$", re.M)
 
 
@@ -112,9 +104,6 @@ def parsed(words: list[str]) -> argparse.Namespace:
     return options
 
 
-LOCK = threading.Lock()  # of results.json, and of what several cases would make
-
-
 def measure(name: str, group: list[str], options: argparse.Namespace) -> None:
     """Runs a case, and adds what it found to the results."""
     shutil.rmtree(options.work / name, ignore_errors=True)
@@ -143,19 +132,7 @@ def record(path: Path, found: dict) -> None:
 
 
 def allreduce(case: Case, options: argparse.Namespace) -> dict:
-    return {"allreduce": reduced(case, [[], []], NCCL_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")}
-
-
-def reduced(case: Case, enter: list[list[str]], **around: str) -> dict:
-    """This script as two ranks, each behind the words that put it on its machine."""
-    words = [sys.executable, Path(__file__).resolve(), "--rank", "allreduce"]
-    logs, started = [case.log(f"allreduce-{i}") for i in (0, 1)], []
-    for i, log in enumerate(logs):
-        own = {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "MASTER_PORT": str(PORT + 1)}
-        started.append(case.start([*enter[i], *words], log, **own | around))
-    for process, log in zip(started, logs, strict=True):
-        case.wait(process, log)
-    return json.loads(next(line for line in logs[0].read_text().splitlines() if line.startswith("{")))
+    return {"allreduce": reduced(case, [[], []], PORT + 1, NCCL_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1")}
 
 
 def toy(case: Case, options: argparse.Namespace) -> dict:
@@ -170,65 +147,12 @@ def toy_settings(ranks: int, completions: int) -> list[str]:
     return [*shape, f"grpo.kv_cache_gib={TOY_CACHE}", "grpo.steps=12", "checkpoints.every=5"]
 
 
-def toy_inputs(options: argparse.Namespace) -> dict[str, Path]:
-    """What GRPO and sampling read of the smoke run, and the params they are run with; made here without --toy."""
-    from jobs.plumbing.params import merged, read_merged
-    from jobs.plumbing.yaml12 import dump
-    from jobs.smoke import OVERLAYS
-
-    with LOCK:
-        place = options.work / "inputs-toy"
-        folder = options.toy or place
-        if not (place / "params.yaml").exists():
-            place.mkdir(parents=True, exist_ok=True)
-            params = read_merged(REPO / name for name in ("params.yaml", *OVERLAYS))
-            # What ranks are compared by is a step of training on all tasks, and no other.
-            plain = {"tracking": [], "grpo": {"difficulty": None, "validate_every": 0, "keep": "last"}}
-            (place / "params.yaml").write_text(dump(merged(merged(params, GPU), plain)))
-            for job in () if options.toy else ("base", "tasks", "distill", "sft"):
-                make = Case("inputs-toy", options.work, options.limit)
-                make.run([*JOBS, job], make.log(job))
-    return {
-        "params": place / "params.yaml",
-        "base": folder / "models/base",
-        "adapter": folder / "models/adapters/sft",
-        "tasks": folder / "data/tasks/train.jsonl",
-        "benchmarks": folder / "data/tasks",
-    }
-
-
 def big(case: Case, options: argparse.Namespace) -> dict:
     ranks, completions = SHAPES[case.name.removeprefix("4b-")]
     shape = ["grpo.batch_size=8", f"grpo.gradient_accumulation={completions // 8}", f"grpo.processes={ranks}"]
     settings = [*shape, f"grpo.kv_cache_gib={BIG_CACHE}", "grpo.steps=4", "checkpoints.every=4", "checkpoints.keep=1"]
     settings.append("grpo.log_completions_every=0")
     return grpo(case, big_inputs(options), [*settings, *options.set], ranks, "0", "--draw")
-
-
-def big_inputs(options: argparse.Namespace) -> dict[str, Path]:
-    """A model of Qwen3-4B's shape, an adapter that SFT made, and generated tasks."""
-    from jobs.common.files import write_jsonl
-    from jobs.plumbing.params import merged
-    from jobs.plumbing.yaml12 import dump, read_yaml
-    from jobs.toy import world
-    from tests.bench.gpu import make_examples, make_model
-
-    with LOCK:
-        place = options.work / "inputs-4b"
-        folder = options.big or place
-        if not (place / "params.yaml").exists():
-            make = Case("inputs-4b", options.work, 2 * options.limit)
-            write_jsonl(place / "tasks.jsonl", world.tasks(1, {"train": 40})["train"])
-            params = dump(merged(read_yaml(REPO / "params.yaml"), GPU))
-            if not options.big:
-                (place / "sft.yaml").write_text(params)
-                make_model(options.tokenizer, place / "model")
-                make_examples(place / "tasks.jsonl", place / "examples.jsonl")
-                paths = ["--params", "sft.yaml", "--base", "model", "--examples", "examples.jsonl", "--out", "sft"]
-                make.run([*JOBS, "sft", *paths, *flags(["sft.epochs=1", "sft.batch_size=10"])], make.log("sft"))
-            (place / "params.yaml").write_text(params)  # last of all
-    return {"params": place / "params.yaml", "base": folder / "model", "adapter": folder / "sft",
-            "tasks": place / "tasks.jsonl"}  # fmt: skip
 
 
 def ahead(case: Case, options: argparse.Namespace) -> dict:
@@ -279,10 +203,6 @@ def grpo_words(inputs: dict[str, Path], settings: list[str]) -> list[str]:
     return ["grpo", *paths, *flags(settings)]
 
 
-def flags(settings: list[str]) -> list[str]:
-    return [f"--set={setting}" for setting in settings]
-
-
 def last_checked(checked: list[tuple[str, str, str]]) -> dict[str, str]:
     """By rank, the start of the hash that it named at the last step of `checked`: of (rank, step, hash)."""
     last = max((int(step) for _, step, _ in checked), default=0)
@@ -299,10 +219,6 @@ def facts_of(folder: Path) -> dict:
         "adapter": sha256_of(folder / "models/adapters/grpo/adapter_model.safetensors"),
         "card": (facts["gpu"] or {}).get("name"),
     }
-
-
-def sha256_of(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def beside_unbroken(case: Case, options: argparse.Namespace) -> dict:
@@ -373,7 +289,7 @@ def nodes(case: Case, options: argparse.Namespace) -> dict:
         enter = [machines.enter(number) for number in (0, 1)]
         around = TCP | {"NCCL_SOCKET_IFNAME": machines.INTERFACE, "GLOO_SOCKET_IFNAME": machines.INTERFACE}
         around |= {"MASTER_ADDR": machines.ADDRESS, "NCCL_DEBUG_FILE": str(case.logs / "nccl-nodes.%p.log")}
-        found = {"network": machines.kind, "allreduce": reduced(case, enter, **around)}
+        found = {"network": machines.kind, "allreduce": reduced(case, enter, PORT + 1, **around)}
         logs = [case.log(str(number)) for number in (0, 1)]
         own = [{"NODE_RANK": str(i), "CUDA_VISIBLE_DEVICES": str(i), "NCCL_HOSTID": f"bench{i}"} for i in (0, 1)]
         here = around | {"NODES": "2", "MASTER_PORT": str(PORT)}
@@ -390,89 +306,13 @@ def transports(log: str) -> list[str]:
     return sorted(set(re.findall(r"Channel \S+ : \d+\[\w+\] -> \d+\[\w+\].* via (\S+)", log)))
 
 
-def samples(case: Case, options: argparse.Namespace) -> dict:
-    """The base model, and the base with the adapter: at once first, so that what is warm after it helps the other."""
-    began = time.perf_counter()
-    pair = [(name, sample(case, options, f"at-once-{name}", name == "sft")) for name in ("base", "sft")]
-    cards = [card_of(case, process) for _, process in pair]
-    for name, process in pair:
-        case.wait(process, case.log(f"at-once-{name}"))
-    at_once = time.perf_counter() - began
-    began = time.perf_counter()
-    for name in ("base", "sft"):
-        case.wait(sample(case, options, f"alone-{name}", name == "sft"), case.log(f"alone-{name}"))
-    one_by_one = time.perf_counter() - began
-    files = {kind: [drawn_by(case, f"{kind}-{name}") for name in ("base", "sft")] for kind in ("at-once", "alone")}
-    return {
-        "cards": cards,
-        "seconds": {"at_once": round(at_once, 1), "one_by_one": round(one_by_one, 1)},
-        "samples": {kind: [sha256_of(file) for file in pair] for kind, pair in files.items()},
-        "other_rows": [other_rows(*two) for two in zip(*files.values(), strict=True)],
-        "left_at_end": case.settled(),
-    }
-
-
-def shards(case: Case, options: argparse.Namespace) -> dict:
-    for count in (2, 1):
-        case.wait(sample(case, options, f"by-{count}", True, SHARDS=str(count)), case.log(f"by-{count}"))
-    pair = [drawn_by(case, f"by-{count}") for count in (1, 2)]
-    found = [
-        json.loads((case.folder / f"by-{count}/reports/provenance/sample-out.json").read_text()) for count in (1, 2)
-    ]
-    return {
-        "samples": list(map(sha256_of, pair)),
-        "other_rows": other_rows(*pair),
-        "rows": len(pair[0].read_text().splitlines()),
-        "seconds_by_phase": [facts["seconds_by_phase"] for facts in found],
-    }
-
-
-def sample(case: Case, options: argparse.Namespace, name: str, adapted: bool, **around: str) -> subprocess.Popen:
-    """docker/run as a stage has it, in a folder of its own: it takes a card a process, by the case's own locks."""
-    inputs = toy_inputs(options)
-    folder = case.folder / name
-    folder.mkdir()
-    for link in ("docker", "jobs", "params.yaml"):
-        (folder / link).symlink_to(REPO / link)
-    words = ["docker/run", "train", "sample", "--params", inputs["params"], "--model", inputs["base"], "--mode", "cot"]
-    words += ["--adapter", inputs["adapter"]] if adapted else []
-    words += ["--benchmark", "toy", "--benchmarks-dir", inputs["benchmarks"], "--out", folder / "out"]
-    words += flags([f"evaluate.kv_cache_gib={TOY_CACHE}", *options.set])
-    return case.start(
-        words, case.log(name), folder, RUNTIME="local", PYTHON=sys.executable, CARD_LOCKS=str(case.folder), **around
-    )
-
-
-def card_of(case: Case, process: subprocess.Popen) -> str | None:
-    """The card that docker/run has given its job, once it has; None where there is none."""
-    while process.poll() is None and case.left() > 1:
-        entry = Path(f"/proc/{process.pid}")
-        words = (entry / "cmdline").read_bytes().split(b"\0")
-        if words[1:3] == [b"-m", b"jobs"]:  # the shell has become the job
-            variables = dict(pair.partition(b"=")[::2] for pair in (entry / "environ").read_bytes().split(b"\0"))
-            return variables.get(b"CUDA_VISIBLE_DEVICES", b"").decode() or None
-        time.sleep(0.02)
-    return None
-
-
-def drawn_by(case: Case, name: str) -> Path:
-    return case.folder / name / "out/samples-toy.jsonl"
-
-
-def other_rows(first: Path, second: Path) -> int:
-    pair = [file.read_text().splitlines() for file in (first, second)]
-    return sum(one != other for one, other in zip(*pair, strict=True))
-
-
 def cores(case: Case, options: argparse.Namespace) -> dict:
     case.run([sys.executable, REPO / "tests/bench/cores.py", "--seconds", "3"], case.log())
     return {"submissions": [json.loads(line) for line in case.log().read_text().splitlines() if line.startswith("{")]}
 
 
 def as_rank(words: list[str]) -> None:
-    """The measurement of an all-reduce, or a job that prints what its ranks compare; with --draw, its rewards are drawn."""
-    if words == ["allreduce"]:
-        return measure_allreduce()
+    """A job that prints what its ranks compare; with --draw, its rewards are drawn."""
     from jobs import __main__
     from jobs.training import ranks
 
@@ -487,31 +327,6 @@ def as_rank(words: list[str]) -> None:
         draw_rewards()
         words = words[1:]
     return __main__.main(words)
-
-
-def measure_allreduce() -> None:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-    found = {}
-    for name, weights in ADAPTERS.items():
-        gradient = torch.zeros(weights, device=device)
-        times = []
-        for _ in range(15):
-            torch.distributed.barrier()
-            began = time.perf_counter()
-            torch.distributed.all_reduce(gradient)
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - began))
-        found[name] = {"mb": round(weights * 4 / 1e6), "ms": round(statistics.median(times[5:]), 3)}
-    if torch.distributed.get_rank() == 0:
-        print(json.dumps(found), flush=True)
-    torch.distributed.destroy_process_group()
 
 
 CASES: dict[str, Callable[[Case, argparse.Namespace], dict]] = {

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.plumbing.params import assign, merged, validate
 from jobs.plumbing.yaml12 import read_yaml
-from tests.bench import limited, scaling
+from tests.bench import limited, scaling, scaling_inputs
 from tests.bench.gpu_jobs import REPO
 
 NCCL = """\
@@ -123,7 +123,9 @@ SECONDS = {"rollout": 1.5, "reward": 0.5, "train": 1.0, "sampling": 4.0}
 
 
 def test_the_bench_says_of_the_pipeline_what_it_runs_on_a_card():
-    params = merged(merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml")), scaling.GPU)
+    params = merged(
+        merged(read_yaml(REPO / "params.yaml"), read_yaml(REPO / "data/smoke/params.yaml")), scaling_inputs.GPU
+    )
     found = validate(params, "the bench's params")
     assert found.evaluate.engine == "vllm" and found.evaluate.batch_invariant and found.grpo.rollout == "vllm"
 
