@@ -34,7 +34,7 @@ from jobs.common.files import read_jsonl
 from jobs.sandbox import Sandbox
 from jobs.score import load_tasks
 from tests.attacks.test_attacks import ANSWERS, CHECK, FORMS, PROGRAMS
-from tests.bench.sandbox import measure
+from tests.bench.cpu import measure
 
 # It reaches into other processes by number, and outside a sandbox would find those of whoever runs this.
 LEFT_OUT = {"steal_judges_pipes"}
