@@ -4,11 +4,12 @@ The families are those whose GGUF files transformers reads. What a quantized fil
 the numbers that llama.cpp computes with, no better ones.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from jobs.common.errors import JobError, one_line
-from jobs.weights import byte_level, pieces
+from jobs.weights import byte_level, gguf_config, pieces
 from jobs.weights.model import require_places
 from jobs.weights.tokenizer import padding
 
@@ -45,7 +46,10 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
     config.bos_token_id = tokenizer.bos_token_id
     config.dtype = getattr(torch, dtype)
     model: Any = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict())
+    try:
+        model.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:  # sizes that the file does not say
+        raise JobError(f"{path}: cannot be read as a {config.model_type} ({one_line(error)})") from error
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -70,8 +74,7 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
     try:
         tokenizer = tokenizer_of(path, facts)  # refuses in a second what the weights take a minute for
         config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        if head := facts.get(f"{facts.get('general.architecture')}.attention.key_length"):
-            config.head_dim = head  # transformers does not read it, and takes the family's default
+        gguf_config.obey(config, facts, other_tensors(path), path)
         found: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -82,11 +85,37 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         require_places(path, found[1])
+        require_all_read(path, found[0])
     except JobError:
         raise
     except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
         raise JobError(f"{path}: cannot be read as a model ({one_line(error)})") from error
     return found[0], tokenizer
+
+
+def other_tensors(path: Path) -> dict[str, Any]:
+    """The file's tensors that are no weights: numbers by which positions are scaled."""
+    import gguf
+
+    return {t.name: t.data for t in gguf.GGUFReader(path).tensors if t.name.startswith("rope_")}
+
+
+def require_all_read(path: Path, model: Any) -> None:
+    """Holds the model to what the file holds. Errors: JobError for other sizes, or for weights that are not read."""
+    import gguf
+
+    layers = model.config.get_text_config().num_hidden_layers  # beyond them are those that predict further tokens
+    beyond = re.compile(r"rope_|blk\.(\d+)\.")
+    held = sum(
+        int(t.n_elements)
+        for t in gguf.GGUFReader(path).tensors
+        if not (match := beyond.match(t.name)) or (match[1] and int(match[1]) < layers)
+    )
+    if held != (taken := model.num_parameters()):
+        raise JobError(
+            f"{path}: holds {held:,} numbers, of which transformers' {type(model).__name__} would take {taken:,}; take the "
+            "model from its folder"
+        )
 
 
 def tokenizer_of(path: Path, facts: dict) -> Any:
@@ -99,7 +128,7 @@ def tokenizer_of(path: Path, facts: dict) -> Any:
 
 
 def metadata(path: Path) -> dict:
-    """The file's key-value pairs, without its long arrays. Errors: JobError naming a file that is no GGUF file."""
+    """The file's key-value pairs, without its tokenizer's arrays. Errors: JobError naming a file that is no GGUF file."""
     import gguf
 
     try:
@@ -107,7 +136,7 @@ def metadata(path: Path) -> dict:
         return {
             name: field.contents()
             for name, field in reader.fields.items()
-            if field.types and field.types[0] != gguf.GGUFValueType.ARRAY
+            if not (name.startswith("tokenizer.") and field.types and field.types[0] == gguf.GGUFValueType.ARRAY)
         }
     except Exception as error:  # numpy's and struct's errors, for a file cut short
         raise JobError(f"{path}: is not a whole GGUF file ({one_line(error)})") from error

@@ -12,7 +12,7 @@ from jobs.weights.converted import ARCHITECTURES, ENDINGS
 from jobs.weights.safetensors import is_tied
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-WINDOW_ALWAYS = {"mistral", "mixtral"}  # wherever sliding_window is a number
+WINDOW_ALWAYS = {"mistral", "mixtral", "phi3", "starcoder2"}  # wherever sliding_window is a number
 WINDOW_IF_USED = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}  # where use_sliding_window is true too
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}  # whose activations leave it: vLLM refuses them
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
