@@ -12,8 +12,8 @@ template. Where it comes from, the first that is set:
                  model in that folder, trained further
     base.gguf    a GGUF file, whose weights are dequantized into safetensors
     base.folder  a model folder, of which the same files are taken as of the Hub's
-    base.repo    the Hub at base.revision: only safetensors and the tokenizer's and config's files, each checked against
-                 the hash that the Hub records for it
+    base.repo    the Hub at base.revision: only the model's safetensors, the tokenizer's and config's files, and the
+                 licence, each checked against the hash that the Hub records for it
 
 Says at once which later stage will refuse the model, and why, as far as its configuration tells (jobs/weights/families.py).
 """
@@ -21,6 +21,7 @@ Says at once which later stage will refuse the model, and why, as far as its con
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,19 @@ import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import replace_dir, set_record, sha256
+from jobs.common.files import read_json, replace_dir, set_record, sha256, write_json
 from jobs.plumbing.cli import job, log, progress, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
-from jobs.weights.families import refusals
-from jobs.weights.safetensors import shards
-from jobs.weights.tokenizer import given_back, left_out, load_tokenizer
+from jobs.weights import families
+from jobs.weights.identity import LICENCE_FILES
+from jobs.weights.safetensors import INDEX, shards
+from jobs.weights.tokenizer import given_back, left_out, load_tokenizer, unlike_gguf
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, LocalBase, Params
 
+STAGES: tuple[str, ...] = ("sft", "grpo", "sample", "gguf")  # that load weights and tokenizer
 PROBE = "def Add(a, B):\n    if a != B:\n\n        return  a + B\n"
 SMALL_FILES = {
     "config.json",
@@ -50,7 +53,8 @@ SMALL_FILES = {
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "model.safetensors.index.json",
+    INDEX,
+    *LICENCE_FILES,
 }
 
 
@@ -79,9 +83,10 @@ def run(params: "Params", out: Path) -> None:
         else:
             fetch(params.base, partial)
         set_chat_template(partial)
+        set_architecture(partial)
         set_record(partial, source=source(params.base))
         refused, unread = about_tokenizer(partial)
-        refused |= about_weights(partial) | refusals(partial)
+        refused |= about_weights(partial) | families.refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, unread_bytes=unread, **facts)
@@ -97,7 +102,14 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
         tokenizer = load_tokenizer(model_dir)
     except JobError as error:
         reason = f"has no tokenizer to work with: {str(error).removeprefix(f'{model_dir}: ')}"
-        return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason), []
+        return dict.fromkeys(STAGES, reason), []
+    refused = {}
+    config = read_json(model_dir / "config.json")
+    rows = (config.get("text_config") or config).get("vocab_size")
+    if rows and len(tokenizer) > rows:
+        refused = dict.fromkeys(STAGES, f"embeds {rows} tokens, and its tokenizer has {len(tokenizer)}")
+    elif odd := unlike_gguf(tokenizer):
+        refused = {"gguf": odd}
     if unread := left_out(model_dir):
         named = ", ".join(f"0x{byte:02X}" for byte in unread)
         log.warning(
@@ -105,18 +117,22 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
         )
     elif (back := given_back(tokenizer, PROBE)) != PROBE:
         log.warning("the tokenizer gives back %r for %r: so will code be learned and answered", back, PROBE)
-    return {}, unread
+    return refused, unread
 
 
 def about_weights(model_dir: Path) -> dict[str, str]:
     """Why the stages that load the weights refuse them, by stage: they are not those that the configuration describes."""
-    from jobs.weights.model import require_whole
+    from jobs.weights.model import linear_layers, require_names, require_whole
 
+    stages = STAGES
     try:
-        require_whole(model_dir)
+        model = require_whole(model_dir)
+        stages = families.TRAINING
+        if model is not None:
+            require_names(model_dir, linear_layers(model))
     except JobError as error:
         reason = str(error).removeprefix(f"{model_dir}/config.json: ").removeprefix(f"{model_dir}: ")
-        return dict.fromkeys(("sft", "grpo", "sample", "gguf"), reason)
+        return dict.fromkeys(stages, reason)
     return {}
 
 
@@ -162,6 +178,17 @@ def set_chat_template(model_dir: Path) -> None:
     (model_dir / "chat_template.jinja").write_text(answer_format.CHAT_TEMPLATE, encoding="utf-8")
 
 
+def set_architecture(model_dir: Path) -> None:
+    """Names the family's class where config.json names none: vLLM and llama.cpp's converter go by it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    file = model_dir / "config.json"
+    config = read_json(file)
+    found = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).get(str(config.get("model_type")))
+    if found and not config.get("architectures"):
+        write_json(file, config | {"architectures": [found]})
+
+
 def fetch(base: "Base", out: Path) -> None:
     """Downloads the pinned revision's safetensors, config and tokenizer files into `out`.
 
@@ -173,19 +200,28 @@ def fetch(base: "Base", out: Path) -> None:
     repo, revision = str(base.repo), str(base.revision)
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        wanted = [
-            f
-            for f in info.siblings or []
-            if f.rfilename in SMALL_FILES or (f.rfilename.endswith(".safetensors") and "/" not in f.rfilename)
-        ]
-        if not any(f.rfilename.endswith(".safetensors") for f in wanted):
+        listed = {file.rfilename: file for file in info.siblings or []}
+
+        def download(names: Iterable[str]) -> None:
+            for file in progress([listed[name] for name in sorted(names)], label="base: fetching"):
+                path = Path(hf_hub_download(repo, file.rfilename, revision=revision, local_dir=out))
+                verify(path, file.lfs.sha256 if file.lfs else None, file.blob_id)
+
+        weights = {name for name in listed if name.endswith(".safetensors") and "/" not in name}
+        if not weights:
             raise JobError(f"base.repo: {repo} at {revision} has no safetensors files; nothing else is loaded")
-        for file in progress(wanted, label="base: fetching"):
-            path = Path(hf_hub_download(repo, file.rfilename, revision=revision, local_dir=out))
-            verify(path, file.lfs.sha256 if file.lfs else None, file.blob_id)
+        download(SMALL_FILES & listed.keys())
+        download(of_the_model(out, weights))
     except (HfHubHTTPError, OSError) as error:
         raise JobError(f"base.repo: {repo} at {revision} cannot be fetched ({error})") from error
     shutil.rmtree(out / ".cache", ignore_errors=True)
+
+
+def of_the_model(folder: Path, weights: set[str]) -> set[str]:
+    """Those of the files that the model consists of, by its index: vLLM would read all that lie in its folder."""
+    index = folder / INDEX
+    named = set((read_json(index).get("weight_map") or {}).values()) if index.exists() else {"model.safetensors"}
+    return weights & named or weights
 
 
 def verify(path: Path, lfs_sha256: str | None, blob_id: str | None) -> None:

@@ -41,6 +41,7 @@ from jobs.weights.identity import made_of
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import with_dtype
 from jobs.weights.sum import Kept, Storage, retained, sum_of, write_model
+from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -131,16 +132,21 @@ def add_end(folder: Path) -> None:
 
 
 def end_of(folder: Path) -> int | None:
-    """The number of the tokenizer's end-of-sequence token, by its files; None where they do not tell."""
+    """The number of the tokenizer's end of text; None in a folder without one."""
     settings, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    if not settings.is_file() or not tokenizer.is_file():
+    if settings.is_file() and tokenizer.is_file():  # which most have, and transformers takes seconds to be imported
+        token = read_json(settings).get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        held = read_json(tokenizer)
+        numbers = {added["content"]: added["id"] for added in held.get("added_tokens") or []}
+        vocabulary = held.get("model", {}).get("vocab")
+        found = numbers.get(text, vocabulary.get(text) if isinstance(vocabulary, dict) else None)
+        if found is not None:
+            return found
+    try:
+        return load_tokenizer(folder).eos_token_id
+    except JobError:  # no stage answers with such a folder
         return None
-    token = read_json(settings).get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    held = read_json(tokenizer)
-    numbers = {added["content"]: added["id"] for added in held.get("added_tokens") or []}
-    vocabulary = held.get("model", {}).get("vocab")
-    return numbers.get(text, vocabulary.get(text) if isinstance(vocabulary, dict) else None)
 
 
 @job("merge", "seed")

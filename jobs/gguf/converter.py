@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
 from jobs.weights.lora import Update, updates_of
-from jobs.weights.safetensors import Tensor, blocks, is_head, is_tied, tensors_of
+from jobs.weights.safetensors import Tensor, blocks, is_embedding, is_head, is_tied, tensors_of
 from jobs.weights.sum import summed
 from jobs.weights.tokenizer import load_tokenizer
 
@@ -52,6 +52,21 @@ def values(tensor: Tensor, updates: list[Update]) -> "np.ndarray":
     return out.reshape(tensor.shape)
 
 
+def with_one_end(base: Path) -> dict[str, Tensor]:
+    """The base's tensors by name; a tied model's one matrix is its embedding.
+
+    Some tools store it under both names, and some under the head's alone.
+    """
+    tensors = tensors_of(base)
+    if not is_tied(base):
+        return tensors
+    heads = [tensor for name, tensor in tensors.items() if is_head(name)]
+    tensors = {name: tensor for name, tensor in tensors.items() if not is_head(name)}
+    if heads and not any(map(is_embedding, tensors)):
+        tensors["model.embed_tokens.weight"] = heads[0]
+    return tensors
+
+
 def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
     """The converter's class for the base's architecture, with its tensors and its tokenizer taken as said above.
 
@@ -66,9 +81,7 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
         get_model_architecture,
     )
 
-    tensors, updates = tensors_of(base), updates_of(base, adapters)
-    if is_tied(base):  # some tools store the one matrix under both names, and only the embedding's is the model's
-        tensors = {name: tensor for name, tensor in tensors.items() if not is_head(name)}
+    tensors, updates = with_one_end(base), updates_of(base, adapters)
     architecture = get_model_architecture(ModelBase.load_hparams(configuration, False), ModelType.TEXT)
     try:
         family: Any = get_model_class(architecture)

@@ -12,9 +12,7 @@ from jobs.common.errors import JobError, one_line
 from jobs.common.files import entries, foreign, hash_of_metrics, is_plain, read_json, read_jsonl, record_of
 from jobs.plumbing.cli import log
 from jobs.weights.adapter import RECORD
-from jobs.weights.identity import adapter_files, adapter_identity, model_files, model_identity
-
-LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt", "USE_POLICY.md")
+from jobs.weights.identity import LICENCE_FILES, adapter_files, adapter_identity, model_files, model_identity
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,21 @@ from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
 from jobs.training import ranks, shared_prompt
-from jobs.weights.adapter import BASE_KEY, RECORD, attach, check_places, config_of, tensors_by_module, weights_hash
+from jobs.weights.adapter import (
+    BASE_KEY,
+    RECORD,
+    attach,
+    check_places,
+    config_of,
+    plain_name,
+    tensors_by_module,
+    weights_hash,
+)
 from jobs.weights.attention import attention_for
 from jobs.weights.families import on_experts
 from jobs.weights.identity import adapter_identity, model_identity, source_of
 from jobs.weights.lora import require_plain
-from jobs.weights.model import require_whole
+from jobs.weights.model import linear_layers, require_names, require_whole
 
 if TYPE_CHECKING:
     import torch
@@ -163,16 +172,7 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
     PEFT goes on where one of the names matches nothing, and trains less than was asked. Errors: JobError naming such a
     target, with the linear layers that there are. A target that only some of the model's layers have is told of.
     """
-    import torch
-
-    head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and type(module).forward is torch.nn.Linear.forward  # some routers are linear layers that give back more
-        and module is not head
-    }
+    linear = {name.rpartition(".")[2] for name in linear_layers(model)}
     if lora.targets == [ALL_LINEAR]:
         if not linear:
             raise JobError(f"sft.lora.targets: {base} has no linear layers that all-linear could mean")
@@ -229,14 +229,15 @@ def same_targets(found: str | list[str], lora: Lora, targets: list[str]) -> bool
 
 
 def check_fits(model, tokenizer: "PreTrainedTokenizerBase", base: Path) -> None:
+    """Errors: JobError for a model that embeds too few tokens, numbers that are not finite, and as `require_names`."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise JobError(f"{base}: its tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    adapted = {plain_name(name).partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    require_names(base, adapted)
     for name, tensor in model.named_parameters():
         if not tensor.isfinite().all():
-            # PEFT puts its own names around those of the file.
-            stored = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            raise JobError(f"{base}: {stored} holds values that are not finite")
+            raise JobError(f"{base}: {plain_name(name)} holds values that are not finite")
 
 
 def arguments(settings: Optimizer, checkpoints: Checkpoints, directory: Path, seed: int) -> dict[str, Any]:

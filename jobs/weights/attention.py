@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from jobs.common.errors import JobError, one_line
+from jobs.weights.safetensors import config_of
 
 log = logging.getLogger("jobs")
 
@@ -17,13 +17,10 @@ def attention_for(folder: Path, usual: str | None) -> str | None:
     attention sinks (gpt-oss) SDPA has no place, and such families say that they do not support it.
     Errors: JobError for a config.json that is no model's.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
+    config = config_of(folder)
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if any(getattr(part, "attn_logit_softcapping", None) for part in (config, config.get_text_config())):
         log.info("%s: caps its attention logits, so eager attention computes it, which takes more memory", folder)
         return "eager"

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
 from jobs.weights.converted import ARCHITECTURES, ENDINGS
-from jobs.weights.safetensors import is_tied
+from jobs.weights.safetensors import config_of, is_tied
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 WINDOW_ALWAYS = {"mistral", "mixtral", "phi3", "starcoder2"}  # wherever sliding_window is a number
@@ -18,7 +18,7 @@ NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}  # whose acti
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # PEFT lays an adapter over the experts and their router where one of these is named, whatever else is called so.
 EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "gate", "experts"}
-ENDS = {"embed_tokens", "lm_head", "wte", "embed_in", "word_embeddings", "embed_out"}
+ENDS = {"embed_tokens", "lm_head", "wte", "embed_in", "word_embeddings", "embeddings", "embed_out"}
 TRAINING = ("sft", "grpo", "merge")
 
 
@@ -32,7 +32,7 @@ def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     if reason := untrainable(config, text) or bad_targets(base, text, set(targets)):
         found |= dict.fromkeys(TRAINING, reason)
-    if reason := unknown_to_llama_cpp(config, text) or unlike_llama_cpp(text):
+    if reason := unknown_to_llama_cpp(config, text) or unlike_llama_cpp(base, text):
         found["gguf"] = reason
     if config.get("quantization_config"):
         found |= dict.fromkeys((*TRAINING, "gguf"), "is quantized; adapters are only added to the original weights")
@@ -81,8 +81,11 @@ def unknown_to_llama_cpp(config: dict, text: dict) -> str | None:
     return None
 
 
-def unlike_llama_cpp(text: dict) -> str | None:
-    kind, window = text.get("model_type"), text.get("sliding_window")
+def unlike_llama_cpp(base: Path, text: dict) -> str | None:
+    kind = text.get("model_type")
+    if kind in WINDOW_ALWAYS and "sliding_window" not in text:  # Mistral's default is a window
+        text = config_of(base).get_text_config().to_dict() | text
+    window = text.get("sliding_window")
     used = kind in WINDOW_ALWAYS or (kind in WINDOW_IF_USED and text.get("use_sliding_window"))
     if used and window and window < text.get("max_position_embeddings", window):
         return f"sees {window} tokens back (sliding_window), where llama.cpp's {kind} sees all"

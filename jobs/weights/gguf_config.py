@@ -55,7 +55,8 @@ def obey(config: Any, facts: dict, tensors: dict[str, "np.ndarray"], path: Path)
     if family in GGUF_CONFIG_ARCHS:  # read whole
         return
     said = {key.removeprefix(f"{family}."): value for key, value in facts.items() if key.startswith(f"{family}.")}
-    read = GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text")) or GGUF_CONFIG_MAPPING.get(family) or {}
+    mapping: Any = GGUF_CONFIG_MAPPING
+    read = mapping.get(config.model_type.removesuffix("_text")) or mapping.get(family) or {}
     left = {key: value for key, value in said.items() if not read.get(key)}
     for key, name in ATTRIBUTES.items():
         if key in left:
@@ -75,10 +76,10 @@ def obey(config: Any, facts: dict, tensors: dict[str, "np.ndarray"], path: Path)
 
 def set_positions(config: Any, left: dict, path: Path) -> None:
     """Rotary positions, by those keys in `left` that tell of them, which are taken out of it."""
-    rope = getattr(config, "rope_parameters", None)
+    rope: dict[str, Any] | None = getattr(config, "rope_parameters", None)
     if rope is None:
         return
-    whole = rope.get("full_attention", rope)  # a family whose layers differ has one for each kind
+    whole: dict[str, Any] = rope.get("full_attention", rope)  # a family whose layers differ has one for each kind
     if base := left.pop("rope.freq_base", None):
         whole["rope_theta"] = base
     if base := left.pop("rope.freq_base_swa", None):

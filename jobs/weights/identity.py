@@ -30,6 +30,7 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt", "USE_POLICY.md")
 ADAPTER_FILES = ("adapter_config.json", WEIGHTS)
 
 

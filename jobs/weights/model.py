@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
 from jobs.weights.adapter import more
 from jobs.weights.attention import attention_for
-from jobs.weights.safetensors import is_tied, shards
+from jobs.weights.safetensors import is_tied, shards, tensors_of
 from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def load_model(folder: Path, dtype: "torch.dtype | str", attention: str | None) 
     return tokenizer, model
 
 
-def require_whole(folder: Path) -> None:
+def require_whole(folder: Path) -> Any:
     """Holds a folder's tensors to the model that its config.json describes, by name and shape; none is read.
 
     transformers goes on with random numbers for what the files lack, and without what has no place. A quantized model's
     tensors have the names of its quantization, by which the engines that know it hold them.
+    Returns the model without its numbers, or None for a quantized one.
     Errors: JobError naming such tensors, for a folder that is no model, and as `shards` and `is_tied`.
     """
     from transformers import AutoModelForCausalLM
@@ -59,7 +60,7 @@ def require_whole(folder: Path) -> None:
     shards(folder)
     is_tied(folder)
     if read_json(folder / "config.json").get("quantization_config"):
-        return
+        return None
     require_writer(folder)
     with quiet():
         try:
@@ -69,6 +70,40 @@ def require_whole(folder: Path) -> None:
         except Exception as error:  # an unknown family, a shape that does not fit: one of many types
             raise JobError(f"{folder}: cannot be loaded as a model ({one_line(error)})") from error
     require_places(folder, found[1])
+    return found[0]
+
+
+def linear_layers(model: Any) -> dict[str, Any]:
+    """The linear layers of a model by their names, but for its head.
+
+    Some have a forward pass of their own: Falcon's, which gives what a linear layer gives, and routers, which give more.
+    """
+    import torch
+
+    def plain(layer: torch.nn.Linear) -> bool:
+        if type(layer).forward is torch.nn.Linear.forward:
+            return True
+        with torch.inference_mode():
+            found = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device))
+        return isinstance(found, torch.Tensor) and found.shape == (1, layer.out_features)
+
+    head = model.get_output_embeddings()
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
+    return {name: layer for name, layer in layers if layer is not head and plain(layer)}
+
+
+def require_names(folder: Path, modules: Iterable[str]) -> None:
+    """Errors: JobError for modules whose weights the files hold under other names than the model has in memory.
+
+    transformers puts a prefix before the names of a model that was saved without its head, as Bloom and embedding models
+    were, and knows older names of some families. An adapter has the names in memory, and would fit nothing in the files.
+    """
+    held = tensors_of(folder)
+    if odd := sorted(name for name in modules if f"{name}.weight" not in held):
+        raise JobError(
+            f"{folder}: holds {', '.join(odd[:3])}{more(odd)} under other names than transformers gives them, and no "
+            "adapter could be added; load it by AutoModelForCausalLM and save it anew"
+        )
 
 
 def require_writer(folder: Path) -> None:

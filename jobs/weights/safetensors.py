@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
@@ -36,6 +36,7 @@ WIDTH = {
     "F8_E5M2": 1,
 }
 BLOCK = 1 << 18  # elements: a block's few float32 arrays stay in the core's cache
+INDEX = "model.safetensors.index.json"
 HEADER_LIMIT = 100_000_000  # the safetensors library's own
 
 
@@ -142,7 +143,7 @@ def shards(folder: Path) -> list[Path]:
             f"{folder}: holds an adapter beside the model (adapter_config.json), which some tools would load with it; "
             "move it to a folder of its own"
         )
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / INDEX, folder / "model.safetensors"
     if not index.exists():
         if not single.exists():
             raise JobError(f"{folder}: has no safetensors file model.safetensors, nor an index; nothing else is loaded")
@@ -187,13 +188,17 @@ def says_tied(folder: Path) -> bool:
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("tie_word_embeddings") is not None:
             return bool(part["tie_word_embeddings"])
+    return bool(config_of(folder).get_text_config().tie_word_embeddings)
+
+
+def config_of(folder: Path) -> Any:
+    """config.json with its family's defaults, as transformers has them. Errors: JobError for one that is no model's."""
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"{folder}/config.json: cannot be read as a model's ({one_line(error)})") from error
-    return bool(found.get_text_config().tie_word_embeddings)
 
 
 def require_one_end(folder: Path) -> None:
@@ -219,7 +224,7 @@ def module_of(name: str) -> str:
 
 
 def is_embedding(name: str) -> bool:
-    return module_of(name).rpartition(".")[2] in ("embed_tokens", "wte", "embed_in", "word_embeddings")
+    return module_of(name).rpartition(".")[2] in ("embed_tokens", "wte", "embed_in", "word_embeddings", "embeddings")
 
 
 def is_head(name: str) -> bool:

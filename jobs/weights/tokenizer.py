@@ -116,6 +116,19 @@ def ids_of(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[str, ...]) 
     return ids
 
 
+def unlike_gguf(tokenizer: Any) -> str | None:
+    """Why no GGUF file cuts text as the tokenizer does, if that is so."""
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind != "BPE":
+        return f"cuts text by {kind}, and llama.cpp by BPE alone"
+    probe, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    before = probe[: len(probe) - len(bare)]
+    if before not in ([], [tokenizer.bos_token_id]):
+        put = ", ".join(tokenizer.convert_ids_to_tokens(before))
+        return f"begins every text with {put}, where a GGUF file can have one BOS before it"
+    return None
+
+
 def special_inside(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     """The special tokens that `text` spells."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}

@@ -136,6 +136,23 @@ def test_only_safetensors_config_and_tokenizer_are_fetched(monkeypatch):
     assert sorted(p.name for p in Path("models/base").glob("[!.]*")) == sorted([*hub.asked, "chat_template.jinja"])
 
 
+@pytest.mark.parametrize(
+    ("index", "of_the_model"),
+    [({}, ["model.safetensors"]), ({"x": "a.safetensors", "y": "b.safetensors"}, ["a.safetensors", "b.safetensors"])],
+)
+def test_what_lies_beside_the_models_own_weights_is_not_fetched(monkeypatch, index, of_the_model):
+    """Mistral's repositories hold all weights a second time, under other names, and vLLM would read both."""
+    files = dict.fromkeys(["consolidated.safetensors", *of_the_model], b"weights")
+    if index:
+        files["model.safetensors.index.json"] = json.dumps({"weight_map": index}).encode()
+    hub = Hub(
+        files | {"config.json": b"{}", "LICENSE": b"may be shared", "NOTICE.txt": b"with this", "README.md": b"card"}
+    )
+    fetched(monkeypatch, hub)
+    assert [name for name in hub.asked if name.endswith(".safetensors")] == of_the_model
+    assert {"LICENSE", "NOTICE.txt"} <= set(hub.asked) and "README.md" not in hub.asked
+
+
 @pytest.mark.parametrize("name", ["config.json", "model-00001-of-00001.safetensors"])
 def test_a_file_that_differs_from_the_hubs_record_is_named_and_nothing_is_kept(monkeypatch, name):
     with pytest.raises(JobError, match=f"{name}: its hash is .*, the Hub records"):

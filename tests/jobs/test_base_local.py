@@ -38,10 +38,11 @@ def test_a_folder_gives_its_weights_and_tokenizer_and_nothing_else(folder, tmp_p
     (own / "pytorch_model.bin").write_bytes(b"a pickle")
     shutil.copy(own / "model.safetensors", own / "consolidated.safetensors")
     (own / ".git").mkdir()
+    (own / "LICENSE").write_text("may be shared with this text")
     out = made(tmp_path, monkeypatch, params("folder", own))
     assert (out / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
     names = {path.name for path in out.iterdir()}
-    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"} <= names
     assert not {"pytorch_model.bin", "consolidated.safetensors", ".git"} & names
 
 
@@ -120,6 +121,92 @@ def test_weights_that_are_not_the_configs_are_told_at_once(folder, tmp_path, mon
     recorded = json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
     assert set(recorded) == {"sft", "grpo", "sample", "gguf"}
     assert "sft will refuse this model: it lacks model.norm.weight, which would be random numbers" in caplog.text
+
+
+def changed(own, **config):
+    file = own / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+
+def recorded(tmp_path):
+    return json.loads((tmp_path / "reports/provenance/base.json").read_text())["refused"]
+
+
+def test_layers_that_have_other_names_in_memory_are_told_at_once_and_not_trained(folder, tmp_path, monkeypatch, caplog):
+    """A model that was saved without its head, as embedding models are: an adapter would fit nothing in its files."""
+    from jobs.plumbing.params import Lora
+    from jobs.training import loop
+    from jobs.weights.tokenizer import load_tokenizer
+
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    weights = {name.removeprefix("model."): t for name, t in load_file(own / "model.safetensors").items()}
+    save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
+    out = made(tmp_path, monkeypatch, params("folder", own))
+    assert set(recorded(tmp_path)) == {"sft", "grpo", "merge"}
+    assert "sft will refuse this model: it holds model.layers.0.mlp.down_proj, " in caplog.text
+    model = loop.load_model(out, Lora(rank=4, alpha=4, targets=["q_proj"]), None, 1)
+    with pytest.raises(JobError, match=r"holds model\.layers\.0\.self_attn\.q_proj, .* under other names"):
+        loop.check_fits(model, load_tokenizer(out), out)
+
+
+def test_a_model_without_a_class_is_named_by_its_family(folder, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    changed(own, architectures=None)
+    out = made(tmp_path, monkeypatch, params("folder", own))
+    assert json.loads((out / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_told_at_once(folder, tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    tokenizer = AutoTokenizer.from_pretrained(own)
+    tokenizer.add_tokens([f"<tool {i}>" for i in range(513 - len(tokenizer))])
+    tokenizer.save_pretrained(own)
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert recorded(tmp_path) == dict.fromkeys(
+        ("sft", "grpo", "sample", "gguf"), "embeds 512 tokens, and its tokenizer has 513"
+    )
+
+
+def begins_with_two(tokenizer):
+    step = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [step, step, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }
+
+
+def by_likelihood(tokenizer):
+    pieces = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    vocabulary = [[piece, -float(i)] for i, piece in enumerate(pieces)]
+    tokenizer["model"] = {"type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (by_likelihood, "cuts text by Unigram"),
+        (begins_with_two, "begins every text with <|endoftext|>, <|endoftext|>"),
+    ],
+)
+def test_a_tokenizer_that_no_gguf_file_holds_is_told_before_anything_is_trained(
+    folder, tmp_path, monkeypatch, change, says
+):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    change(tokenizer)
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made(tmp_path, monkeypatch, params("folder", own))
+    found = recorded(tmp_path)
+    assert list(found) == ["gguf"]
+    assert found["gguf"].startswith(says)
 
 
 @pytest.mark.parametrize(("family", "prepend"), [("Llama", True), ("Llama", False), ("Gemma2", False)])

@@ -148,3 +148,23 @@ def test_a_merged_model_s_generation_config_names_the_tokenizer_s_end(models, tm
         out.mkdir()
         merge.copy_rest(changed, out, "float32")
         assert json.loads((out / "generation_config.json").read_text()) == given | {"eos_token_id": expected}
+
+
+@pytest.mark.parametrize("told_by", ["tokenizer.json", "special_tokens_map.json", "vocab.json"])
+def test_a_merged_model_ends_where_its_tokenizer_ends_whichever_files_it_is_in(models, tmp_path, told_by):
+    changed, third = ending(models, tmp_path / "ending")
+    settings = json.loads((changed / "tokenizer_config.json").read_text())
+    if told_by == "special_tokens_map.json":
+        (changed / told_by).write_text(json.dumps({"eos_token": settings.pop("eos_token")}))
+    if told_by == "vocab.json":
+        held = json.loads((changed / "tokenizer.json").read_text())
+        (changed / told_by).write_text(json.dumps(held["model"]["vocab"]))
+        (changed / "merges.txt").write_text("\n".join(" ".join(merge) for merge in held["model"]["merges"]))
+        (changed / "tokenizer.json").unlink()
+        settings["tokenizer_class"] = "Qwen2Tokenizer"
+    (changed / "tokenizer_config.json").write_text(json.dumps(settings))
+    (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    out = tmp_path / "out"
+    out.mkdir()
+    merge.copy_rest(changed, out, "float32")
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [7, third]}

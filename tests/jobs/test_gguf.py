@@ -347,6 +347,10 @@ def test_a_tied_head_is_written_once_and_an_untied_one_is_written(models, tmp_pa
     save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
     convert(base, [], "F16", tmp_path / "tied.gguf")
     assert "output.weight" not in read(tmp_path / "tied.gguf")
+    matrix = held.pop("model.embed_tokens.weight")  # some tools keep the name that comes first
+    save_file(held | {"lm_head.weight": matrix}, base / "model.safetensors", metadata={"format": "pt"})
+    convert(base, [], "F16", tmp_path / "head.gguf")
+    assert (tmp_path / "head.gguf").read_bytes() == (tmp_path / "tied.gguf").read_bytes()
     assert "output.weight" in read(models["untied-F32"])
 
 

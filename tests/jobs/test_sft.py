@@ -327,6 +327,22 @@ def test_all_linear_leaves_out_what_peft_lays_no_adapter_over(world, caplog, odd
     assert told in caplog.text
 
 
+def test_all_linear_is_a_familys_own_linear_layers_too(tmp_path):
+    """Falcon's have a forward pass of their own, which gives the same."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    from jobs.training.loop import load_model, save_adapter
+    from jobs.weights.lora import updates_of
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    FalconForCausalLM(FalconConfig(**sizes)).save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base", lora("all-linear"), None, 1)
+    save_adapter(model, tmp_path / "base", tmp_path / "adapter")
+    expected = {"dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"}
+    assert set(json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]) == expected
+    assert len(updates_of(tmp_path / "base", [tmp_path / "adapter"])) == 2 * len(expected)
+
+
 def test_experts_are_trained_for_the_answers_alone(tmp_path):
     """No loss of their balance is added, neither where the configuration asks for it nor where TRL would."""
     import torch

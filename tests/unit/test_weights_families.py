@@ -42,6 +42,9 @@ def test_what_every_stage_takes_is_not_refused(tmp_path, config):
     [
         (LLAMA | {"model_type": "mistral", "sliding_window": 4096}, "sees 4096 tokens back"),
         (LLAMA | {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, "sees 512 tokens back"),
+        ({**LLAMA, "model_type": "mistral", "max_position_embeddings": 32768}, "sees 4096 tokens back"),
+        (LLAMA | {"model_type": "phi3", "sliding_window": 2047}, "sees 2047 tokens back"),
+        (LLAMA | {"model_type": "starcoder2", "sliding_window": 4096}, "sees 4096 tokens back"),
         (MOE | {"norm_topk_prob": False}, "norm_topk_prob"),
         ({key: value for key, value in MOE.items() if key != "norm_topk_prob"}, "norm_topk_prob"),
         (LLAMA | {"model_type": "gpt_oss", "rope_scaling": {"rope_type": "yarn"}}, "YaRN"),
@@ -89,6 +92,7 @@ def test_the_architectures_are_those_of_the_pinned_converter():
         (LLAMA | {"model_type": "mixtral", "num_local_experts": 4}, ["q_proj", "w1", "w3"], "must leave out w1, w3"),
         (LLAMA | {"tie_word_embeddings": True}, ["q_proj", "lm_head"], "an adapter on lm_head"),
         (LLAMA | {"tie_word_embeddings": True}, ["embed_tokens"], "an adapter on embed_tokens"),
+        ({"model_type": "mamba", "tie_word_embeddings": True}, ["embeddings"], "an adapter on embeddings"),
         (LLAMA | {"quantization_config": {"quant_method": "mxfp4"}}, ATTENTION, "is quantized"),
     ],
 )
