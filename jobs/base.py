@@ -86,7 +86,7 @@ def run(params: "Params", out: Path) -> None:
         set_architecture(partial)
         set_record(partial, source=source(params.base))
         refused, unread = about_tokenizer(partial)
-        refused |= about_weights(partial) | families.refusals(partial)
+        refused = about_params(params, partial) | refused | about_weights(partial) | families.refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, unread_bytes=unread, **facts)
@@ -134,6 +134,14 @@ def about_weights(model_dir: Path) -> dict[str, str]:
         reason = str(error).removeprefix(f"{model_dir}/config.json: ").removeprefix(f"{model_dir}: ")
         return dict.fromkeys(stages, reason)
     return {}
+
+
+def about_params(params: "Params", model_dir: Path) -> dict[str, str]:
+    """Why later stages' present params do not fit the model, by stage."""
+    try:
+        return families.unfit(model_dir, params)
+    except JobError:  # no model's configuration, of which `about_weights` tells
+        return {}
 
 
 def source(base: "Base") -> dict:

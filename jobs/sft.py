@@ -139,6 +139,8 @@ def trained(
     tokenizer = load_tokenizer(base)
     tell_of_special(rows, tokenizer, examples)
     encoded = [encode(row, tokenizer, settings.max_length, f"{examples}: row {i}") for i, row in enumerate(rows, 1)]
+    lengths = [len(row["input_ids"]) for row in encoded]
+    families.require_room(base, f"row {lengths.index(max(lengths)) + 1} of {examples}", max(lengths))
     if settings.engine == "unsloth":
         from jobs.training import unsloth
 

@@ -125,24 +125,35 @@ def quantize(source: Path, path: Path, kind: str) -> None:
 def sizes(path: Path, kind: str) -> dict[str, float]:
     """A file's bytes, bits a weight, and how many tensors llama.cpp stored as another type than asked for.
 
-    K-quants hold 256 weights a block: a row that 256 does not divide is stored as another type, which llama.cpp does
-    with no more than a line in its log. Named here, tensor by tensor.
+    Most types hold a block of weights together, of 32 or of 256: a row that it does not divide is stored as another type,
+    which llama.cpp does with no more than a line in its log. Named here, tensor by tensor.
     """
     import gguf
 
     tensors = gguf.GGUFReader(path).tensors
-    weights = sum(int(t.n_elements) for t in tensors)
-    fallen = [t for t in tensors if "_K" in kind and len(t.shape) > 1 and t.shape[0] % 256]
+    weights, block = sum(int(t.n_elements) for t in tensors), block_of(kind)
+    fallen = [t for t in tensors if len(t.shape) > 1 and t.shape[0] % block]
     for tensor in fallen:
         log.warning(
-            "%s: %s has rows of %d, which 256 does not divide: stored as %s",
+            "%s: %s has rows of %d, which %d does not divide: stored as %s",
             path.name,
             tensor.name,
             tensor.shape[0],
+            block,
             tensor.tensor_type.name,
         )
     size = path.stat().st_size
     return {"bytes": size, "bits_per_weight": 8 * size / weights, "fallback_tensors": len(fallen)}
+
+
+def block_of(kind: str) -> int:
+    """How many weights of a row a file type such as Q4_K_M holds together: by its tensors' type, Q4_K, or else 256."""
+    import gguf
+
+    for name in (kind, kind.rpartition("_")[0]):
+        if name in gguf.GGMLQuantizationType.__members__:
+            return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0]
+    return 256
 
 
 @job("gguf", "sandbox")

@@ -142,7 +142,9 @@ def run(
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
         families.require_taken("grpo", base, params.sft.lora.targets)
-        if params.grpo.rollout in ("vllm_merged", "vllm_merged_fp8"):
+        longest = params.grpo.max_prompt_length + params.grpo.max_completion_length
+        families.require_room(base, families.OF_GRPO, longest)
+        if params.grpo.rollout in families.FLOAT16_ROLLOUTS:
             families.require_float16(base, f"grpo.rollout: {params.grpo.rollout}")
         visible = os.environ.get(rollout_server.CARDS)
         loop.prepare(params.grpo.engine)

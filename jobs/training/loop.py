@@ -479,7 +479,12 @@ def save_adapter(model, base: Path, out: Path) -> None:
     from safetensors import SafetensorError
 
     try:
-        model.save_pretrained(out, selected_adapters=["default"], safe_serialization=True)
+        model.save_pretrained(
+            out,
+            selected_adapters=["default"],
+            safe_serialization=True,
+            save_embedding_layers=False,  # by itself PEFT adds the base's own matrix where an end of the model is a target
+        )
     except SafetensorError as error:  # a full disk, which is not an OSError here
         raise JobError(f"{out}: the adapter cannot be written ({one_line(error)})") from error
     (out / "README.md").unlink(missing_ok=True)

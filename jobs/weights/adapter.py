@@ -6,6 +6,7 @@ them (`lora_A.default.weight`) are read as those without.
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,7 +58,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def tensors_by_module(folder: Path) -> dict[str, Tensor]:
@@ -148,7 +149,9 @@ def attach(model, adapter: Path, base: Path, trainable: bool = False):
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    names = {tensor.name: PREFIX + name for name, tensor in tensors_by_module(adapter).items()}
+    held = tensors_by_module(adapter)
+    # The base's own matrix, which PEFT keeps beside the factors of an end of the model, has its place by its whole name.
+    names = {t.name: t.name if ".base_layer." in t.name else PREFIX + name for name, t in held.items()}
     config_of(adapter)
     check_base(adapter, base)
     try:

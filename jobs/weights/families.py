@@ -5,16 +5,22 @@ What a configuration does not tell is found by the stages themselves, `gguf` com
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
 from jobs.weights.converted import ARCHITECTURES, ENDINGS
 from jobs.weights.safetensors import config_of, is_tied
 
+if TYPE_CHECKING:
+    from jobs.plumbing.params import Params
+
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 WINDOW_ALWAYS = {"mistral", "mixtral", "phi3", "starcoder2"}  # wherever sliding_window is a number
 WINDOW_IF_USED = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}  # where use_sliding_window is true too
 NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"}  # whose activations leave it: vLLM refuses them
+OF_GRPO = "grpo.max_prompt_length and grpo.max_completion_length"
+FLOAT16_ROLLOUTS = ("vllm_merged", "vllm_merged_fp8")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # PEFT lays an adapter over the experts and their router where one of these is named, whatever else is called so.
 EXPERT_TARGETS = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "gate", "experts"}
@@ -97,12 +103,48 @@ def unlike_llama_cpp(base: Path, text: dict) -> str | None:
     return None
 
 
-def require_float16(base: Path, key: str) -> None:
-    """Errors: JobError for a model that vLLM does not run in float16, as the value `key` of the params would have it."""
+def unfit(base: Path, params: "Params") -> dict[str, str]:
+    """By stage, why the params that it will run with do not fit the model in `base`. Errors: JobError as `config_of`."""
+    found: dict[str, str] = {}
+    room, longest = positions(base), params.grpo.max_prompt_length + params.grpo.max_completion_length
+    if reason := beyond(room, OF_GRPO, longest):
+        found["grpo"] = reason
+    if reason := beyond(room, "a prompt and evaluate.max_tokens", params.evaluate.max_tokens + 1):
+        found["sample"] = reason
+    if kind := without_float16(base):
+        if params.grpo.rollout in FLOAT16_ROLLOUTS:
+            found["grpo"] = f"is a {kind}, whose activations do not fit in float16 (grpo.rollout); set vllm"
+        if (params.evaluate.engine, params.evaluate.dtype) == ("vllm", "float16"):
+            found["sample"] = f"is a {kind}, whose activations do not fit in float16 (evaluate.dtype); set bfloat16"
+    return found
+
+
+def positions(base: Path) -> int | None:
+    """How many tokens the model was made for; None where it names no end of them, as Bloom and Mamba."""
+    return getattr(config_of(base).get_text_config(), "max_position_embeddings", None)
+
+
+def beyond(room: int | None, what: str, tokens: int) -> str | None:
+    """Why a text of `tokens` tokens is too long for a model, if it is; what: names it."""
+    return f"has {room} positions, fewer than the {tokens} of {what}" if room and tokens > room else None
+
+
+def require_room(base: Path, what: str, tokens: int) -> None:
+    """Errors: JobError for a text of `tokens` tokens, named by `what`, that is longer than the model was made for."""
+    if reason := beyond(positions(base), what, tokens):
+        raise JobError(f"{base}: {reason}")
+
+
+def without_float16(base: Path) -> str | None:
     config = read_json(base / "config.json")
     kinds = {part.get("model_type") for part in (config, config.get("text_config") or {})}
-    if found := NO_FLOAT16 & kinds:
-        raise JobError(f"{key}: {base} is a {min(found)}, whose activations do not fit in float16; set vllm")
+    return min(NO_FLOAT16 & kinds, default=None)
+
+
+def require_float16(base: Path, key: str) -> None:
+    """Errors: JobError for a model that vLLM does not run in float16, as the value `key` of the params would have it."""
+    if kind := without_float16(base):
+        raise JobError(f"{key}: {base} is a {kind}, whose activations do not fit in float16; set vllm")
 
 
 def require_taken(stage: str, base: Path, targets: Iterable[str] = ()) -> None:

@@ -114,7 +114,11 @@ def require_every_layer(folder: Path, base: Path, tensors: dict[str, Tensor]) ->
     """
     config = config_of(folder)
     targets = config.get("target_modules") or []
-    if any(config.get(key) for key in PARTIAL) or isinstance(targets, str) or any("." in name for name in targets):
+    if (
+        any(config.get(key) not in (None, []) for key in PARTIAL)
+        or isinstance(targets, str)
+        or any("." in name for name in targets)
+    ):
         return
     whole = read_json(base / "config.json")
     layers = (whole.get("text_config") or whole).get("num_hidden_layers", 0)

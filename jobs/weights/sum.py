@@ -302,6 +302,8 @@ def check_finite(stored: "np.ndarray", values: "np.ndarray", tensor: Tensor, sto
     """Errors: JobError naming the tensor and the largest of the `values`, if one of them did not fit the dtype."""
     if not finite(stored):
         largest = abs(widened(values)).max()
+        if not largest < float("inf"):  # what cannot be compared is no smaller
+            raise JobError(f"{tensor.file}: {tensor.name} is not finite, by itself or with the adapters")
         raise JobError(f"{tensor.file}: {tensor.name} does not fit {storage}: its largest magnitude is {largest:.6g}")
 
 

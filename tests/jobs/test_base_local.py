@@ -172,6 +172,15 @@ def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_told_at_once(fold
     )
 
 
+def test_params_that_do_not_fit_the_model_are_told_at_once(folder, tmp_path, monkeypatch, caplog):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    changed(own, max_position_embeddings=512)
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert recorded(tmp_path).keys() == {"grpo", "sample"}
+    assert "sample will refuse this model: it has 512 positions, fewer than the 1025 of a prompt and" in caplog.text
+
+
 def begins_with_two(tokenizer):
     step = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     tokenizer["post_processor"] = {

@@ -329,16 +329,20 @@ def test_positions_far_from_the_begin_are_compared(models, tmp_path):
     assert found["kl"] < 1e-6 < 1e-4 < found["kl_far"]
 
 
-def test_rows_that_256_does_not_divide_are_named(tmp_path, caplog):
-    base = make_model(tmp_path / "base", hidden=320)
+@pytest.mark.parametrize(("kind", "hidden", "block"), [("Q4_K_M", 320, 256), ("IQ4_XS", 320, 256), ("Q8_0", 336, 32)])
+def test_rows_that_a_types_blocks_do_not_divide_are_named(tmp_path, caplog, kind, hidden, block):
+    base = make_model(tmp_path / "base", hidden=hidden)
     convert(base, [], "F32", tmp_path / "f.gguf")
-    job.quantize(tmp_path / "f.gguf", tmp_path / "q.gguf", "Q4_K_M")
-    figures = job.sizes(tmp_path / "q.gguf", "Q4_K_M")
-    expected = [name for name, t in read(tmp_path / "q.gguf").items() if len(t.shape) > 1]  # 320 or 640 long, every one
-    assert figures["fallback_tensors"] == len(expected) == 15
+    job.quantize(tmp_path / "f.gguf", tmp_path / "q.gguf", kind)
+    figures = job.sizes(tmp_path / "q.gguf", kind)
+    held = {name: t for name, t in read(tmp_path / "q.gguf").items() if len(t.shape) > 1}
+    expected = [name for name, t in held.items() if t.shape[0] % block]
+    assert figures["fallback_tensors"] == len(expected) == (15 if block == 256 else 11)
     for name in expected:
-        assert any(name in message and "256 does not divide" in message for message in caplog.messages)
-    assert not any("_K" in t.tensor_type.name for t in read(tmp_path / "q.gguf").values())
+        assert any(name in message and f"{block} does not divide" in message for message in caplog.messages)
+    assert {name for name, t in held.items() if t.tensor_type.name != kind} >= set(expected)
+    if kind == "Q4_K_M":
+        assert not any("_K" in t.tensor_type.name for t in held.values())
 
 
 def test_a_tied_head_is_written_once_and_an_untied_one_is_written(models, tmp_path):

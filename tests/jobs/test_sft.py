@@ -162,6 +162,19 @@ def test_the_settings_used_are_the_params(world, tmp_path):
     assert str(tmp_path) not in json.dumps(used)
 
 
+def test_an_example_longer_than_the_model_was_made_for_is_not_trained_on(world, tmp_path):
+    (tmp_path / "models").mkdir()
+    short = shutil.copytree(world / "models/base", tmp_path / "models/short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    inputs = ("--base", short, "--examples", world / "examples.jsonl")
+    done = program.run(tmp_path, "sft", *inputs, settings=SMALL)
+    assert done.returncode == 1
+    assert re.search(
+        r"models/short: has 64 positions, fewer than the \d+ of row \d of .*examples\.jsonl$", done.stderr, re.M
+    )
+
+
 def test_labels_cover_the_answer_and_its_end_alone(world):
     from transformers import AutoTokenizer
 
@@ -277,6 +290,21 @@ def test_all_linear_layers_but_the_head_are_trained_and_merged(world, tmp_path):
     assert len([n for n, _ in continued.named_modules() if n.endswith("lora_A")]) == 2 * len(expected)
     with pytest.raises(JobError, match="rank, alpha, targets are"):
         load_model(base, lora(["q_proj"]), tmp_path, 1)
+
+
+def test_the_ends_of_an_untied_model_are_trained_and_trained_further(tmp_path):
+    """PEFT would keep the base's own matrices in the adapter, and they would take the base's place."""
+    from safetensors import safe_open
+
+    from jobs.training.loop import load_model, save_adapter
+    from jobs.weights.lora import updates_of
+
+    base, ends = models.make_model(tmp_path / "base", tie=False), lora(["q_proj", "embed_tokens", "lm_head"])
+    save_adapter(load_model(base, ends, None, 1), base, tmp_path / "adapter")
+    with safe_open(tmp_path / "adapter/adapter_model.safetensors", "pt") as file:
+        assert all(".lora_" in name for name in file.keys())  # noqa: SIM118
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= updates_of(base, [tmp_path / "adapter"]).keys()
+    load_model(base, ends, tmp_path / "adapter", 1)
 
 
 def test_all_linear_leaves_out_what_is_called_as_experts_are(tmp_path, caplog):

@@ -101,6 +101,7 @@ def test_what_other_tools_write_is_the_same_adapter(base, plain, copy, tmp_path,
         ({"r": 0}, "r is 0"),
         ({"lora_alpha": "8"}, "lora_alpha is '8'"),
         ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": {"q_proj(": 8}}, "no regular expression"),
         ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern gives 'q_proj' '8'"),
         ({"rank_pattern": [8]}, "rank_pattern is"),
@@ -125,6 +126,14 @@ def test_an_adapter_of_numbers_that_are_none_is_not_answered_with(base, copy):
     assert name in str(caught.value)
 
 
+def test_numbers_that_are_none_are_not_called_too_large_for_the_dtype(base, copy, tmp_path):
+    file = copy / "adapter_model.safetensors"
+    broken = {name: tensor * torch.inf if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(broken, file)
+    with pytest.raises(JobError, match=r"_proj\.weight is not finite, by itself or with the adapters"):
+        merged(base, copy, tmp_path / "out")
+
+
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])
 def test_half_a_pair_is_refused_by_its_name(base, copy, half):
     file = copy / "adapter_model.safetensors"
@@ -146,11 +155,23 @@ def test_a_module_left_out_in_some_layers_is_refused_unless_the_adapter_says_so(
     save_file({name: tensor for name, tensor in held.items() if "layers.1" not in name}, file)
     with pytest.raises(JobError, match=r"holds no tensor for .*layers\.1\..* and \d+ more, and does for other layers"):
         updates_of(base, [copy])
-    edit(copy, layers_to_transform=[0])
-    for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
-        use()
+    for first in ([0], 0):  # as PEFT takes them
+        edit(copy, layers_to_transform=first)
+        for use in (lambda: updates_of(base, [copy]), lambda: attached(base, copy)):
+            use()
     edit(copy, layers_to_transform=None, target_modules=r".*layers\.0\.self_attn\.[qkvo]_proj")
     assert updates_of(base, [copy])
+
+
+def test_an_adapter_on_the_ends_of_the_model_is_laid_over_it_as_it_is_summed(base, tmp_path):
+    """PEFT keeps the base's own matrices beside its factors."""
+    folder = make_adapter(base, tmp_path / "ends", scale=0.1, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    assert any(".base_layer." in name for name in load_file(folder / "adapter_model.safetensors"))
+    summed = merged(base, folder, tmp_path / "out")
+    laid = attached(base, folder).merge_and_unload().state_dict()
+    for name, tensor in summed.items():
+        torch.testing.assert_close(laid[name], tensor, atol=1e-6, rtol=0)
+    assert not torch.equal(summed["lm_head.weight"], load_file(base / "model.safetensors")["lm_head.weight"])
 
 
 def without(folder, *parts):

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from jobs.common.errors import JobError
+from jobs.plumbing.params import load
 from jobs.weights import converted, families
 from jobs.weights.attention import attention_for
 
@@ -139,3 +141,33 @@ def test_what_float16_cannot_hold_is_refused_by_the_key_that_wants_it(tmp_path, 
 
 def test_what_float16_can_hold_is_taken(tmp_path):
     families.require_float16(folder(tmp_path, model_type="qwen3", text_config={}), "grpo.rollout")
+
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "found"),
+    [
+        ({"max_position_embeddings": 1025}, [], {}),
+        ({"max_position_embeddings": 1024}, [], {"sample": "1024 positions, fewer than the 1025 of a prompt and evaluate"}),
+        ({"max_position_embeddings": 1024}, ["evaluate.max_tokens=1023", "grpo.max_prompt_length=513"],
+         {"grpo": "1024 positions, fewer than the 1025 of grpo.max_prompt_length"}),
+        ({"model_type": "gemma2"}, [], {"grpo": "gemma2, .*float16 .grpo.rollout.; set vllm$",
+                                        "sample": "gemma2, .*float16 .evaluate.dtype.; set bfloat16$"}),
+        ({"model_type": "gemma2"}, ["grpo.rollout=vllm", "evaluate.dtype=bfloat16"], {}),
+        ({"model_type": "bloom"}, ["evaluate.max_tokens=4096"], {}),
+    ],
+)  # fmt: skip
+def test_params_of_later_stages_that_do_not_fit_the_model_are_known_at_once(tmp_path, config, settings, found):
+    told = families.unfit(folder(tmp_path, **LLAMA | config), load(PARAMS, settings))
+    assert told.keys() == found.keys()
+    for stage, says in found.items():
+        assert re.search(says, told[stage])
+
+
+def test_a_text_longer_than_the_model_was_made_for_is_refused(tmp_path):
+    base = folder(tmp_path, **LLAMA)
+    families.require_room(base, "row 3", 8192)
+    with pytest.raises(JobError, match="has 8192 positions, fewer than the 8193 of row 3"):
+        families.require_room(base, "row 3", 8193)
