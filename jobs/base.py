@@ -41,6 +41,7 @@ from jobs.weights.tokenizer import given_back, left_out, load_tokenizer, unlike_
 if TYPE_CHECKING:
     from jobs.plumbing.params import Base, LocalBase, Params
 
+TRACES = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "token", "use_auth_token"}
 STAGES: tuple[str, ...] = ("sft", "grpo", "sample", "gguf")  # that load weights and tokenizer
 PROBE = "def Add(a, B):\n    if a != B:\n\n        return  a + B\n"
 SMALL_FILES = {
@@ -84,6 +85,7 @@ def run(params: "Params", out: Path) -> None:
             fetch(params.base, partial)
         set_chat_template(partial)
         set_architecture(partial)
+        take_out_traces(partial)
         set_record(partial, source=source(params.base))
         refused, unread = about_tokenizer(partial)
         refused = about_params(params, partial) | refused | about_weights(partial) | families.refusals(partial)
@@ -195,6 +197,19 @@ def set_architecture(model_dir: Path) -> None:
     found = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES).get(str(config.get("model_type")))
     if found and not config.get("architectures"):
         write_json(file, config | {"architectures": [found]})
+
+
+def take_out_traces(model_dir: Path) -> None:
+    """Takes out of the configurations what tells of the machine that saved them: all that is made of the base repeats it.
+
+    Older versions of transformers keep the folder that a model was read from, and the token that it was fetched with.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = model_dir / name
+        held = read_json(file) if file.is_file() else {}
+        parts = [held, *(part for part in held.values() if isinstance(part, dict))]
+        if [part.pop(key) for part in parts for key in TRACES & part.keys()]:
+            write_json(file, held)
 
 
 def fetch(base: "Base", out: Path) -> None:

@@ -198,7 +198,7 @@ def prepends(tokenizer: dict) -> Iterable[dict]:
 
 
 def add_special_tokens(writer: Any, folder: Path) -> None:
-    """BOS and EOS, and whether they are put around a text, as the tokenizer does by itself.
+    """BOS and EOS, whether they are put around a text, as the tokenizer does by itself, and what else ends an answer.
 
     The converter takes them from files that contradict each other at times: config.json, tokenizer_config.json and the
     tokenizer's own template.
@@ -209,15 +209,26 @@ def add_special_tokens(writer: Any, folder: Path) -> None:
     ids = tokenizer("x")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     add_bos, add_eos = bool(ids) and ids[0] == bos, bool(ids) and ids[-1] == eos
+    eot, eom = other_ends(folder, eos)
     for name, value, add in (
         ("bos_token_id", bos, writer.add_bos_token_id),
         ("eos_token_id", eos, writer.add_eos_token_id),
         ("add_bos_token", add_bos, writer.add_add_bos_token),
         ("add_eos_token", add_eos, writer.add_add_eos_token),
+        ("eot_token_id", eot, writer.add_eot_token_id),
+        ("eom_token_id", eom, writer.add_eom_token_id),
     ):
         if value is not None:
             writer.kv_data[0].pop(f"tokenizer.ggml.{name}", None)
             add(value)
+
+
+def other_ends(folder: Path, eos: int | None) -> list[int | None]:
+    """Two tokens that end an answer beside `eos`, by generation_config.json: a GGUF file has a place for two."""
+    file = folder / "generation_config.json"
+    named = read_json(file).get("eos_token_id") if file.is_file() else None
+    others = sorted({*(named if isinstance(named, list) else [named])} - {eos, None})
+    return [*others, None, None][:2]
 
 
 def pre_tokenizer(model: Any, configuration: Path) -> str:

@@ -141,11 +141,7 @@ def run(
     tracking = curves.trackers(params.tracking, "grpo")
     judging = params.sandbox.model_copy(update={"workers": launch.workers(params.sandbox.workers)})
     with Sandbox.from_params(judging) as sandbox:  # its servers start before torch does
-        families.require_taken("grpo", base, params.sft.lora.targets)
-        longest = params.grpo.max_prompt_length + params.grpo.max_completion_length
-        families.require_room(base, families.OF_GRPO, longest)
-        if params.grpo.rollout in families.FLOAT16_ROLLOUTS:
-            families.require_float16(base, f"grpo.rollout: {params.grpo.rollout}")
+        require_model(params, base)
         visible = os.environ.get(rollout_server.CARDS)
         loop.prepare(params.grpo.engine)
         with (
@@ -181,6 +177,15 @@ def run(
     write_metrics(metrics, result)
     tell_of_times(params, result, times, step_times)
     return result
+
+
+def require_model(params: "Params", base: Path) -> None:
+    """Errors: JobError for a base that cannot be trained so, by its configuration."""
+    families.require_taken("grpo", base, params.sft.lora.targets)
+    longest = params.grpo.max_prompt_length + params.grpo.max_completion_length
+    families.require_room(base, families.OF_GRPO, longest)
+    if params.grpo.rollout in families.FLOAT16_ROLLOUTS:
+        families.require_float16(base, f"grpo.rollout: {params.grpo.rollout}")
 
 
 def tell_of_times(params: "Params", result: dict, times: dict, step_times: dict) -> None:

@@ -51,7 +51,9 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
     except RuntimeError as error:  # sizes that the file does not say
         raise JobError(f"{path}: cannot be read as a {config.model_type} ({one_line(error)})") from error
     model.tie_weights()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    named = (facts.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))  # which end an answer as well
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in named if end is not None)]))
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model = model.to(dtype=config.dtype)

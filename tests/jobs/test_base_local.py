@@ -158,6 +158,19 @@ def test_a_model_without_a_class_is_named_by_its_family(folder, tmp_path, monkey
     assert json.loads((out / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
 
 
+def test_what_tells_of_the_machine_that_saved_a_model_is_not_handed_on(folder, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    changed(own, _name_or_path="/home/ada/secret-project", vision_config={"_name_or_path": "/home/ada/eyes"})
+    file = own / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"name_or_path": "/home/ada/x", "use_auth_token": "hf_" + 34 * "a"}
+    file.write_text(json.dumps(settings | {"special_tokens_map_file": "/home/ada/y"}))
+    out = made(tmp_path, monkeypatch, params("folder", own))
+    held = "".join(path.read_text() for path in out.glob("*config.json"))
+    assert "ada" not in held and "hf_" not in held
+    assert '"model_type": "qwen3"' in held and '"eos_token": "<|endoftext|>"' in held
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_told_at_once(folder, tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 

@@ -329,6 +329,23 @@ def test_positions_far_from_the_begin_are_compared(models, tmp_path):
     assert found["kl"] < 1e-6 < 1e-4 < found["kl_far"]
 
 
+def test_what_else_ends_an_answer_ends_it_in_the_file_and_in_a_base_made_of_it(models, tmp_path):
+    from jobs.inference import Sampling, hf, llama_cpp
+    from jobs.weights.dequantize import to_folder
+
+    base = shutil.copytree(models["base"], tmp_path / "base")
+    sampling = Sampling(max_tokens=3)
+    written = hf.load(base)(["def add("], sampling)[0][0]
+    first = load_tokenizer(base)(written.text).input_ids[0]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, first, 300]}))
+    convert(base, [], "F32", tmp_path / "x.gguf")
+    to_folder(tmp_path / "x.gguf", tmp_path / "back")
+    for engine, path in ((hf.load, base), (llama_cpp.load, tmp_path / "x.gguf"), (hf.load, tmp_path / "back")):
+        (ended,) = engine(path)(["def add("], sampling)[0]
+        assert (ended.tokens, ended.finish) == (1, "stop")
+    assert written.finish == "length"
+
+
 @pytest.mark.parametrize(("kind", "hidden", "block"), [("Q4_K_M", 320, 256), ("IQ4_XS", 320, 256), ("Q8_0", 336, 32)])
 def test_rows_that_a_types_blocks_do_not_divide_are_named(tmp_path, caplog, kind, hidden, block):
     base = make_model(tmp_path / "base", hidden=hidden)
