@@ -33,7 +33,7 @@ from jobs.common.files import read_json, replace_dir, set_record, sha256, write_
 from jobs.plumbing.cli import job, log, progress, writes
 from jobs.plumbing.outputs import FOLDER
 from jobs.plumbing.provenance import provenance
-from jobs.weights import families
+from jobs.weights import byte_level, families
 from jobs.weights.identity import LICENCE_FILES
 from jobs.weights.safetensors import INDEX, shards
 from jobs.weights.tokenizer import given_back, left_out, load_tokenizer, unlike_gguf
@@ -112,6 +112,12 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
         refused = dict.fromkeys(STAGES, f"embeds {rows} tokens, and its tokenizer has {len(tokenizer)}")
     elif odd := unlike_gguf(tokenizer):
         refused = {"gguf": odd}
+    elif not byte_level.is_known(tokenizer):
+        log.warning(
+            "gguf will refuse this model unless llama.cpp's converter knows its tokenizer by itself: it splits text as "
+            "none of the %d names does that are known here",
+            len(byte_level.SPLITS),
+        )
     if unread := left_out(model_dir):
         named = ", ".join(f"0x{byte:02X}" for byte in unread)
         log.warning(

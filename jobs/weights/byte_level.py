@@ -6,6 +6,7 @@ llama.cpp's for these names (src/llama-vocab.cpp), not the models' own, from whi
 what those before it have left, and matches and the text between them are words alike.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.common.errors import JobError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -96,6 +98,12 @@ GROUPS: list[tuple[str, list[str]]] = [
     ),
 ]
 SPLITS = {name: split for names, split in GROUPS for name in names.split()}
+# Texts that the expressions split differently.
+PROBES = [
+    "def add(a, b):\n    return a + 12345 != b\n\n\n\t#  it's 1.5e10\r\n",
+    "WE'LL DON'T HTTPServer2 camelCase __init__ x=-1 ...!!! a/b\\n  ",
+    "ünïcode e\u0301 漢字かな 한국어 привет १२३ 🙂",
+]
 LLAMA_3 = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
 WHOLE_WORDS = LLAMA_3 | {"glm4", "glm5", "tekken"}  # a word that is a token is that token, whatever the merges say
 BEGIN = LLAMA_3 | {"tekken"}  # a text begins with BOS where the file does not say
@@ -108,7 +116,7 @@ def tokenizer_of(path: Path) -> "Tokenizer":
     Errors: JobError for a pre-tokenizer that is not known here, and for merges that do not fit the vocabulary.
     """
     from gguf import TokenType
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     fields = fields_of(path)
@@ -126,15 +134,39 @@ def tokenizer_of(path: Path) -> "Tokenizer":
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     except Exception as error:  # tokenizers raises nothing more special
         raise JobError(f"{path}: its merges do not fit its vocabulary ({one_line(error)})") from error
-    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in SPLITS[pre]]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    if missing := [letter for letter in bytes_to_unicode().values() if letter not in vocabulary]:
-        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, missing))), "removed"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    missing = [letter for letter in bytes_to_unicode().values() if letter not in vocabulary]
+    tokenizer.pre_tokenizer = splitting(SPLITS[pre], missing)
     tokenizer.decoder = decoders.ByteLevel()
     put_apart(tokenizer, zip(tokens, types, strict=False), {TokenType.CONTROL})
     put_around(tokenizer, fields, begin=pre in BEGIN)
     return tokenizer
+
+
+def is_known(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether one of these names is of how a tokenizer splits text; True for one that is no byte-level BPE."""
+    from tokenizers import Tokenizer
+
+    held: Any = tokenizer
+    if '"ByteLevel"' not in json.dumps(json.loads(held.backend_tokenizer.to_str()).get("pre_tokenizer")):
+        return True
+    expected = [held(text, add_special_tokens=False).input_ids for text in PROBES]
+    tried = Tokenizer.from_str(held.backend_tokenizer.to_str())
+    for _, split in GROUPS:
+        tried.pre_tokenizer = splitting(split)
+        if [tried.encode(text, add_special_tokens=False).ids for text in PROBES] == expected:
+            return True
+    return False
+
+
+def splitting(split: list[str], missing: Iterable[str] = ()) -> Any:
+    """The pre-tokenizer of these expressions; missing: the letters of bytes that no token is for."""
+    from tokenizers import Regex, pre_tokenizers
+
+    steps: list[Any] = [pre_tokenizers.Split(Regex(one), "isolated") for one in split]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    if missing:
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, missing))), "removed"))
+    return pre_tokenizers.Sequence(steps)
 
 
 def put_apart(tokenizer: "Tokenizer", kinds: Iterable[tuple[str, int]], special: set[int]) -> None:

@@ -231,6 +231,25 @@ def test_a_tokenizer_that_no_gguf_file_holds_is_told_before_anything_is_trained(
     assert found["gguf"].startswith(says)
 
 
+def test_a_splitting_of_text_that_llama_cpp_may_not_know_is_told_before_anything_is_trained(
+    folder, tmp_path, monkeypatch, caplog
+):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "knows its tokenizer by itself" not in caplog.text
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+    made(tmp_path, monkeypatch, params("folder", own))
+    assert "gguf will refuse this model unless llama.cpp's converter knows its tokenizer by itself" in caplog.text
+
+
 @pytest.mark.parametrize(("family", "prepend"), [("Llama", True), ("Llama", False), ("Gemma2", False)])
 def test_pieces_out_of_a_gguf_file_are_llama_cpps_in_the_base_and_in_what_is_written_of_it(
     tmp_path, monkeypatch, family, prepend
