@@ -68,6 +68,7 @@ def command(params: "Params", out: Path) -> None:
 
 def run(params: "Params", out: Path) -> None:
     facts: dict = {}
+    licence = None
     with replace_dir(out) as partial:
         if params.base.toy is not None:
             from jobs.toy import pretrain
@@ -82,11 +83,11 @@ def run(params: "Params", out: Path) -> None:
         elif params.base.folder is not None:
             copied(params.base.folder, partial)
         else:
-            fetch(params.base, partial)
+            licence = fetch(params.base, partial)
         set_chat_template(partial)
         set_architecture(partial)
         take_out_traces(partial)
-        set_record(partial, source=source(params.base))
+        set_record(partial, source=source(params.base) | ({"license": licence} if licence else {}))
         refused, unread = about_tokenizer(partial)
         refused = about_params(params, partial) | refused | about_weights(partial) | families.refusals(partial)
     for stage, reason in refused.items():
@@ -218,8 +219,10 @@ def take_out_traces(model_dir: Path) -> None:
             write_json(file, held)
 
 
-def fetch(base: "Base", out: Path) -> None:
+def fetch(base: "Base", out: Path) -> str | None:
     """Downloads the pinned revision's safetensors, config and tokenizer files into `out`.
+
+    Returns the licence that the repository's card names.
 
     Errors: JobError naming the repo, or the file whose bytes differ from the hash that the Hub records for it.
     """
@@ -244,6 +247,8 @@ def fetch(base: "Base", out: Path) -> None:
     except (HfHubHTTPError, OSError) as error:
         raise JobError(f"base.repo: {repo} at {revision} cannot be fetched ({error})") from error
     shutil.rmtree(out / ".cache", ignore_errors=True)
+    named = (getattr(info, "card_data", None) or {}).get("license")
+    return named if isinstance(named, str) else None
 
 
 def of_the_model(folder: Path, weights: set[str]) -> set[str]:

@@ -50,6 +50,7 @@ def run(
     check_repo(repo)
     token = None if dry_run else token_of(os.environ)
     published = collect(merged, adapter, gguf)
+    check_license(params.publish.license, published.merged.get("source") or {})
     measured = {
         "merge": metrics_of(metrics, f"merge-{adapter.name}", published.merged, merged),
         "gguf": metrics_of(metrics, "gguf", published.gguf, gguf),
@@ -76,6 +77,13 @@ def check_repo(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UsageError(f"--repo: {repo} is no name of a repository ({' '.join(str(error).split())})") from None
+
+
+def check_license(license: str, source: dict) -> None:
+    """Errors: UsageError for a licence that is not the one that the base's own card names."""
+    named = source.get("license")
+    if named and named != license:
+        raise UsageError(f"publish.license: is {license}, and the base's, {source['repo']}, is {named}")
 
 
 def token_of(environment) -> str:

@@ -8,7 +8,7 @@ import pytest
 from jobs import base
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import sha256
+from jobs.common.files import record_of, sha256
 from jobs.plumbing.params import merged, read_yaml, validate
 from jobs.toy import world
 
@@ -85,8 +85,8 @@ def test_a_toy_base_without_toy_tasks_is_refused():
 class Hub:
     """A Hub of one repository in memory, with hashes as the real one records them."""
 
-    def __init__(self, files, lied=()):
-        self.files, self.lied, self.asked = files, lied, []
+    def __init__(self, files, lied=(), card=None):
+        self.files, self.lied, self.asked, self.card = files, lied, [], card
 
     def model_info(self, repo, revision, files_metadata):
         assert files_metadata and len(revision) == 40
@@ -96,7 +96,7 @@ class Hub:
             lfs = SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if name.endswith(".safetensors") else None
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             siblings.append(SimpleNamespace(rfilename=name, lfs=lfs, blob_id=blob))
-        return SimpleNamespace(siblings=siblings)
+        return SimpleNamespace(siblings=siblings, card_data=self.card)
 
     def download(self, repo, name, revision, local_dir):
         self.asked.append(name)
@@ -151,6 +151,16 @@ def test_what_lies_beside_the_models_own_weights_is_not_fetched(monkeypatch, ind
     fetched(monkeypatch, hub)
     assert [name for name in hub.asked if name.endswith(".safetensors")] == of_the_model
     assert {"LICENSE", "NOTICE.txt"} <= set(hub.asked) and "README.md" not in hub.asked
+
+
+@pytest.mark.parametrize(
+    ("card", "recorded"),
+    [(None, {}), ({}, {}), ({"license": "gemma"}, {"license": "gemma"}), ({"license": ["mit"]}, {})],
+)
+def test_the_licence_that_the_hub_names_is_recorded(monkeypatch, card, recorded):
+    fetched(monkeypatch, Hub(FILES, card=card))
+    source = record_of(Path("models/base"))["source"]
+    assert {key: value for key, value in source.items() if key not in ("repo", "revision")} == recorded
 
 
 @pytest.mark.parametrize("name", ["config.json", "model-00001-of-00001.safetensors"])

@@ -193,6 +193,20 @@ def test_a_base_that_is_not_on_the_hub_is_not_called_one(world, source, said):
     assert "Qwen" not in text
 
 
+@pytest.mark.parametrize("named", [None, "apache-2.0", "llama3.2"])
+def test_the_base_s_licence_is_not_changed(world, named):
+    mark = Path("models/grpo/.job.json")
+    value = json.loads(mark.read_text())
+    value["record"]["source"]["license"] = named
+    mark.write_text(json.dumps(value))
+    if named == "llama3.2":
+        with pytest.raises(
+            UsageError, match=r"publish\.license: is apache-2\.0, and the base's, someone/tiny-base, is llama3"
+        ):
+            run()
+    run(sets=[f"publish.license={named or 'mit'}"])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
 def test_a_base_that_was_changed_since_is_not_called_the_hubs(world, caplog, name):
     """Its own files, that is: what else lies in the folder makes no other model of it."""
