@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "sdpa"
 MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+# Their forward pass takes the weight of this layer and passes the layer by, and with it an adapter on it.
+PASSED_BY = dict.fromkeys(("mamba", "falcon_mamba", "jamba"), "dt_proj")
 
 
 def prepare(engine: str) -> None:
@@ -188,6 +190,8 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
             raise JobError(
                 f"sft.lora.targets: {target} is no module of {base}; its linear layers: {', '.join(sorted(linear))}"
             )
+        if target == PASSED_BY.get(model.config.model_type):
+            raise JobError(f"sft.lora.targets: a {model.config.model_type} passes {target} by, and an adapter on it")
         within = {match[1] for name in found if (match := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name))}
         if within and len(within) < layers:
             log.warning("sft.lora.targets: %s is in %d of the model's %d layers alone", target, len(within), layers)
@@ -197,11 +201,12 @@ def targets_in(model, lora: Lora, base: Path) -> list[str]:
 def left_out(model, linear: set[str]) -> set[str]:
     """Those of a model's linear layers, by their names, that no adapter is laid over where all are asked for.
 
-    What is called as the experts are, since no adapter on these could be summed; what PEFT refuses in Mamba; and what has a
-    number for a name, which PEFT would take for a whole layer's.
+    What is called as the experts are, since no adapter on these could be summed; what PEFT refuses in Mamba, and what is
+    passed by there; and what has a number for a name, which PEFT would take for a whole layer's.
     """
+    kind = model.config.model_type
     found = on_experts(model.config.get_text_config().to_dict(), linear) | {name for name in linear if name.isdigit()}
-    return found | ({"out_proj"} & linear if model.config.model_type in MAMBA else set())
+    return found | (linear & {PASSED_BY.get(kind), "out_proj" if kind in MAMBA else None})
 
 
 def check_adapter(adapter: Path, lora: Lora, targets: list[str]) -> None:

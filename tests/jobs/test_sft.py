@@ -329,6 +329,25 @@ def test_all_linear_leaves_out_what_is_called_as_experts_are(tmp_path, caplog):
     load_model(base, lora("all-linear"), tmp_path / "adapter", 1)
 
 
+@pytest.mark.parametrize("family", ["Mamba", "FalconMamba"])
+def test_every_layer_that_all_linear_means_is_trained(tmp_path, family):
+    """Mamba takes the weight of dt_proj and passes the layer by: what is laid over it is never computed."""
+    import torch
+    import transformers
+
+    from jobs.training.loop import load_model
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4, pad_token_id=0
+    )
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    model, ids = load_model(tmp_path, lora("all-linear"), None, 1), torch.arange(8)[None]
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+    with pytest.raises(JobError, match=r"sft\.lora\.targets: a \w+ passes dt_proj by"):
+        load_model(tmp_path, lora(["x_proj", "dt_proj"]), None, 1)
+
+
 @pytest.mark.parametrize("odd", ["numbered", "router", "mamba"])
 def test_all_linear_leaves_out_what_peft_lays_no_adapter_over(world, caplog, odd):
     import torch
