@@ -52,6 +52,18 @@ def values(tensor: Tensor, updates: list[Update]) -> "np.ndarray":
     return out.reshape(tensor.shape)
 
 
+def lazy(tensor: Tensor, updates: dict[str, list[Update]]) -> Any:
+    """The tensor plus its updates as the converter takes it, not read yet."""
+    import torch
+    from conversion.base import LazyTorchTensor
+
+    def load(found: Tensor):
+        return torch.from_numpy(values(found, updates.get(found.name, [])))
+
+    meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, tensor.shape)
+    return LazyTorchTensor(meta=meta, args=(tensor,), func=load)
+
+
 def with_one_end(base: Path) -> dict[str, Tensor]:
     """The base's tensors by name; a tied model's one matrix is its embedding.
 
@@ -72,14 +84,8 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
 
     Errors: JobError for an architecture that it does not know, and as `updates_of`.
     """
-    import torch
     from conversion import get_model_class
-    from conversion.base import (
-        LazyTorchTensor,
-        ModelBase,
-        ModelType,
-        get_model_architecture,
-    )
+    from conversion.base import ModelBase, ModelType, get_model_architecture
 
     tensors, updates = with_one_end(base), updates_of(base, adapters)
     architecture = get_model_architecture(ModelBase.load_hparams(configuration, False), ModelType.TEXT)
@@ -88,15 +94,8 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
     except NotImplementedError:
         raise JobError(f"{base}: is a {architecture}, which llama.cpp's converter does not know") from None
 
-    def lazy(tensor: Tensor):
-        def load(found: Tensor):
-            return torch.from_numpy(values(found, updates.get(found.name, [])))
-
-        meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, tensor.shape)
-        return LazyTorchTensor(meta=meta, args=(tensor,), func=load)
-
     def index_tensors(model: Any, remote_hf_model_id: str | None = None) -> dict:
-        named = ((name, lambda t=tensor: lazy(t)) for name, tensor in sorted(tensors.items()))
+        named = ((name, lambda t=tensor: lazy(t, updates)) for name, tensor in sorted(tensors.items()))
         return dict(kept for item in named if (kept := model.filter_tensors(item)))
 
     ModelBase.index_tensors = index_tensors  # below the families' own, which count and set what their filters read
@@ -107,6 +106,11 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
             True  # the layers that predict further tokens, which transformers loads none of and nothing has trained
         )
         pre: str | None = None
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            # transformers 5 keeps it among the positions' parameters; GPT-NeoX's and Cohere 2's classes look for it here.
+            self.hparams.setdefault("rotary_pct", self.rope_parameters.get("partial_rotary_factor", 1.0))
 
         def get_vocab_base_pre(self, tokenizer) -> str:
             return self.pre or super().get_vocab_base_pre(tokenizer)

@@ -23,7 +23,7 @@ from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
 from jobs.weights.tokenizer import load_tokenizer
 from tests import program
-from tests.toy import SPLIT, make_adapter, make_model
+from tests.toy import SPLIT, make_adapter, make_model, make_tokenizer
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -391,6 +391,31 @@ def test_a_family_whose_converter_counts_its_layers_first_is_converted(tmp_path)
         tmp_path / "x.gguf", [(ids[:20], 10)], (ids[:200], 150, reference.logits(ids[:200], 150)), reference
     )
     assert max(figures["kl"], figures["kl_far"]) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "Cohere2"])
+def test_a_family_whose_part_of_a_head_is_turned_is_converted(tmp_path, family):
+    """transformers 5 keeps how much among the positions' parameters, where the converter does not look."""
+    import transformers
+
+    from jobs.gguf.check import kl, logits
+    from jobs.inference.llama_cpp import opened
+    from tests import families
+
+    make_tokenizer(tmp_path)
+    config = getattr(transformers, f"{family}Config")(**families.SIZE | {"hidden_size": 128, "pad_token_id": None})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model.save_pretrained(tmp_path)
+    convert(tmp_path, [], "F32", tmp_path / "x.gguf")
+    tokens = torch.randint(5, 300, (60,)).tolist()
+    with torch.inference_mode():
+        expected = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    engine = opened(tmp_path / "x.gguf", n_ctx=64)
+    try:
+        assert kl(expected[1:], logits(engine, tokens, 1)).max() < 1e-5
+    finally:
+        engine.close()
 
 
 def test_rows_without_a_token_are_padding_and_no_token_is_lost(models):
