@@ -15,7 +15,8 @@ template. Where it comes from, the first that is set:
     base.repo    the Hub at base.revision: only the model's safetensors, the tokenizer's and config's files, and the
                  licence, each checked against the hash that the Hub records for it
 
-Says at once which later stage will refuse the model, and why, as far as its configuration tells (jobs/weights/families.py).
+Says at once which later stage will refuse the model, and why, as far as configuration, weights, tokenizer and the present
+params of these stages tell (jobs/weights/families.py).
 """
 
 import hashlib
