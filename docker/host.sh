@@ -88,7 +88,8 @@ is_loopback() {  # URL
 params() {  # KEY... [-- ARGUMENTS]
     local python status dvc
     dvc=$(command -v dvc) || dvc=/dev/null
-    for python in "${PYTHON:-}" .venv/bin/python python3 python "$(sed -n '1s/^#!\([^ ]*\).*/\1/p;q' "$dvc" 2> /dev/null)"; do
+    dvc=$(sed -n '1s/^#!\(.*\/python[0-9.]*\)$/\1/p;q' "$dvc" 2> /dev/null)  # of a wrapper in shell there is none
+    for python in "${PYTHON:-}" .venv/bin/python python3 python "$dvc"; do
         if [ -n "$python" ] && command -v "$python" > /dev/null; then
             status=0
             "$python" docker/param.py "$@" || status=$?

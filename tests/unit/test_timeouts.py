@@ -1,5 +1,7 @@
 """A training task's own limit of time: how it is found, and what a submission has of it."""
 
+import functools
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,7 +155,9 @@ def test_a_limit_that_a_task_has_stays():
     assert timeouts.fixed({"train": rows}, SETTINGS, LIMITS) == {"train": rows}
 
 
-def test_a_reference_that_cannot_be_rewritten_has_the_sandboxs():
+def test_a_reference_that_cannot_be_rewritten_has_the_sandboxs(request):
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(1000)  # packages that other tests import set it higher
     deep = "def f(x):\n    return x" + " + 1" * 900
     with pytest.raises(RecursionError):
         timeouts.counted(deep, 10)
