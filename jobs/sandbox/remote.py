@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jobs.sandbox.codec import BASES, LEAVES, Side, assign, containers, pack, unpack
 from jobs.sandbox.names import MODULES
 from jobs.sandbox.protocol import Malformed, dumps
-from jobs.sandbox.verdict import Invalid, RemoteError, Unsupported, line
+from jobs.sandbox.verdict import SUBMITTED, Invalid, RemoteError, Unsupported, is_exhausted, line
 
 if TYPE_CHECKING:
     from jobs.sandbox.child import Child
@@ -191,9 +191,11 @@ class Session(Side):
             return {"a": pack(value, self)}
         except StopIteration:
             return {"stop": 1}
-        except (Malformed, MemoryError):
+        except Malformed:
             raise
         except Exception as error:
+            if is_exhausted(error):
+                raise
             return {"x": f"{type(error).__name__}: {error}"[:200]}
 
     def load(self, code: str, names: list[str]) -> dict[str, Any]:
@@ -642,6 +644,7 @@ def rebuilt(raised: Any, depth: int = 0) -> Exception:
         raise Malformed("an exception that is none")
     names, text, arguments, attributes, group = raised
     error = nearest(names, text, arguments, group, depth)
+    setattr(error, SUBMITTED, True)
     if LEAVES.issuperset(map(type, attributes.values())):
         for name, value in attributes.items():
             if name.isidentifier() and not name.startswith("_") and not hasattr(error, name):

@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.sandbox.names import BUILTINS, MODULES, Misused, bound, free, from_prompt, imports, own_process
 from jobs.sandbox.protocol import Malformed
-from jobs.sandbox.verdict import Counts, line
+from jobs.sandbox.verdict import Counts, is_exhausted, line
 
 OWN = frozenset({"__tests__", "__error__"})
 
@@ -132,7 +132,7 @@ class Marks:
             self.error(i, None)
 
     def error(self, i: int, error: Exception | None) -> None:
-        if isinstance(error, (Malformed, MemoryError)):
+        if error is not None and (isinstance(error, Malformed) or is_exhausted(error)):
             raise error
         self.bad[i] = True
         self.errors.append((i, error))

@@ -16,6 +16,7 @@ STATUSES = (
     "unsupported",  # cannot be judged exactly, `error` says why: with tests_total 0 no program of this task, else this one
     "infrastructure_error",  # no verdict: the sandbox or the task is at fault, and a trainer must not count it as 0
 )
+SUBMITTED = "_submitted"  # on an exception in the judge: it is the submission's own
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class RemoteError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[-1])
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the judge ran out of memory: a submission's own MemoryError is marked (remote.rebuilt)."""
+    return isinstance(error, MemoryError) and not getattr(error, SUBMITTED, False)
 
 
 class Counts:
@@ -128,7 +134,8 @@ def faults(counts: Counts) -> Iterator[None]:
         counts.fault("crashed", f"broke the protocol: {error}")
     except Infrastructure:
         raise
-    except MemoryError:
-        counts.fault("crashed", "what it returned does not fit into the judge's memory")
     except Exception as error:
-        counts.error = counts.error or line(error)
+        if is_exhausted(error):
+            counts.fault("crashed", "what it returned does not fit into the judge's memory")
+        else:
+            counts.error = counts.error or line(error)

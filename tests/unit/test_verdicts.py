@@ -601,3 +601,31 @@ def test_no_text_of_a_submission_breaks_what_is_written_of_it(sandbox, code):
     assert found.status == "failed", found
     assert found.error.isprintable()
     json.dumps(found.error, ensure_ascii=False).encode()
+
+
+GREEDY = "[0] * 10**11"  # more than any program of the sandbox may have
+FORMS = {
+    "tests": {"tests": ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"]},
+    "a check": {"check": "def check(g):\n    assert g(1) == 1\n    assert g(2) == 2\n    assert g(3) == 3\n"},
+    "inputs": {"base_input": [[1], [2], [3]], "atol": 0, "reference": "def f(x): return x"},
+    "calls": {"calls": [{"arguments": [n], "expected": n} for n in (1, 2, 3)]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_program_that_runs_out_of_memory_has_failed_where_it_did(sandbox, form):
+    record = task() | FORMS[form]
+    loading = verdict(sandbox, record, f"table = {GREEDY}\ndef f(x): return x")
+    assert (loading.status, loading.tests_passed, loading.error) == ("failed", 0, "MemoryError")
+    calling = verdict(sandbox, record, f"def f(x):\n    return {GREEDY} if x == 2 else x")
+    assert (calling.status, calling.tests_passed) == ("failed", 2)
+    assert calling.error.endswith("test 2: MemoryError")
+    assert verdict(sandbox, record, f"def f(x):\n    try: {GREEDY}\n    except MemoryError: return x").passed
+
+
+def test_a_test_may_expect_that_memory_runs_out(sandbox):
+    record = task(
+        "try:\n    f(1)\nexcept Exception as error:\n    assert type(error) is MemoryError\nelse:\n    assert 0"
+    )
+    assert verdict(sandbox, record, f"def f(x): return {GREEDY}").passed
+    assert verdict(sandbox, record, "def f(x): return x").status == "failed"
