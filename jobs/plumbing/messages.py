@@ -77,7 +77,8 @@ def wanted(kind: str, value: Any, context: dict[str, Any]) -> str:
               "string_too_short": "a text of {min_length} or more characters",
               "string_too_long": "a text of {max_length} characters at most", "literal_error": "{expected}"}  # fmt: skip
     if kind in bounds:
-        return bounds[kind].format(**context)
+        said = bounds[kind].format(**context)
+        return said.replace("a list", "a mapping") if isinstance(value, dict) else said
     if kind in ("int_type", "int_from_float"):
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e9
         return f"a whole number: {int(value)}" if whole else "a whole number, such as 10"

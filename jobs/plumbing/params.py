@@ -718,7 +718,10 @@ def validate(values: dict[str, Any], where: str, assigned: Mapping[str, str] = M
         for found in error.errors():
             key = ".".join(map(str, found["loc"]))
             by_hand = any(f"{key}.".startswith(f"{name}.") for name in assigned)
-            lines.append(f"{'--set' if by_hand else where}: {explain(found, siblings(found['loc']))}")
+            # Keys of one section that do not go together. Never the values, of which one may be a secret.
+            inside = [name for name in assigned if not key or name.startswith(f"{key}.")]
+            place = "--set" if by_hand else " with --set ".join([where, *inside])
+            lines.append(f"{place}: {explain(found, siblings(found['loc']))}")
         raise UsageError("\n       ".join(lines)) from None
     except RecursionError:
         raise UsageError(f"{where}: is nested too deeply") from None

@@ -237,6 +237,8 @@ def test_written_params_are_read_back():
         ("sft.gradient_checkpointing=yes", ['"yes"', "true or false"]),
         ("sft.optimizer=adamw", ['"adamw"', "adamw_8bit"]),
         ("sft.lora.targets=[]", ["sft.lora.targets", "[]", "1 or more"]),
+        ("grpo.mix={}", ["grpo.mix", "a mapping of 1 or more"]),
+        ("gguf.types=[F17]", ["params.yaml with --set gguf.types: gguf:", "F17"]),
         ("sft.lora.targets=[q_proj, q_proj]", ['names "q_proj" twice']),
         ("sft.lora.targets=q_proj", ['"q_proj"', "a list"]),
         ("sft.lora.targets=[1]", ["sft.lora.targets[0]", 'in quotes, "1"']),
