@@ -101,7 +101,9 @@ class Responses:
         self.unsettled: dict[str, dict] = {}  # records without an answer, of this run
         if recorded is not None:
             for line, row in numbered_jsonl(recorded):
-                self.records[checked(row, f"{recorded}: line {line}")["key"]] = row
+                key = checked(row, f"{recorded}: line {line}")["key"]
+                if self.records.setdefault(key, row) != row:
+                    raise JobError(f"{recorded}: line {line} holds another answer to a request that an earlier one has")
             self.folders = [folder]
         for place in self.folders:
             try:

@@ -176,6 +176,21 @@ def test_recorded_answers_need_no_network_and_no_key(tmp_path):
     assert outs(tmp_path) == before
 
 
+def test_a_recorded_file_has_one_answer_to_a_request(tmp_path):
+    records = toy_tasks(6)
+    rows = recorded(records, 6)
+    other = cache.record(rows[2]["request"], cache.response(rows[2]["request"], "I would rather not."))
+    given = "distill.recorded=recorded.jsonl", "distill.examples=4"
+    write_jsonl(prepare(tmp_path, records) / "recorded.jsonl", [*rows, *rows])  # merged with its own copy
+    assert distil(tmp_path, OFFLINE, *given, key=None)[0] == 0
+    before = outs(tmp_path)
+    write_jsonl(tmp_path / "recorded.jsonl", [*rows, other])
+    code, _, stderr = distil(tmp_path, OFFLINE, *given, key=None)
+    assert code == 1
+    assert "error: recorded.jsonl: line 7 holds another answer to a request" in stderr
+    assert outs(tmp_path) == before
+
+
 def test_a_run_goes_on_where_its_budget_ended(tmp_path):
     records = toy_tasks(12)
     with TeacherServer({task["prompt"]: behaviour(task, "right", random.Random(1)) for task in records}) as server:
