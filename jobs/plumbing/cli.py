@@ -26,8 +26,13 @@ log = logging.getLogger("jobs")
 def reads(flag: str, default: str | None, text: str, **options) -> Callable:
     """An option naming an input; checked to exist before the job starts."""
     return click.option(
-        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text, metavar="IN", **options
+        flag, type=click.Path(path_type=Path), show_default=True, help=text, metavar="IN", **start(default), **options
     )
+
+
+def start(default: str | None) -> dict[str, Any]:
+    """A default as an option has it. To click None is a value as well, and an option that has one is never missing."""
+    return {} if default is None else {"default": default}
 
 
 class Output(click.Option):
@@ -45,9 +50,9 @@ def writes(flag: str, default: str | None, text: str, kind: Kind, **options) -> 
         cls=Output,
         kind=kind,
         type=click.Path(path_type=Path),
-        default=default,
         show_default=True,
         help=text,
+        **start(default),
         **options,
     )
 

@@ -57,6 +57,24 @@ def test_an_unknown_job_is_bad_usage():
     assert "nonsense" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("score", "--tasks"),
+        ("score --tasks params.yaml", "--samples"),
+        ("score --tasks params.yaml --samples params.yaml", "--out"),
+        ("sample --benchmarks-dir tests", "--model"),
+        ("merge --base tests", "--adapter"),
+        ("publish", "--repo"),
+    ],
+)
+def test_a_flag_without_a_default_is_asked_for(given, missing):
+    done = subprocess.run([sys.executable, "-m", "jobs", *given.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"Missing option '{missing}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_sigterm_ends_with_143():
     """A stopped container gets SIGTERM; what a job holds is then released as on Ctrl-C."""
     import signal
