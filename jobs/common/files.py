@@ -28,6 +28,7 @@ MARK = ".job.json"
 DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 SEAL = "\n<!-- written by a job; the hash of what is above: "
 SAMPLE = 1 << 20  # bytes; a fingerprint reads three times as many at most
+UNREADABLE = (ValueError, RecursionError)  # what JSON's reader raises: for no JSON, and for brackets too deep for it
 LONE = re.compile("[\ud800-\udfff]")
 
 
@@ -42,6 +43,7 @@ def numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
     Errors: JobError naming file and line number for a line that is not a JSON object, or is cut.
     """
     import gzip
+    import zlib
 
     rows = []
     try:
@@ -51,12 +53,12 @@ def numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except UNREADABLE as error:
                     raise JobError(f"{path}: line {number} is not valid JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise JobError(f"{path}: line {number} is not a JSON object")
                 rows.append((number, row))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise JobError(f"{path}: cannot be read ({error})") from None
     return rows
 
@@ -82,7 +84,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise JobError(f"{path}: cannot be read ({error})") from None
-    except ValueError as error:
+    except UNREADABLE as error:
         raise JobError(f"{path}: is not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise JobError(f"{path}: is not a JSON object")

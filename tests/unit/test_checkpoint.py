@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common.errors import JobError
-from jobs.common.files import read_jsonl, replace_dir, replace_file, sha256, write_jsonl, write_metrics
+from jobs.common.files import read_json, read_jsonl, replace_dir, replace_file, sha256, write_jsonl, write_metrics
 from jobs.plumbing import checkpoint
 
 
@@ -181,12 +182,29 @@ def test_an_output_that_cannot_be_written_is_named():
         (b'{"a": 1}\nnonsense\n{"a": 2}\n', "line 2 is not valid JSON"),
         (b"[1]\n", "line 1 is not a JSON object"),
         (b'{"a": "\xff"}\n', "line 1"),
+        (b'{"a": 1}\n{"a": ' + b'{"a": ' * 100_000, "line 2 is not valid JSON"),
     ],
 )
 def test_a_broken_line_is_named_by_number(text, said):
     Path("rows.jsonl").write_bytes(text)
     with pytest.raises(JobError, match=f"rows.jsonl: {said}"):
         read_jsonl(Path("rows.jsonl"))
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "plain"])
+def test_a_broken_archive_is_named(spoil):
+    packed = bytearray(gzip.compress(b'{"a": 1}\n' * 1000))
+    if spoil == "flip":
+        packed[len(packed) // 2 :] = bytes(255 - byte for byte in packed[len(packed) // 2 :])
+    Path("rows.jsonl.gz").write_bytes({"cut": packed[:-9], "plain": b'{"a": 1}\n'}.get(spoil, packed))
+    with pytest.raises(JobError, match=r"rows\.jsonl\.gz: cannot be read"):
+        read_jsonl(Path("rows.jsonl.gz"))
+
+
+def test_json_that_is_nested_too_deeply_is_named():
+    Path("deep.json").write_bytes(b'{"a": ' * 100_000)
+    with pytest.raises(JobError, match=r"deep\.json: is not valid JSON"):
+        read_json(Path("deep.json"))
 
 
 def test_jsonl_comes_back_as_it_went():
