@@ -28,7 +28,7 @@ import click
 from jobs.common.benchmarks import read_benchmarks, require_all
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import numbered_jsonl, read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
-from jobs.plumbing.cli import job, reads, writes
+from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.delegate import delegate
 from jobs.plumbing.outputs import FOLDER, METRICS, require_outputs
 from jobs.scoring.judge import score
@@ -61,6 +61,9 @@ def run(
         rows = {name: read_samples(samples / f"samples-{name}.jsonl") for name in names}
         for name, tasks in read_benchmarks(folder, names).items():
             require_all(f"{samples}/samples-{name}.jsonl", tasks, rows[name])
+            path = folder / f"{name}.jsonl"
+            if settings.get("benchmarks", {}).get(name, digest := sha256(path)) != digest:
+                log.warning("%s is not the file that %s was drawn or scored by: its tests decide now", path, samples)
         return scored(params, rows, settings, mode, folder, out, metrics_path)
     assert model is not None
     mode, names = mode or "cot", names or params.evaluate.benchmarks
@@ -72,7 +75,10 @@ def run(
 
 def named(samples: Path, settings: dict, names: list[str]) -> list[str]:
     """The benchmarks to score. Errors: UsageError for one that was not sampled, or if there is none."""
-    chosen = names or sorted(settings.get("benchmarks", {}))
+    recorded = settings.get("benchmarks", {})
+    if not isinstance(recorded, dict):
+        raise JobError(f"{samples}/settings.json: its benchmarks are no mapping of names to hashes")
+    chosen = names or sorted(recorded)
     if not chosen:
         raise UsageError(f"{samples}/settings.json: names no benchmarks; give --benchmark")
     for name in chosen:

@@ -128,7 +128,9 @@ os.register_at_fork(after_in_child=let_go)
 
 
 def newest_first(directory: Path) -> list[Path]:
-    found = [p for p in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    """The checkpoints of a run. A file or a link of such a name is somebody's own, and stays."""
+    named = [p for p in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    found = [p for p in named if p.is_dir() and not p.is_symlink()]
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
 
 

@@ -180,6 +180,25 @@ def test_a_metric_over_fewer_samples_is_refused(here, monkeypatch, change):
     assert not Path("again").exists()
 
 
+def test_scoring_by_other_tests_is_said(here, monkeypatch, caplog):
+    evaluated(monkeypatch, answers(here, "cot"))
+    again = ["--samples", "evaluations/m-cot", "--out", "again"]
+    assert invoke(evaluate.command, *again).exit_code == 0
+    assert "its tests decide now" not in caplog.text
+    write_jsonl(Path("data/tasks/toy.jsonl"), [{**task, "tests": ["assert solve(0) is None"]} for task in here])
+    assert invoke(evaluate.command, *again).exit_code == 0
+    assert "data/tasks/toy.jsonl is not the file that evaluations/m-cot was drawn or scored by" in caplog.text
+
+
+@pytest.mark.parametrize("benchmarks", [None, 5, "toy", ["toy"]])
+def test_settings_that_name_benchmarks_oddly_are_one_error(here, monkeypatch, benchmarks):
+    evaluated(monkeypatch, answers(here, "cot"))
+    write_json(Path("evaluations/m-cot/settings.json"), {"mode": "cot", "benchmarks": benchmarks})
+    result = invoke(evaluate.command, "--samples", "evaluations/m-cot", "--out", "again")
+    assert result.exit_code == 1
+    assert "evaluations/m-cot/settings.json: its benchmarks are no mapping" in result.output
+
+
 def test_a_benchmark_that_has_lost_tasks_is_refused(here, monkeypatch):
     write_json(Path("data/tasks/sizes.json"), {"toy": len(here)})
     evaluated(monkeypatch, answers(here, "cot"))

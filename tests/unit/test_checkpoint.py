@@ -48,6 +48,18 @@ def test_a_checkpoint_without_its_manifest_was_cut_short():
     assert checkpoint.last(folder) is None
 
 
+def test_what_only_has_the_name_of_a_checkpoint_is_neither_used_nor_removed():
+    folder = checkpoint.folder("sft", {"a": 1})
+    made(5, folder), made(10, folder)
+    elsewhere = made(40, Path("mine"))
+    (folder / "checkpoint-30").write_text("a note")
+    (folder / "checkpoint-40").symlink_to(elsewhere.absolute())
+    assert checkpoint.last(folder).name == "checkpoint-10"
+    checkpoint.prune(folder, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-30", "checkpoint-40"]
+    assert (elsewhere / "weights").exists()
+
+
 def test_another_param_or_input_starts_anew_and_clears_the_old():
     Path("data").write_text("one")
     first = checkpoint.folder("sft", {"lr": 1.0}, Path("data"))
