@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.common.benchmarks import read_benchmarks, require_all
+from jobs.common.benchmarks import SAMPLE, read_benchmarks, read_rows, require_all
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import numbered_jsonl, read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
+from jobs.common.files import read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.delegate import delegate
 from jobs.plumbing.outputs import FOLDER, METRICS, require_outputs
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 MODES = ("plain", "cot")
 KNOWN = (*MODES, "repair")  # of samples; a second answer is in the format of "cot"
-SAMPLE = {"task_id": str, "sample": int, "text": str, "tokens": int, "finish": str}
 
 
 def run(
@@ -58,7 +57,7 @@ def run(
     if samples is not None:
         settings = read_json(samples / "settings.json")
         mode, names = agreed(samples, settings, mode), named(samples, settings, names)
-        rows = {name: read_samples(samples / f"samples-{name}.jsonl") for name in names}
+        rows = {name: read_rows(samples / f"samples-{name}.jsonl", SAMPLE) for name in names}
         for name, tasks in read_benchmarks(folder, names).items():
             require_all(f"{samples}/samples-{name}.jsonl", tasks, rows[name])
             path = folder / f"{name}.jsonl"
@@ -95,16 +94,6 @@ def agreed(samples: Path, settings: dict, mode: str | None) -> str:
     if mode not in (None, own):
         raise UsageError(f"--mode: {samples} was sampled in mode {own}, not {mode}")
     return own
-
-
-def read_samples(path: Path) -> list[dict]:
-    """Rows as `sample` writes them. Errors: JobError naming the line and the key that is missing or mistyped."""
-    numbered = numbered_jsonl(path)
-    for number, row in numbered:
-        for key, kind in SAMPLE.items():
-            if not isinstance(row.get(key), kind):
-                raise JobError(f"{path}: line {number} has no {key!r} of type {kind.__name__}")
-    return [row for _, row in numbered]
 
 
 def scored(

@@ -1,10 +1,36 @@
-"""Benchmarks: how their tasks are read, that all their samples are there, and what is reported of them."""
+"""Benchmarks: how their tasks, samples and results are read, that all are there, and what is reported of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_json
+from jobs.common.files import numbered_jsonl, read_json
 from jobs.common.task import Task, read_tasks
+
+# The keys of a row, each with its type, as far as jobs read them.
+SAMPLE = {"task_id": str, "sample": int, "text": str, "tokens": int, "finish": str}
+RESULT = {
+    "task_id": str,
+    "sample": int,
+    "outcome": str,
+    "error": str,
+    "tests_passed": int,
+    "tests_total": int,
+    "passed": bool,
+    "base_passed": bool | None,
+    "plus_passed": bool | None,
+}
+
+
+def read_rows(path: Path, kinds: Mapping[str, Any]) -> list[dict]:
+    """The rows of a file of samples or results. Errors: JobError naming the line, and the key missing or mistyped."""
+    numbered = numbered_jsonl(path)
+    for number, row in numbered:
+        for key, kind in kinds.items():
+            if key not in row or not isinstance(row[key], kind):
+                raise JobError(f"{path}: line {number} has no {key!r} of type {getattr(kind, '__name__', kind)}")
+    return [row for _, row in numbered]
 
 
 def read_benchmarks(folder: Path, names: list[str]) -> dict[str, list[Task]]:

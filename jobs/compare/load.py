@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from jobs.common.benchmarks import RESULT, SAMPLE, read_rows
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import dumps, read_json, read_jsonl
+from jobs.common.files import dumps, read_json
 
 PIPELINE = ("base", "sft", "grpo")  # the order in which models come; others follow by name
 PRECISION = ("engine", "dtype", "batch_invariant")  # may differ between models, but is then said
@@ -54,7 +55,9 @@ def load(folders: Sequence[Path], named: Mapping[str, Sequence[Path]]) -> list[E
     """
     found: list[Evaluation] = []
     for number, folder in enumerate(folders, 1):
-        paths = sorted(path.parent for path in folder.glob("*/settings.json"))
+        # One that has lost a file is an error. A hidden one is a job's, which was killed or is not done yet.
+        marks = (path for name in ("settings.json", "results-*.jsonl") for path in folder.glob(f"[!.]*/{name}"))
+        paths = sorted({path.parent for path in marks})
         if not paths:
             raise UsageError(f"--evaluations: {folder} holds no evaluations")
         found += [read(path, number) for path in paths]
@@ -76,15 +79,12 @@ def read(folder: Path, run: int | None, name: str | None = None) -> Evaluation:
         if not isinstance(settings.get(key), kind):
             raise JobError(f"{folder}/settings.json: has no `{key}`, so this is no folder of `evaluate`")
     mode, benchmarks = settings["mode"], sorted(settings["benchmarks"])
-    return Evaluation(
-        name or folder.name.removesuffix(f"-{mode}"),
-        mode,
-        settings,
-        {bench: read_jsonl(folder / f"results-{bench}.jsonl") for bench in benchmarks},
-        {bench: read_jsonl(folder / f"samples-{bench}.jsonl") for bench in benchmarks},
-        run,
-        folder,
-    )
+    results = {bench: read_rows(folder / f"results-{bench}.jsonl", RESULT) for bench in benchmarks}
+    samples = {bench: read_rows(folder / f"samples-{bench}.jsonl", SAMPLE) for bench in benchmarks}
+    for bench in benchmarks:
+        if list(map(numbered, results[bench])) != list(map(numbered, samples[bench])):
+            raise JobError(f"{folder}: samples-{bench}.jsonl and results-{bench}.jsonl are not of the same samples")
+    return Evaluation(name or folder.name.removesuffix(f"-{mode}"), mode, settings, results, samples, run, folder)
 
 
 def twice(evaluations: Iterable[Evaluation]) -> None:

@@ -720,7 +720,7 @@ def validate(values: dict[str, Any], where: str, assigned: Mapping[str, str] = M
             by_hand = any(f"{key}.".startswith(f"{name}.") for name in assigned)
             # Keys of one section that do not go together. Never the values, of which one may be a secret.
             inside = [name for name in assigned if not key or name.startswith(f"{key}.")]
-            place = "--set" if by_hand else " with --set ".join([where, *inside])
+            place = "--set" if by_hand else f"{where} with --set {', '.join(inside)}" if inside else where
             lines.append(f"{place}: {explain(found, siblings(found['loc']))}")
         raise UsageError("\n       ".join(lines)) from None
     except RecursionError:

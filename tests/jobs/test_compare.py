@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common.errors import JobError, UsageError
-from jobs.common.files import read_jsonl, sha256, write_json
+from jobs.common.files import read_jsonl, sha256, write_json, write_jsonl
 from jobs.compare.entries import comparisons
 from jobs.compare.load import Evaluation, load
 from jobs.compare.words import ONE_RUN
@@ -108,6 +108,35 @@ def test_evaluations_that_all_lack_a_task_are_refused(here):
         path.write_text("".join(json.dumps(row) + "\n" for row in read_jsonl(path) if row["task_id"] != "Toy/7"))
     with pytest.raises(JobError, match=r"results-toy\.jsonl: has not each sample of Toy/7"):
         run(CURVES)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("samples", lambda rows: rows[:-1], "are not of the same samples"),
+        ("results", lambda rows: rows[1:], "are not of the same samples"),
+        ("samples", lambda rows: [rows[1], rows[0], *rows[2:]], "are not of the same samples"),
+        ("results", lambda rows: [rows[0], {**rows[1], "passed": None}, *rows[2:]], "line 2 has no 'passed'"),
+        ("results", lambda rows: [{**rows[0], "passed": 1}, *rows[1:]], "line 1 has no 'passed'"),
+        ("results", lambda rows: [{**rows[0], "outcome": 3}, *rows[1:]], "line 1 has no 'outcome'"),
+        ("samples", lambda rows: [{**rows[0], "text": None}, *rows[1:]], "line 1 has no 'text'"),
+    ],
+)
+def test_rows_that_are_not_as_evaluate_wrote_them_are_refused(here, name, change, said):
+    path = Path(f"evaluations/sft-cot/{name}-toy.jsonl")
+    write_jsonl(path, change(read_jsonl(path)))
+    with pytest.raises(JobError, match=said) as refused:
+        run()
+    assert "evaluations/sft-cot" in str(refused.value)
+
+
+def test_an_evaluation_without_its_settings_is_an_error_and_a_hidden_folder_is_none(here):
+    shutil.copytree("evaluations/sft-cot", "evaluations/.sft-cot.partial")
+    run()
+    assert set(metrics()) == {"base", "grpo", "grpo-base", "grpo-sft", "sft", "sft-base"}
+    Path("evaluations/sft-cot/settings.json").unlink()
+    with pytest.raises(JobError, match=r"evaluations/sft-cot/settings\.json: cannot be read"):
+        run()
 
 
 def test_other_tasks_than_those_evaluated_are_refused(here):
