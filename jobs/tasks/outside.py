@@ -167,12 +167,13 @@ def found(source: "TaskSource", folder: Path) -> Path:
             return path
     if source.repo is None:
         raise JobError(f"{source.file}: of {source.name} in tasks.sources, does not exist")
+    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(source.repo, source.file, repo_type="dataset", revision=source.revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (httpx.HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # a broken connection is httpx's
         reason = " ".join(str(error).split())[:300]
         raise JobError(
             f"{source.repo}: {source.file} cannot be fetched ({reason}); a copy in {folder} would be used"

@@ -128,13 +128,14 @@ def mbpp_rows(settings: Any, sources: Path) -> list[dict]:
     if path is not None:
         where, rows = str(path), read_jsonl(path)
     else:
+        import httpx
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
 
         where = f"{settings.repo} at {settings.revision}"
         try:
             splits = load_dataset(settings.repo, "full", revision=settings.revision)
-        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        except (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise JobError(f"{where}: cannot be fetched ({reason}); a copy in {sources} would be used") from None
         rows = [dict(row) for split in splits.values() for row in split]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import pytest
 from click.testing import CliRunner
@@ -134,6 +135,18 @@ def test_what_the_hub_does_not_have_or_has_changed_ends_in_one_line(hub, tmp_pat
     done = call(tmp_path, lcb={"sha256": "0" * 64})
     assert done.exit_code == 1
     assert "not the one of lcb in tasks.sources" in done.output
+    assert not Path("tasks").exists()
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("connection reset"), httpx.ConnectError("no such host")])
+def test_a_connection_that_breaks_ends_in_one_line(hub, tmp_path, monkeypatch, error):
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    done = call(tmp_path)
+    assert done.exit_code == 1
+    assert f"cannot be fetched ({error}); a copy in" in done.output
     assert not Path("tasks").exists()
 
 
