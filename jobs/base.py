@@ -227,8 +227,8 @@ def fetch(base: "Base", out: Path) -> str | None:
 
     Errors: JobError naming the repo, or the file whose bytes differ from the hash that the Hub records for it.
     """
+    import httpx
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     repo, revision = str(base.repo), str(base.revision)
     try:
@@ -245,8 +245,8 @@ def fetch(base: "Base", out: Path) -> str | None:
             raise JobError(f"base.repo: {repo} at {revision} has no safetensors files; nothing else is loaded")
         download(SMALL_FILES & listed.keys())
         download(of_the_model(out, weights))
-    except (HfHubHTTPError, OSError) as error:
-        raise JobError(f"base.repo: {repo} at {revision} cannot be fetched ({error})") from error
+    except (httpx.HTTPError, OSError) as error:  # the first is that of a connection, and of what the Hub answers
+        raise JobError(f"base.repo: {repo} at {revision} cannot be fetched ({' '.join(str(error).split())})") from error
     shutil.rmtree(out / ".cache", ignore_errors=True)
     named = (getattr(info, "card_data", None) or {}).get("license")
     return named if isinstance(named, str) else None

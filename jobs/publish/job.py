@@ -95,15 +95,15 @@ def token_of(environment) -> str:
 
 def push(repo: str, files: dict[str, Path], token: str) -> None:
     """One commit with all files; creates the repository if it is not there."""
+    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     try:
         api.create_repo(repo, exist_ok=True)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         api.create_commit(repo, operations, commit_message="Publish model, adapter and GGUF files")
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:  # the first is that of a connection, and of what the Hub answers
         raise JobError(f"{repo}: could not be published ({' '.join(str(error).split())})") from None
     log.info("published %d files to %s", len(files), repo)
 

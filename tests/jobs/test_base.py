@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from jobs import base
@@ -177,9 +178,10 @@ def test_a_repository_without_safetensors_is_refused(monkeypatch):
     assert hub.asked == []
 
 
-def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no route"), httpx.ConnectError("no\nroute")])
+def test_an_unreachable_hub_is_one_clear_error(monkeypatch, error):
     hub = Hub(FILES)
-    monkeypatch.setattr(hub, "model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.setattr(hub, "model_info", lambda *a, **k: (_ for _ in ()).throw(error))
     with pytest.raises(JobError, match=r"base\.repo: Qwen/Qwen3-4B-Base at 906bfd.* cannot be fetched \(no route\)"):
         fetched(monkeypatch, hub)
 

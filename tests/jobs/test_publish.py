@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from jobs import merge
@@ -348,11 +349,12 @@ def test_one_commit_holds_the_card_and_every_file(world, monkeypatch):
     assert calls == ["hf_x", "someone/model", {"README.md", *result["files"]}]
 
 
-def test_a_refusal_by_the_hub_is_one_line_without_the_token(world, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("403 Forbidden\nfor url"), httpx.ConnectError("403: no\nroute")])
+def test_a_refusal_by_the_hub_is_one_line_without_the_token(world, monkeypatch, error):
     import huggingface_hub
 
     def refuse(self, *args, **kwargs):
-        raise OSError("403 Forbidden\nfor url")
+        raise error
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
