@@ -122,7 +122,7 @@ def given_answers() -> None:
 
     from jobs.grpo.trainer import Trainer
 
-    def sampled(self, prompt_ids):
+    def sampled(self, prompt_ids, judge):
         found = []
         for i, task_id in enumerate(self.task_ids):
             lively = int(task_id.rpartition("/")[2]) % 2
@@ -230,10 +230,10 @@ def hang() -> None:
 
     original = Trainer.sampled
 
-    def sampled(self, prompt_ids):
+    def sampled(self, prompt_ids, judge):
         if os.environ["RANK"] == "1" and self.state.global_step == 1:
             time.sleep(60)
-        return original(self, prompt_ids)
+        return original(self, prompt_ids, judge)
 
     Trainer.sampled = sampled
 
