@@ -244,10 +244,15 @@ def replace_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise JobError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
+        raise unwritten(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def unwritten(error: OSError, path: Path) -> JobError:
+    """What to say of an output that could not be written to `path`; of a copy's two files the second is the new one."""
+    return JobError(f"{error.filename2 or error.filename or path}: cannot be written ({error.strerror or error})")
 
 
 @contextlib.contextmanager
@@ -284,7 +289,7 @@ def replace_dir(path: Path) -> Iterator[Path]:
         remove(path)
         os.rename(partial, path)
     except OSError as error:
-        raise JobError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from error
+        raise unwritten(error, path) from error
     finally:
         if made:
             with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """An output never takes the place of what no job wrote."""
 
+import errno
 import json
 import os
 import shutil
@@ -208,6 +209,17 @@ def test_a_file_gives_way_if_it_is_such_an_output():
     refused("p.html", SEALED)
     Path("m.json").write_text(json.dumps({"a": 1}))
     refused("m.json", METRICS)
+
+
+def test_a_copy_for_which_there_is_no_room_names_the_file_that_was_not_written():
+    for replace in (replace_file, replace_dir):
+        with (
+            pytest.raises(JobError, match=r"^new\.json: cannot be written \(No space left on device\)$"),
+            replace(Path("out")),
+        ):
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC), "old.json", None, "new.json"
+            )  # as shutil's copies do
 
 
 def test_a_folder_is_never_deleted_for_a_file():
