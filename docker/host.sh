@@ -84,12 +84,15 @@ is_loopback() {  # URL
     esac
 }
 
+# The python that a program written in it names in its first line; nothing for a wrapper in shell, or where there is no such one.
+python_of() {  # PROGRAM
+    sed -n '1s/^#!\(.*\/[^/ ]*python[0-9.]*\)$/\1/p;q' "$(command -v "$1" || echo /dev/null)"
+}
+
 # What a job will read of params.yaml, a line a key, by the first python here that can read it; exit code 3 if none can.
 params() {  # KEY... [-- ARGUMENTS]
-    local python status dvc
-    dvc=$(command -v dvc) || dvc=/dev/null
-    dvc=$(sed -n '1s/^#!\(.*\/python[0-9.]*\)$/\1/p;q' "$dvc" 2> /dev/null)  # of a wrapper in shell there is none
-    for python in "${PYTHON:-}" .venv/bin/python python3 python "$dvc"; do
+    local python status
+    for python in "${PYTHON:-}" .venv/bin/python python3 python "$(python_of dvc)"; do
         if [ -n "$python" ] && command -v "$python" > /dev/null; then
             status=0
             "$python" docker/param.py "$@" || status=$?

@@ -5,6 +5,7 @@ the numbers that llama.cpp computes with, no better ones.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,18 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
 
 def read(path: Path, facts: dict) -> tuple[Any, Any]:
     """The file's model in float32, and its tokenizer. Errors: JobError naming the file."""
+    import gguf
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         tokenizer = tokenizer_of(path, facts)  # refuses in a second what the weights take a minute for
+        tensors = gguf.GGUFReader(path).tensors
         config: Any = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        gguf_config.obey(config, facts, other_tensors(path), path)
+        others = {
+            t.name: t.data for t in tensors if t.name.startswith("rope_")
+        }  # numbers by which positions are scaled
+        gguf_config.obey(config, facts, others, path)
         found: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
@@ -87,7 +93,7 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         require_places(path, found[1])
-        require_all_read(path, found[0])
+        require_all_read(path, tensors, found[0])
     except JobError:
         raise
     except Exception as error:  # an unknown family, a broken header and a missing tensor surface as many types
@@ -95,22 +101,13 @@ def read(path: Path, facts: dict) -> tuple[Any, Any]:
     return found[0], tokenizer
 
 
-def other_tensors(path: Path) -> dict[str, Any]:
-    """The file's tensors that are no weights: numbers by which positions are scaled."""
-    import gguf
-
-    return {t.name: t.data for t in gguf.GGUFReader(path).tensors if t.name.startswith("rope_")}
-
-
-def require_all_read(path: Path, model: Any) -> None:
-    """Holds the model to what the file holds. Errors: JobError for other sizes, or for weights that are not read."""
-    import gguf
-
+def require_all_read(path: Path, tensors: Iterable[Any], model: Any) -> None:
+    """Holds the model to the file's tensors. Errors: JobError for other sizes, or for weights that are not read."""
     layers = model.config.get_text_config().num_hidden_layers  # beyond them are those that predict further tokens
     beyond = re.compile(r"rope_|blk\.(\d+)\.")
     held = sum(
         int(t.n_elements)
-        for t in gguf.GGUFReader(path).tensors
+        for t in tensors
         if not (match := beyond.match(t.name)) or (match[1] and int(match[1]) < layers)
     )
     if held != (taken := model.num_parameters()):

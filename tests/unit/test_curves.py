@@ -77,14 +77,19 @@ def test_trackers_write_below_reports_and_offline(monkeypatch, tmp_path):
             load(ROOT / "params.yaml", [f"tracking={value}"])
 
 
+def alone(name: str, monkeypatch, folder: Path) -> None:
+    """In an empty folder, without a word of the environment to the tracker; skips where it is not installed."""
+    if not importlib.util.find_spec(name):
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.chdir(folder)
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio", "dvclive"])
 def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch, tmp_path, name):
     """In a process of its own: trackio takes its folder as it is imported, which another test may have done here."""
-    if not importlib.util.find_spec(name):
-        pytest.skip(f"{name} is not installed")
-    monkeypatch.chdir(tmp_path)
-    for key in KEYS:
-        monkeypatch.delenv(key, raising=False)
+    alone(name, monkeypatch, tmp_path)
     apart(track, name)
     assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
 
@@ -146,11 +151,7 @@ def steps(name: str, numbers: list[int], resumed: bool) -> None:
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_to_a_tracker_a_resumed_run_is_the_run_before_and_one_that_begins_anew_another(monkeypatch, tmp_path, name):
-    if not importlib.util.find_spec(name):
-        pytest.skip(f"{name} is not installed")
-    monkeypatch.chdir(tmp_path)
-    for key in KEYS:
-        monkeypatch.delenv(key, raising=False)
+    alone(name, monkeypatch, tmp_path)
     apart(steps, name, [1, 2, 3], False)
     first = Path("out/run-name").read_text()
     apart(steps, name, [3, 4], True)
