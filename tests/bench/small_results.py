@@ -1,9 +1,10 @@
 """Tables, intervals and the report of a small model's runs, from the files that tests/bench/small.py has kept.
 
-    python tests/bench/small_results.py --runs FOLDER --tasks DIR --out docs/results
+    python tests/bench/small_results.py --runs FOLDER --tasks DIR --out docs/results [--earlier FILE ...]
 
 Reads   --runs   results.json, base.tar.gz, sft-SEED.tar.gz and SETTING-SEED.tar.gz
         --tasks  data/tasks of the recipe, as the runs had them
+        --earlier  small.json of rounds with another recipe, whose settings are listed too, each by its file's name
 Writes  --out    small.json   {"runs": [...], "settings": [...]}: pass rates by seed, what GRPO gains over SFT and SFT
                               over the base, with the intervals of `jobs compare`; fractions, not per cent
                  small.md     the same as tables
@@ -168,6 +169,30 @@ def without_tags(base: dict) -> str:
     return f"Asked without tags (`--mode plain`) the base passes {' and '.join(said)}."
 
 
+def changed(row: dict) -> str:
+    return ", ".join(f"{key.partition('.')[2]} {value}" for key, value in row["changes"].items())
+
+
+def settings_table(rows: list[dict]) -> list[str]:
+    """The lines of a table of what was run, this round before the earlier ones; then what ended early."""
+    lines = [
+        "| round | setting | seed | steps | MBPP+ pass@1 | pass@10 | greedy | SFT's pass@10 | greedy | GRPO - SFT |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    ended: list[str] = []
+    order = [*SETTINGS, *(row["setting"] for row in rows)]  # an earlier round's setting may have gone
+    for row in sorted(rows, key=lambda row: (row.get("round", ""), order.index(row["setting"]))):
+        of, title = row.get("round", "this"), row["setting"] + (f": {changed(row)}" if row["changes"] else "")
+        if "ended" in row:
+            ended += ["", f"{title}, seed {row['seed']}, round {of}, ended early: {row['ended'].partition('. ')[0]}."]
+            continue
+        cells = [percent(row["grpo"]["mbpp+"][key]) for key in ("pass@1", "pass@10", "greedy")]
+        cells += [percent(row["sft"]["mbpp+"][key]) for key in ("pass@10", "greedy")]
+        gain = interval(row["grpo-sft"]["mbpp+"])
+        lines.append(f"| {of} | {title} | {row['seed']} | {row['steps']} | {' | '.join(cells)} | {gain} |")
+    return lines + ended
+
+
 def page(out: dict) -> str:
     """The tables as Markdown."""
     lines = ["| seed | model | MBPP pass@1 | pass@10 | greedy | MBPP+ pass@1 | pass@10 | greedy | gain on MBPP+, pass@1 |",
@@ -182,23 +207,7 @@ def page(out: dict) -> str:
     seeds = len(out["runs"])
     lines += ["", f"Over {seeds} seeds and the tasks, on MBPP+: SFT - base {interval(over['sft-base']['mbpp+'])}, "
               f"GRPO - SFT {interval(over['grpo-sft']['mbpp+'])}.", "",
-              without_tags(out["base without tags"]), "",
-              "| setting | seed | steps | MBPP+ pass@1 | pass@10 | greedy | SFT's pass@10 | greedy | GRPO - SFT, pass@1 |",
-              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in sorted(out["settings"], key=lambda row: list(SETTINGS).index(row["setting"])):
-        changes = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in row["changes"].items())
-        if "ended" in row:
-            continue
-        cells = [percent(row["grpo"]["mbpp+"][key]) for key in ("pass@1", "pass@10", "greedy")]
-        cells += [percent(row["sft"]["mbpp+"][key]) for key in ("pass@10", "greedy")]
-        title = row["setting"] + (f": {changes}" if changes else "")
-        lines.append(
-            f"| {title} | {row['seed']} | {row['steps']} | {' | '.join(cells)} | {interval(row['grpo-sft']['mbpp+'])} |"
-        )
-    for row in out["settings"]:
-        if "ended" in row:
-            changed, why = (", ".join(f"{k.partition('.')[2]} {v}" for k, v in row["changes"].items())), row["ended"]
-            lines += ["", f"{row['setting']}: {changed}, seed {row['seed']}, ended early: {why.partition('. ')[0]}."]
+              without_tags(out["base without tags"]), "", *settings_table(out["settings"])]  # fmt: skip
     if chosen := out["sft on unseen training tasks"]:
         lines += ["", f"SFT models on training tasks of which they saw no example, {UNSEEN} samples each, temperature 1:",
                   "", "| SFT | samples that pass | tasks solved at least once |", "|---|---|---|"]  # fmt: skip
@@ -213,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("runs", "tasks", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -223,6 +233,8 @@ def main() -> None:
                 f"{options.runs}: holds no evaluated run of {RECIPE.name} itself, {next(iter(SETTINGS))}-SEED.tar.gz"
             )
         out = results(work, options.tasks.resolve(), seeds, found, read_json(options.runs / "results.json"))
+        for file in options.earlier:
+            out["settings"] += [{"round": file.stem} | row for row in read_json(file)["settings"]]
         curves = options.out / "small-curves"
         curves.mkdir(parents=True, exist_ok=True)
         for path in sorted(work.glob("*-*/*.csv")):
