@@ -27,20 +27,18 @@ def passes(
     *,
     tokens_of_step: bool,
     by_rank: Callable[[list[int]], list[list[int]]] = lambda sizes: [sizes],
-    group: int = 1,
 ) -> list[dict]:
     """A step's completions as `count` passes, of which the last may have no row.
 
     output: what TRL's trainer made of a step: tensors of (completions, ...), and others that are kept as they are.
     loss: TRL's loss_type. tokens_of_step: the engine divides bnpo by the tokens of the whole step, as Unsloth does.
     by_rank: given the numbers of rows of this rank's passes, returns every rank's.
-    group: so many rows, one behind the other, stay together in their order, if one of them teaches; it divides a pass's.
     `taught` of a pass says whether any rank has a row in it that teaches.
     """
     lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
     size = len(lengths) // count
     theirs = [rows.tolist() for rows in torch.randperm(len(lengths)).split(size)]
-    ours = sorted_passes(lengths, taught(output), size, count, group)
+    ours = sorted_passes(lengths, taught(output), size, count)
     of_ranks = by_rank([len(rows) for rows in ours])
     most = [max(sizes) for sizes in zip(*of_ranks, strict=True)]
     sizes = [max(1, size) for size in most] if len(of_ranks) > 1 else most
@@ -62,11 +60,9 @@ def taught(output: dict) -> torch.Tensor:
     return (output["advantages"] != 0) & loss_mask(output).any(dim=1)
 
 
-def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: int, group: int) -> Rows:
+def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: int) -> Rows:
     """The rows to keep, longest first so that memory runs out at once or never, in `count` lists of `size` at most."""
-    tokens, some = lengths.view(-1, group).sum(dim=1), kept.view(-1, group).any(dim=1)
-    groups = [each for each in tokens.argsort(descending=True, stable=True).tolist() if some[each]]
-    order = [each * group + i for each in groups for i in range(group)]
+    order = [row for row in lengths.argsort(descending=True, stable=True).tolist() if kept[row]]
     return [order[i * size : (i + 1) * size] for i in range(count)]
 
 

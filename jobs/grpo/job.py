@@ -39,7 +39,6 @@ from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import TRAINING_SANDBOX, job, log, reads, writes
 from jobs.plumbing.outputs import FOLDER, METRICS, ROWS, TABLE
 from jobs.plumbing.provenance import provenance
-from jobs.training import shared_prompt
 from jobs.weights import families
 from jobs.weights.tokenizer import load_tokenizer
 
@@ -153,7 +152,6 @@ def run(
             trainer.order = planned
             validated = validating(trainer, base, heldout, params.grpo.max_prompt_length, validation)
             loop.train(trainer, trainer.directory, params.checkpoints.keep, curves.growing(columns, curve), tracking)
-            tell_of_prompts(params, trainer)
         times, step_times = trainer.times(), trainer.step_times()
     if not ranks.main():
         return None
@@ -206,17 +204,6 @@ def tell_of_times(params: "Params", result: dict, times: dict, step_times: dict)
         result["last"]["reward"],
         step_times,
     )
-
-
-def tell_of_prompts(params: "Params", trainer: "Trainer") -> None:
-    """Says in the log whether Unsloth shared prompts, where it was asked to: it goes on without a word if it cannot."""
-    if not shared_prompt.wanted(params.grpo):
-        return
-    tokens = shared_prompt.longest(trainer.accelerator.unwrap_model(trainer.model))
-    if tokens:
-        log.info("grpo: Unsloth shared prompts, in passes of up to %d tokens", tokens)
-    else:
-        log.warning("grpo: Unsloth shared no prompt; with UNSLOTH_ENABLE_LOGGING=1 its log says why")
 
 
 def rows_of(params: "Params", tasks: Path, validation: Path | None) -> tuple[list[Task], list[Task], list[Task]]:
@@ -378,7 +365,6 @@ def check_batches(settings: "Grpo", tasks: int, path: Path) -> None:
         )
     if settings.engine == "unsloth" and settings.rollout == "transformers":
         raise UsageError("grpo.rollout must be vllm, vllm_merged or vllm_merged_fp8 with grpo.engine unsloth")
-    shared_prompt.check(settings)
 
 
 def configuration(params: "Params", weights: list[float], directory: Path):

@@ -23,7 +23,7 @@ from jobs.grpo.rollout import Rollout, answers, decoded, watch
 from jobs.grpo.rollout_server import RemoteRollout
 from jobs.inference import sample_seed
 from jobs.plumbing.params import Grpo
-from jobs.training import ranks, shared_prompt
+from jobs.training import ranks
 from jobs.training.loop import fingerprint, seen_through
 
 COMPARED = 8  # completions of a step whose log-probabilities by trainer and rollout are compared,
@@ -295,10 +295,7 @@ class Trainer(GRPOTrainer):
             output = self._generate_and_score_completions(generation_batch)
             unsloth = self.grpo.engine == "unsloth"
             loss, by_rank = self.grpo.loss, ranks.gathered
-            group = self.num_generations if shared_prompt.wanted(self.grpo) else 1
-            self._buffered_inputs = batches.passes(
-                output, count, loss, tokens_of_step=unsloth, by_rank=by_rank, group=group
-            )
+            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
         return self._buffered_inputs[self._step % count]
 
     def compute_loss(self, model, inputs: dict, *arguments, **options):
@@ -306,8 +303,7 @@ class Trainer(GRPOTrainer):
             return batches.nothing(self.model)
         measured = self._metrics["train"]
         before = {name: len(values) for name, values in measured.items()}
-        with shared_prompt.allowed(self):
-            loss = super().compute_loss(model, inputs, *arguments, **options)
+        loss = super().compute_loss(model, inputs, *arguments, **options)
         if not inputs.get("taught", True):  # nothing was measured
             for name, values in measured.items():
                 del values[before.get(name, 0) :]

@@ -17,7 +17,7 @@ from jobs.common.files import read_json, replace_dir, sha256, write_json
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
-from jobs.training import ranks, shared_prompt
+from jobs.training import ranks
 from jobs.weights.adapter import (
     BASE_KEY,
     RECORD,
@@ -62,7 +62,8 @@ def prepare(engine: str) -> None:
     if engine == "unsloth":
         # Its first GRPO step never returns from torch.compile (sympy) with this set of versions.
         os.environ.setdefault("UNSLOTH_COMPILE_DISABLE", "1")
-        shared_prompt.prepare()
+        # A group's prompt in one row by flex_attention: training took 1.2 to 1.5 times as long (docs/performance.md).
+        os.environ.setdefault("UNSLOTH_GRPO_PREFIX_GROUPER", "0")
         # Packed into one row, sequences go through attention one by one in every layer: 300,000 kernel launches a step
         # of GRPO, which take Python 9 s where the GPU has work for 3.
         os.environ.setdefault("UNSLOTH_GRPO_SEQ_PACKING", "0")

@@ -53,14 +53,10 @@ LEVERS: dict[str, tuple[str, dict[str, object]]] = {
     "vllm_merged_fp8": ("vllm_merged, corrected", CORRECTED | {"rollout": "vllm_merged_fp8"}),
     "packed": (PLAIN, {}),
     "beta 0": (PLAIN, {"beta": 0.0}),
-    "shared prompts": ("beta 0", {"beta": 0.0}),  # which no KL term goes with
     "adamw_torch": (PLAIN, {"optimizer": "adamw_torch"}),
     "validation off": (PLAIN, {"validate_every": 0, "keep": "last"}),
 }
-LEVER_ENVIRONMENT = {
-    "packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
-    "shared prompts": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"},
-}
+LEVER_ENVIRONMENT = {"packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"}}
 LEVER_STEPS = 12
 SHOWN = ("reward", "loss", "grad_norm", "logp_difference")
 

@@ -42,13 +42,9 @@ OURS = {
     "ours-fp8": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged_fp8", "grpo.importance_correction=true"],
     "ours-plain": ["grpo.engine=transformers", "grpo.rollout=vllm_merged"],
     "ours-packed": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
-    "ours-shared": ["grpo.engine=unsloth", "grpo.rollout=vllm_merged"],
 }
-# Unsloth's rows packed into one, and besides a prompt in it once for all its completions. Set by hand: no param does it.
-SWITCHES = {
-    "ours-packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
-    "ours-shared": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1", "UNSLOTH_ENABLE_LOGGING": "1"},
-}
+# Unsloth's rows packed into one. Set by hand: no param does it.
+SWITCHES = {"ours-packed": {"UNSLOTH_GRPO_SEQ_PACKING": "1"}}
 SYSTEMS = [*OURS, "trl", "unsloth"]
 STEPS = 5  # of a case
 SHAPES = {"flat": (4, 512), "reference": (4, 512), "own": (16, 320)}  # prompts a step, tokens a completion at most

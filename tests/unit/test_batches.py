@@ -90,28 +90,6 @@ def test_the_gradient_is_that_of_trls_passes_for_fewer_tokens(trainer, loss, see
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_whole_groups_have_the_same_gradient_and_stay_in_their_order(trainer, loss):
-    output = step(1)
-    torch.manual_seed(1)
-    parts = batches.passes(output, 3, loss, tokens_of_step=False, group=4)
-    assert [len(part["advantages"]) for part in parts] == [4, 4, 0], (
-        "with the two rows that teach nothing by themselves"
-    )
-    firsts = {tuple(row.tolist()): i for i, row in enumerate(output["completion_ids"])}
-    for part in parts[:2]:
-        missing = 12 - part["completion_ids"].shape[1]
-        rows = [
-            [i for ids, i in firsts.items() if ids[: 12 - missing] == tuple(row.tolist())]
-            for row in part["completion_ids"]
-        ]
-        assert rows in ([[i] for i in range(4)], [[i] for i in range(8, 12)])
-    expected, logged, _ = gradient(trainer, theirs(output, 1), loss)
-    found, logged_too, _ = gradient(trainer, parts, loss)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
-    assert logged_too == pytest.approx(logged, abs=1e-5)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
 def test_dropped_groups_count_in_no_divisor(trainer, loss):
     """As `equal_groups: drop` masks them: 8 of 12 completions are left."""
     output = step(3)

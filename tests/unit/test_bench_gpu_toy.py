@@ -45,7 +45,6 @@ def test_each_lever_has_its_folder_its_change_and_its_first_step_that_differs(op
     assert [*found] == ["plain", *gpu_toy.LEVERS] and len(runs) == len(found)
     assert runs["plain"] == runs["plain-again"] == {"steps": "12"}
     assert runs["packed"] == {"steps": "12", "UNSLOTH_GRPO_SEQ_PACKING": "1"}
-    assert runs["shared-prompts"] == runs["beta-0"] | {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"}
     assert runs["vllm_merged_fp8"] == runs["importance_correction"] | {"rollout": "vllm_merged_fp8"}
     differs = {name: result["differs_from_step"] for name, result in found.items() if "beside" in result}
     assert differs == dict.fromkeys(gpu_toy.LEVERS) | {"vllm_merged": 2, "vllm_merged_fp8": 3}

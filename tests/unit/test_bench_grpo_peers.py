@@ -28,7 +28,6 @@ STEP {"case": "reference", "seconds": 5.0, "generate": 3.0, "tokens": 17010}
     [
         ("ours", set()),
         ("ours-packed", {"UNSLOTH_GRPO_SEQ_PACKING"}),
-        ("ours-shared", {"UNSLOTH_GRPO_PREFIX_GROUPER"}),
     ],
 )
 def test_a_system_is_started_with_its_switches_and_its_first_steps_are_left_out(
@@ -46,9 +45,7 @@ def test_a_system_is_started_with_its_switches_and_its_first_steps_are_left_out(
         grpo_peers, "Memory", lambda: argparse.Namespace(start=lambda: None, stopped=FakeEvent(), peak=[1.5])
     )
     found = grpo_peers.alone(system, argparse.Namespace(out=tmp_path, cases=["flat", "reference"]))
-    assert {
-        key for key in ("UNSLOTH_GRPO_SEQ_PACKING", "UNSLOTH_GRPO_PREFIX_GROUPER") if started.get(key) == "1"
-    } == switches
+    assert {key for key in ("UNSLOTH_GRPO_SEQ_PACKING",) if started.get(key) == "1"} == switches
     assert found["flat"] == {"seconds": 6.25, "generate": 3.38, "steps": [6.5, 6.0], "tokens": 32768}
     assert found["reference"] == {"seconds": 5.0, "generate": 3.0, "steps": [5.0], "tokens": 17010}
 
