@@ -1,12 +1,17 @@
 """How a step's completions are laid out in forward passes: rows that teach nothing are left out, the others sorted.
 
 A row whose advantage is zero, or whose mask is empty, has a gradient of exactly zero where there is no KL term. So it
-needs no pass. The others are sorted by length, and each pass is padded to its own longest row. The loss stays the one
-that TRL would have had: where it divides by something of a pass, the advantages of a row are scaled by the quotient of
-what TRL's own pass would have divided by and what this one does. All of TRL's losses are linear in the advantage.
+needs no pass. The others are sorted by length, and each pass is padded to its own longest row. Where rows are shorter than
+the step's longest a pass takes more of them, as long as it has no more tokens than TRL's own pass. That is as much memory
+in fewer passes, and each pass starts as many kernels whatever its size.
+
+The loss stays the one that TRL would have had: where it divides by something of a pass, the advantages of a row are scaled
+by the quotient of what TRL's own pass would have divided by and what this one does. All of TRL's losses are linear in the
+advantage.
 
 The ranks of a run go through each pass together and compare what they measure there, row by row. So with several of them a
-pass has as many rows on each as on the one that has most, and at least one. The further rows teach nothing.
+pass has as many rows on each as on the one that has most, and at least one. The further rows teach nothing. They may be
+longer there than here, so no pass then has more rows than TRL's.
 """
 
 from collections.abc import Callable
@@ -26,22 +31,27 @@ def passes(
     loss: str,
     *,
     tokens_of_step: bool,
-    by_rank: Callable[[list[int]], list[list[int]]] = lambda sizes: [sizes],
+    by_rank: Callable[[list[int]], list[list[int]]] | None = None,
 ) -> list[dict]:
-    """A step's completions as `count` passes, of which the last may have no row.
+    """A step's completions as `count` passes, of which the last ones may have no row.
 
     output: what TRL's trainer made of a step: tensors of (completions, ...), and others that are kept as they are.
     loss: TRL's loss_type. tokens_of_step: the engine divides bnpo by the tokens of the whole step, as Unsloth does.
-    by_rank: given the numbers of rows of this rank's passes, returns every rank's.
+    by_rank: given the numbers of rows of this rank's passes, returns every rank's; None where there is one rank.
     `taught` of a pass says whether any rank has a row in it that teaches.
     """
-    lengths = output["prompt_mask"].sum(dim=1) + output["completion_mask"].sum(dim=1)
+    prompts, completions = output["prompt_mask"].sum(dim=1), output["completion_mask"].sum(dim=1)
+    lengths = prompts + completions
     size = len(lengths) // count
     theirs = [rows.tolist() for rows in torch.randperm(len(lengths)).split(size)]
-    ours = sorted_passes(lengths, taught(output), size, count)
-    of_ranks = by_rank([len(rows) for rows in ours])
+    teaches = taught(output)
+    order = [row for row in lengths.argsort(descending=True, stable=True).tolist() if teaches[row]]
+    room = size if by_rank or not can_be_trimmed(output) else len(order)
+    ours = sorted_passes(order, prompts.tolist(), completions.tolist(), size, room)
+    ours += [[] for _ in range(count - len(ours))]
+    of_ranks = by_rank([len(rows) for rows in ours]) if by_rank else [[len(rows) for rows in ours]]
     most = [max(sizes) for sizes in zip(*of_ranks, strict=True)]
-    sizes = [max(1, size) for size in most] if len(of_ranks) > 1 else most
+    sizes = [max(1, size) for size in most] if by_rank else most
     scale = scales(output, theirs, ours, sizes, loss, tokens_of_step)
     scaled = with_silent_row(output | {"advantages": output["advantages"] * scale}, int(lengths.argmin()))
     return [
@@ -60,10 +70,27 @@ def taught(output: dict) -> torch.Tensor:
     return (output["advantages"] != 0) & loss_mask(output).any(dim=1)
 
 
-def sorted_passes(lengths: torch.Tensor, kept: torch.Tensor, size: int, count: int) -> Rows:
-    """The rows to keep, longest first so that memory runs out at once or never, in `count` lists of `size` at most."""
-    order = [row for row in lengths.argsort(descending=True, stable=True).tolist() if kept[row]]
-    return [order[i * size : (i + 1) * size] for i in range(count)]
+def sorted_passes(order: list[int], prompts: list[int], completions: list[int], size: int, room: int) -> Rows:
+    """The rows of `order`, longest first so that memory runs out at once or never, dealt out to passes.
+
+    prompts, completions: tokens of every row of the step. A pass has `size` rows, or up to `room` where its tokens, with
+    their padding, stay within those of `size` rows that are as long as the step's longest prompt and completion; its
+    completions alone as well, for each of their tokens has logits.
+    """
+    most_answers = size * max(completions)
+    most = most_answers + size * max(prompts)
+    passes: Rows = []
+    wide = (0, 0)
+    for row in order:
+        prompt, answer = max(wide[0], prompts[row]), max(wide[1], completions[row])
+        rows = len(passes[-1]) + 1 if passes else 0
+        if 0 < rows <= room and rows * answer <= most_answers and rows * (prompt + answer) <= most:
+            passes[-1].append(row)
+            wide = prompt, answer
+        else:
+            passes.append([row])
+            wide = prompts[row], completions[row]
+    return passes
 
 
 def with_silent_row(output: dict, row: int) -> dict:
@@ -114,21 +141,34 @@ def trimmed(part: dict) -> dict:
     Tensors that are laid out in another way, as Unsloth's old log-probabilities are, stay as wide as they are, and with
     them all others.
     """
-    width = {name: part[f"{name}_mask"].shape[1] for name in ("prompt", "completion")}
-    wide = {name: value for name, value in part.items() if isinstance(value, torch.Tensor) and value.dim() == 2}
-    if any(
-        value.shape[1] not in (1, width["prompt" if name.startswith("prompt") else "completion"])
-        for name, value in wide.items()
-    ):
+    if not can_be_trimmed(part):
         return part
+    width = widths(part)
     longest = {name: max(1, int(part[f"{name}_mask"].sum(dim=1).max())) for name in width}
     result = dict(part)
-    for name, value in wide.items():
+    for name, value in tables(part):
         if name.startswith("prompt"):
             result[name] = value[:, -longest["prompt"] :]
         elif value.shape[1] == width["completion"]:
             result[name] = value[:, : longest["completion"]]
     return result
+
+
+def can_be_trimmed(part: dict) -> bool:
+    width = widths(part)
+    return all(
+        value.shape[1] in (1, width["prompt" if name.startswith("prompt") else "completion"])
+        for name, value in tables(part)
+    )
+
+
+def widths(part: dict) -> dict[str, int]:
+    return {name: part[f"{name}_mask"].shape[1] for name in ("prompt", "completion")}
+
+
+def tables(part: dict) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of (rows, tokens) by name."""
+    return [(name, value) for name, value in part.items() if isinstance(value, torch.Tensor) and value.dim() == 2]
 
 
 def nothing(model: torch.nn.Module) -> torch.Tensor:

@@ -22,6 +22,7 @@ from jobs.grpo.rewards import Scorer
 from jobs.grpo.rollout import Rollout, answers, decoded, watch
 from jobs.grpo.rollout_server import RemoteRollout
 from jobs.inference import sample_seed
+from jobs.plumbing import launch
 from jobs.plumbing.params import Grpo
 from jobs.training import ranks
 from jobs.training.loop import fingerprint, seen_through
@@ -294,7 +295,7 @@ class Trainer(GRPOTrainer):
         if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
             output = self._generate_and_score_completions(generation_batch)
             unsloth = self.grpo.engine == "unsloth"
-            loss, by_rank = self.grpo.loss, ranks.gathered
+            loss, by_rank = self.grpo.loss, ranks.gathered if launch.ranks() > 1 else None
             self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
         return self._buffered_inputs[self._step % count]
 

@@ -134,6 +134,42 @@ def test_rows_are_sorted_each_pass_is_as_wide_as_its_longest_and_nothing_is_lost
     assert kept == sorted(a for a in output["advantages"].tolist() if a)
 
 
+def uneven(seed: int = 0) -> dict:
+    """As `step`, with a prompt and a completion that are much longer than the others, and all but one with an advantage."""
+    output = step(seed, dead_group=False)
+    prompts, completions = torch.tensor([2] * 11 + [7]), torch.tensor([12, *[2, 3, 1, 2] * 2, 3, 2, 2])
+    output["prompt_mask"] = (torch.arange(7) >= 7 - prompts[:, None]).long()
+    output["completion_mask"] = (torch.arange(12) < completions[:, None]).long()
+    output["num_items_in_batch"] = output["completion_mask"].sum()
+    return output
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_short_rows_share_a_pass_of_no_more_tokens_than_trls_and_the_gradient_is_its(trainer, loss):
+    output = uneven()
+    parts = ours(output, loss, 1)
+    shapes = [
+        (len(part["advantages"]), part["prompt_ids"].shape[1], part["completion_ids"].shape[1])
+        for part in parts
+        if len(part["advantages"])
+    ]
+    assert len(shapes) < 3 and max(rows for rows, *_ in shapes) > 4, "TRL has three passes of four rows"
+    for rows, prompt, completion in shapes:
+        assert rows * completion <= 4 * 12 and rows * (prompt + completion) <= 4 * (7 + 12)
+    found, logged, fewer = gradient(trainer, parts, loss)
+    expected, logged_too, tokens = gradient(trainer, theirs(output, 1), loss)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+    assert logged == pytest.approx(logged_too, abs=1e-5) and fewer < tokens / 2
+
+
+@pytest.mark.parametrize("change", [{}, {"old_per_token_logps": torch.zeros(12, 16)}])
+def test_no_pass_has_more_rows_than_trls_where_it_would_be_wider_than_they_are(change):
+    """Another rank's rows may be longer, and what cannot be trimmed is as wide as the step."""
+    by_rank = None if change else lambda sizes: [sizes, [1, 1, 1]]
+    parts = batches.passes(uneven() | change, 3, "dapo", tokens_of_step=True, by_rank=by_rank)
+    assert [len(part["advantages"]) for part in parts] == [4, 4, 2]
+
+
 def test_tensors_of_another_layout_keep_every_width():
     """Unsloth's log-probabilities have columns for the padding of prompts as well."""
     output = step() | {"old_per_token_logps": torch.randn(12, 16)}
