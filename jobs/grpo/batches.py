@@ -1,13 +1,14 @@
 """How a step's completions are laid out in forward passes: rows that teach nothing are left out, the others sorted.
 
-A row whose advantage is zero, or whose mask is empty, has a gradient of exactly zero where there is no KL term. So it
-needs no pass. The others are sorted by length, and each pass is padded to its own longest row. Where rows are shorter than
-the step's longest a pass takes more of them, as long as it has no more tokens than TRL's own pass. That is as much memory
-in fewer passes, and each pass starts as many kernels whatever its size.
+A row whose advantage is zero has a gradient of exactly zero where there is no KL term, and one whose mask is empty always.
+So it needs no pass. The others are sorted by length, and each pass is padded to its own longest row. Where rows are shorter
+than the step's longest a pass takes more of them, as long as it has no more tokens than TRL's own pass. That is as much
+memory in fewer passes, and each pass starts as many kernels whatever its size.
 
-The loss stays the one that TRL would have had: where it divides by something of a pass, the advantages of a row are scaled
-by the quotient of what TRL's own pass would have divided by and what this one does. All of TRL's losses are linear in the
-advantage.
+The loss stays the one that TRL would have had. Where it divides by the rows of a pass, it is multiplied by the quotient of
+this pass's rows and those of TRL's. Where it divides by the tokens of a pass, which are others in each of TRL's, the
+advantages of a row are: all of TRL's losses are linear in the advantage. The KL term is not, so with one such a loss keeps
+TRL's own passes.
 
 The ranks of a run go through each pass together and compare what they measure there, row by row. So with several of them a
 pass has as many rows on each as on the one that has most, and at least one. The further rows teach nothing. They may be
@@ -22,6 +23,9 @@ BY_TOKENS = ("bnpo",)  # divided by the tokens of a pass
 BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")  # divided by the rows of a pass
 BY_STEP = ("dapo", "cispo")  # divided by the tokens of the whole step
 
+# Where a token's column is counted from the step's shortest prompt on, as Unsloth packs rows to the left.
+PACKED = ("old_per_token_logps", "ref_per_token_logps")
+
 Rows = list[list[int]]
 
 
@@ -31,33 +35,46 @@ def passes(
     loss: str,
     *,
     tokens_of_step: bool,
+    kl: bool = False,
     by_rank: Callable[[list[int]], list[list[int]]] | None = None,
 ) -> list[dict]:
     """A step's completions as `count` passes, of which the last ones may have no row.
 
     output: what TRL's trainer made of a step: tensors of (completions, ...), and others that are kept as they are.
     loss: TRL's loss_type. tokens_of_step: the engine divides bnpo by the tokens of the whole step, as Unsloth does.
+    kl: there is a KL term, by which a row without an advantage teaches too.
     by_rank: given the numbers of rows of this rank's passes, returns every rank's; None where there is one rank.
-    `taught` of a pass says whether any rank has a row in it that teaches.
+    `taught` of a pass says whether any rank has a row in it that teaches; `share` is what its loss is to be multiplied by.
+    Errors: ValueError for a loss that is not known to sum over its rows.
     """
+    if not sums(loss, tokens_of_step=tokens_of_step, kl=kl):
+        raise ValueError(f"the loss {loss}{' with a KL term' if kl else ''} is not known to sum over its rows")
     prompts, completions = output["prompt_mask"].sum(dim=1), output["completion_mask"].sum(dim=1)
     lengths = prompts + completions
     size = len(lengths) // count
     theirs = [rows.tolist() for rows in torch.randperm(len(lengths)).split(size)]
-    teaches = taught(output)
+    teaches = loss_mask(output).any(dim=1) if kl else taught(output)
     order = [row for row in lengths.argsort(descending=True, stable=True).tolist() if teaches[row]]
-    room = size if by_rank or not can_be_trimmed(output) else len(order)
+    trim = can_be_trimmed(output)
+    room = len(order) if trim and not by_rank else size
     ours = sorted_passes(order, prompts.tolist(), completions.tolist(), size, room)
     ours += [[] for _ in range(count - len(ours))]
     of_ranks = by_rank([len(rows) for rows in ours]) if by_rank else [[len(rows) for rows in ours]]
     most = [max(sizes) for sizes in zip(*of_ranks, strict=True)]
     sizes = [max(1, size) for size in most] if by_rank else most
-    scale = scales(output, theirs, ours, sizes, loss, tokens_of_step)
-    scaled = with_silent_row(output | {"advantages": output["advantages"] * scale}, int(lengths.argmin()))
+    if loss in BY_TOKENS and not tokens_of_step:
+        output = output | {"advantages": output["advantages"] * scales(output, theirs, ours)}
+    whole = with_silent_row(output, int(lengths.argmin()))
     return [
-        taken(scaled, rows + [len(lengths)] * (size - len(rows))) | {"taught": found > 0}
-        for rows, size, found in zip(ours, sizes, most, strict=True)
+        taken(whole, rows + [len(lengths)] * (wanted - len(rows)), trim)
+        | {"taught": found > 0, "share": wanted / size if loss in BY_ROWS else 1.0}
+        for rows, wanted, found in zip(ours, sizes, most, strict=True)
     ]
+
+
+def sums(loss: str, *, tokens_of_step: bool, kl: bool) -> bool:
+    """Whether a step's loss can be laid out in other passes than TRL's."""
+    return loss in BY_STEP + BY_ROWS or (loss in BY_TOKENS and (tokens_of_step or not kl))
 
 
 def loss_mask(output: dict) -> torch.Tensor:
@@ -104,45 +121,28 @@ def with_silent_row(output: dict, row: int) -> dict:
     return copied
 
 
-def scales(output: dict, theirs: Rows, ours: Rows, sizes: list[int], loss: str, tokens_of_step: bool) -> torch.Tensor:
-    """(completions,) what a row's advantage is multiplied by, so that our passes sum to the loss of TRL's.
-
-    sizes: of our passes, with the rows that are added to them.
-    """
+def scales(output: dict, theirs: Rows, ours: Rows) -> torch.Tensor:
+    """(completions,) what a row's advantage is multiplied by, so that means over our passes' tokens sum to TRL's."""
+    tokens = loss_mask(output).sum(dim=1).to(output["advantages"].dtype)
     result = torch.ones_like(output["advantages"])
-    if loss in BY_STEP or (loss in BY_TOKENS and tokens_of_step):
-        return result
-    if loss not in BY_TOKENS + BY_ROWS:
-        raise ValueError(f"the loss {loss} is not known to sum over its rows")
-    tokens = loss_mask(output).sum(dim=1).to(result.dtype)
-    weights = tokens if loss in BY_TOKENS else torch.ones_like(result)
-    divisor = torch.ones_like(result)  # of TRL's pass, by row
     for rows in theirs:
-        divisor[rows] = weights[rows].sum().clamp(min=1)
-    for rows, size in zip(ours, sizes, strict=True):
-        if rows:
-            whole = weights[rows].sum().clamp(min=1) if loss in BY_TOKENS else size
-            result[rows] = whole / divisor[rows]
+        result[rows] /= tokens[rows].sum().clamp(min=1)
+    for rows in ours:
+        result[rows] *= tokens[rows].sum().clamp(min=1)
     return result
 
 
-def taken(output: dict, rows: list[int]) -> dict:
-    """The rows of every tensor, without the columns that are padding in all of them."""
+def taken(output: dict, rows: list[int], trim: bool = True) -> dict:
+    """The rows of every tensor; with `trim` without the columns that are padding in all of them."""
     part = {
         name: value[rows] if isinstance(value, torch.Tensor) and value.dim() else value
         for name, value in output.items()
     }
-    return trimmed(part) if rows else part
+    return trimmed(part) if rows and trim else part
 
 
 def trimmed(part: dict) -> dict:
-    """Without the columns of prompts on the left and of completions on the right that no row fills.
-
-    Tensors that are laid out in another way, as Unsloth's old log-probabilities are, stay as wide as they are, and with
-    them all others.
-    """
-    if not can_be_trimmed(part):
-        return part
+    """Without the columns of prompts on the left and of completions on the right that no row fills."""
     width = widths(part)
     longest = {name: max(1, int(part[f"{name}_mask"].sum(dim=1).max())) for name in width}
     result = dict(part)
@@ -151,15 +151,21 @@ def trimmed(part: dict) -> dict:
             result[name] = value[:, -longest["prompt"] :]
         elif value.shape[1] == width["completion"]:
             result[name] = value[:, : longest["completion"]]
+        elif name in PACKED:
+            result[name] = value[:, : value.shape[1] - sum(width.values()) + sum(longest.values())]
     return result
 
 
-def can_be_trimmed(part: dict) -> bool:
-    width = widths(part)
-    return all(
-        value.shape[1] in (1, width["prompt" if name.startswith("prompt") else "completion"])
-        for name, value in tables(part)
-    )
+def can_be_trimmed(output: dict) -> bool:
+    """Whether the layout of each tensor of a whole step is known."""
+    width, shortest = widths(output), int(output["prompt_mask"].sum(dim=1).min())
+    for name, value in tables(output):
+        known = {1, width["prompt" if name.startswith("prompt") else "completion"]}
+        if name in PACKED:
+            known.add(sum(width.values()) - shortest)
+        if value.shape[1] not in known:
+            return False
+    return True
 
 
 def widths(part: dict) -> dict[str, int]:

@@ -287,16 +287,16 @@ class Trainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
 
     def _prepare_inputs(self, generation_batch):
-        """TRL's, with passes of our own where a row without an advantage has no gradient: where there is no KL term
-        and no entropy bonus."""
-        if not self.model.training or self.grpo.beta or self.grpo.entropy:
+        """TRL's, with passes of our own where the loss allows it."""
+        loss, kl, unsloth = self.grpo.loss, self.grpo.beta > 0, self.grpo.engine == "unsloth"
+        fixed = self.grpo.entropy or not batches.sums(loss, tokens_of_step=unsloth, kl=kl)
+        if fixed or not self.model.training:
             return super()._prepare_inputs(generation_batch)
         count = self.args.steps_per_generation
         if self._step % (count * self.num_iterations) == 0 or self._buffered_inputs is None:
             output = self._generate_and_score_completions(generation_batch)
-            unsloth = self.grpo.engine == "unsloth"
-            loss, by_rank = self.grpo.loss, ranks.gathered if launch.ranks() > 1 else None
-            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, by_rank=by_rank)
+            by_rank = ranks.gathered if launch.ranks() > 1 else None
+            self._buffered_inputs = batches.passes(output, count, loss, tokens_of_step=unsloth, kl=kl, by_rank=by_rank)
         return self._buffered_inputs[self._step % count]
 
     def compute_loss(self, model, inputs: dict, *arguments, **options):
@@ -304,7 +304,7 @@ class Trainer(GRPOTrainer):
             return batches.nothing(self.model)
         measured = self._metrics["train"]
         before = {name: len(values) for name, values in measured.items()}
-        loss = super().compute_loss(model, inputs, *arguments, **options)
+        loss = super().compute_loss(model, inputs, *arguments, **options) * inputs.get("share", 1.0)
         if not inputs.get("taught", True):  # nothing was measured
             for name, values in measured.items():
                 del values[before.get(name, 0) :]

@@ -170,11 +170,66 @@ def test_no_pass_has_more_rows_than_trls_where_it_would_be_wider_than_they_are(c
     assert [len(part["advantages"]) for part in parts] == [4, 4, 2]
 
 
-def test_tensors_of_another_layout_keep_every_width():
-    """Unsloth's log-probabilities have columns for the padding of prompts as well."""
-    output = step() | {"old_per_token_logps": torch.randn(12, 16)}
+def test_tensors_of_an_unknown_layout_keep_every_width():
+    output = step() | {"old_per_token_logps": torch.randn(12, 15)}
     first, *_ = batches.passes(output, 3, "dapo", tokens_of_step=True)
-    assert [first[name].shape[1] for name in ("prompt_ids", "completion_ids", "old_per_token_logps")] == [7, 12, 16]
+    assert [first[name].shape[1] for name in ("prompt_ids", "completion_ids", "old_per_token_logps")] == [7, 12, 15]
+
+
+def test_log_probabilities_of_rows_that_are_packed_to_the_left_stay_those_of_their_tokens():
+    """Unsloth's have a column for every place from the end of the step's shortest prompt on. From their number it finds a
+    pass's first place."""
+    output = step(dead_group=False)
+    prompts, answers = output["prompt_mask"].sum(1).tolist(), output["completion_mask"].sum(1).tolist()
+    packed = torch.full((12, 12 + 7 - 3), -1.0)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        packed[row, prompt - 3 : prompt - 3 + answer] = 100.0 * row + torch.arange(answer)
+    parts = batches.passes(output | {"ref_per_token_logps": packed}, 3, "dapo", tokens_of_step=True, kl=True)
+    narrower = 0
+    found = []
+    for part in parts:
+        width = part["prompt_ids"].shape[1], part["completion_ids"].shape[1]
+        first = (
+            sum(width) - part["ref_per_token_logps"].shape[1]
+        )  # the place in a packed row that the first column is of
+        for row in range(len(part["advantages"])):
+            prompt, answer = int(part["prompt_mask"][row].sum()), int(part["completion_mask"][row].sum())
+            of_tokens = part["ref_per_token_logps"][row, prompt - first : prompt - first + answer]
+            number = int(of_tokens[0]) // 100
+            assert of_tokens.tolist() == [100.0 * number + k for k in range(answers[number])]
+            found.append(number)
+        narrower += part["ref_per_token_logps"].shape[1] < packed.shape[1]
+    assert sorted(found) == list(range(12)) and narrower
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("make", [step, uneven])
+def test_with_a_kl_term_every_row_has_its_pass_and_the_gradient_is_that_of_trls(trainer, monkeypatch, make, loss):
+    monkeypatch.setattr(trainer, "beta", 0.3)
+    draw = torch.Generator().manual_seed(3)
+    output = make() | {"ref_per_token_logps": -3 * torch.rand(12, 12, generator=draw) - 5}
+    torch.manual_seed(1)
+    parts = batches.passes(output, 3, loss, tokens_of_step=False, kl=True)
+    assert sum(len(part["advantages"]) for part in parts) == 12
+    expected, logged, _ = gradient(trainer, theirs(output, 1), loss)
+    found, logged_too, _ = gradient(trainer, parts, loss)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+    assert logged_too == pytest.approx(logged, rel=1e-5)
+    without, _, _ = gradient(trainer, ours(output, loss, 1), loss)
+    assert (without - expected).norm() > 0.01 * expected.norm(), "rows without an advantage have a part in it"
+
+
+@pytest.mark.parametrize(("loss", "own"), [("dapo", True), ("bnpo", False)])
+def test_with_a_kl_term_a_mean_over_a_passs_tokens_keeps_trls_passes(trainer, monkeypatch, loss, own):
+    output = step() | {"ref_per_token_logps": torch.zeros(12, 12)}
+    monkeypatch.setattr(trainer, "grpo", trainer.grpo.model_copy(update={"beta": 0.1, "loss": loss}))
+    monkeypatch.setattr(trainer, "_generate_and_score_completions", lambda _: output)
+    monkeypatch.setattr(trainer, "_buffered_inputs", None)
+    trainer.model.train()
+    assert ("share" in trainer._prepare_inputs({})) == own
+    if not own:
+        with pytest.raises(ValueError, match="bnpo with a KL term"):
+            batches.passes(output, 3, loss, tokens_of_step=False, kl=True)
 
 
 def test_a_loss_that_is_not_known_to_sum_is_refused():

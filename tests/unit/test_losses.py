@@ -228,6 +228,7 @@ def test_the_entropy_of_zero_that_unsloth_logs_where_it_computes_none_is_left_ou
 
     def loss(self, *_, **__):
         self._metrics["train"]["entropy"].append(0.0)
+        return 0.5
 
     monkeypatch.setattr(GRPOTrainer, "compute_loss", loss)
     params = load(ROOT / "params.yaml", [f"grpo.engine={engine}", f"grpo.entropy={bonus}"])
