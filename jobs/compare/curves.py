@@ -11,7 +11,8 @@ from jobs.common.errors import JobError
 def curves(paths: list[Path]) -> tuple[list[dict], list[str]]:
     """Each file as {name, label, columns}, and in words which cells are gaps. A label tells files of one name apart.
 
-    Errors: JobError naming the file that has no steps or is no CSV file, or line and column of what is no number.
+    Errors: JobError naming the file that is no CSV file or has no steps or nothing beside them, or line and column of
+    what is no number.
     """
     names = Counter(path.stem for path in paths)
     found, said = [], []
@@ -29,7 +30,9 @@ def read(path: Path) -> tuple[dict[str, list[float | None]], dict[str, str]]:
             head, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise JobError(f"{path}: cannot be read as a CSV file ({error})") from None
-    if head and "step" not in head:
+    if not head:
+        raise JobError(f"{path}: is empty, and no learning curve")
+    if "step" not in head:
         raise JobError(f"{path}: has no column `step`")
     columns: dict[str, list[float | None]] = {name: [] for name in head}
     gaps: dict[str, list[str]] = {}
@@ -47,6 +50,10 @@ def read(path: Path) -> tuple[dict[str, list[float | None]], dict[str, str]]:
                 columns[name].append(value if finite else None)
                 if value is not None and not finite:
                     gaps.setdefault(name, []).append(f"step {step:g} ({value})")
+    if not columns["step"]:
+        raise JobError(f"{path}: has no line with a step")
+    if not any(name in gaps or any(value is not None for value in columns[name]) for name in head if name != "step"):
+        raise JobError(f"{path}: has no numbers beside its steps")
     return columns, {name: listed(steps) for name, steps in gaps.items()}
 
 

@@ -145,13 +145,24 @@ def test_other_tasks_than_those_evaluated_are_refused(here):
         run(CURVES)
 
 
-def test_curves_without_steps_or_numbers_are_refused(here):
-    Path("plots/bad.csv").write_text("loss\n1\n")
-    with pytest.raises(JobError, match=r"plots/bad\.csv: has no column `step`"):
-        run(["plots/bad.csv"])
-    Path("plots/bad.csv").write_text("step,loss\n1,high\n")
-    with pytest.raises(JobError, match=r"plots/bad\.csv: line 2: `loss` is 'high', which is no number"):
-        run(["plots/bad.csv"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loss\n1\n", "has no column `step`"),
+        ("step,loss\n1,high\n", "line 2: `loss` is 'high', which is no number"),
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("step,loss\n", "has no line with a step"),
+        ("step,loss\n,1\n\n", "has no line with a step"),
+        ("step\n1\n2\n", "has no numbers beside its steps"),
+        ("step,loss,kl\n1,,\n2\n", "has no numbers beside its steps"),
+    ],
+)
+def test_curves_without_steps_or_numbers_are_refused_and_no_report_is_written(here, text, said):
+    Path("plots/bad.csv").write_text(text)
+    with pytest.raises(JobError, match=rf"plots/bad\.csv: {said}"):
+        run([*CURVES, "plots/bad.csv"])
+    assert not Path("reports").exists()
 
 
 def test_greedy_answers_alone_are_not_compared(here):
@@ -217,8 +228,6 @@ BROKEN = {
              "`step` has no finite number at line 2, line 3"),
     "short": ("step,loss,kl\n1,0.5\n2\n\n3,0.5,0.5\n", {"loss": [0.5, None, 0.5], "kl": [None, None, 0.5]}, None),
     "mark": ("\ufeffstep,loss\n1, 0.5\n", {"loss": [0.5]}, None),
-    "empty": ("", {}, None),
-    "head": ("step,loss\n", {"loss": []}, None),
 }  # fmt: skip
 
 
