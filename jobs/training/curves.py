@@ -58,12 +58,14 @@ def callbacks(
 ) -> "list[TrainerCallback | type[TrainerCallback]]":
     """transformers' own callbacks for these trackers, to be added to a trainer once `trackers` has set them.
 
-    args: the trainer's, which get the run's name. resumed: whether the run goes on at a checkpoint of args.output_dir.
+    args: the trainer's, which get the names of project and run. resumed: whether the run goes on at a checkpoint of
+    args.output_dir.
     Errors: JobError where DVCLive finds a git repository without a commit, which it cannot name.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     if {"wandb", "trackio"} & set(names):
+        args.project = job  # trackio's; W&B has it from WANDB_PROJECT
         args.run_name = run_name(job, Path(str(args.output_dir)), resumed)  # trackio goes on with the run of that name
         os.environ.setdefault("WANDB_RUN_ID", args.run_name)
         os.environ.setdefault("WANDB_RESUME", "allow")

@@ -583,7 +583,7 @@ def save_settings(args: "TrainingArguments", base: Path, out: Path, run: dict) -
     The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
     """
     named = ("dir", "dir_name")
-    trackers = ("report_to", "run_name")
+    trackers = ("report_to", "project", "run_name")
     values = {
         k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k not in trackers
     }

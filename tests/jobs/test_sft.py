@@ -69,6 +69,9 @@ def test_the_loss_of_examples_set_aside_is_measured_after_every_epoch(world, tmp
     name = next(tmp_path.glob(".checkpoints/sft/*/run-name")).read_text()
     [logged] = tmp_path.glob("reports/tracking/wandb/offline-run-*")
     assert logged.name.endswith(name)
+    assert [file.stem for file in tmp_path.glob("reports/tracking/trackio/*.db")] == ["sft"]
+    recorded = json.loads((tmp_path / "models/adapters/sft/trainer.json").read_text())
+    assert not {"report_to", "project", "run_name"} & set(recorded), "no tracker bears on the adapter's files"
     with open(tmp_path / "plots/sft.csv") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["validation_loss"]) for row in rows] == [False, False, True, False, False, True]

@@ -164,6 +164,7 @@ def test_to_a_tracker_a_resumed_run_is_the_run_before_and_one_that_begins_anew_a
         assert [re.sub(r"offline-run-\d+_\d+-", "", found) for found in names] == [first, first, other]
         return
     [file] = Path("reports/tracking/trackio").glob("*.db")
+    assert file.stem == "sft", "the project is the job, as W&B's is"
     rows = sqlite3.connect(file).execute("select run_id, run_name, metrics from metrics order by id").fetchall()
     logged = [(run, json.loads(metrics)["train/global_step"]) for _, run, metrics in rows]
     assert logged == [(first, 1), (first, 2), (first, 3), (first, 3), (first, 4), (other, 1)]
