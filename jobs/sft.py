@@ -14,16 +14,12 @@ Writes  --out         a PEFT adapter, and trainer.json: the settings that the tr
 A killed run resumes at its last checkpoint in .checkpoints/sft.
 """
 
-import contextlib
 import json
 import math
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
@@ -60,14 +56,12 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 @writes("--metrics", "metrics/sft.json", "Metrics of the run.", METRICS)
 @writes("--curve", "plots/sft.csv", "Loss and accuracy by step.", TABLE("step", "loss"))
 def command(params: "Params", base: Path, examples: Path, **outputs: Path) -> None:
-    if not launch.works("sft.processes", params.sft.processes):
-        rows_of(params, base, examples)  # what is wrong is said once, and not by every rank
-        launch.start("sft.processes", params.sft.processes)
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # where trackers and engines talk; the result stands alone
-        result = run(params, base, examples, **outputs)
-    if result is not None:
-        click.echo(json.dumps(result))
+    launch.on_ranks(
+        "sft.processes",
+        params.sft.processes,
+        check=lambda: rows_of(params, base, examples),
+        work=lambda: run(params, base, examples, **outputs),
+    )
 
 
 def run(params: "Params", base: Path, examples: Path, out: Path, metrics: Path, curve: Path) -> dict | None:

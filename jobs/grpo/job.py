@@ -18,16 +18,11 @@ Writes  --out               the adapter (the sum of SFT and GRPO), and trainer.j
 A killed run resumes at its last checkpoint in .checkpoints/grpo. Times per phase go to reports/provenance/grpo.json.
 """
 
-import contextlib
-import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
-
-import click
 
 from jobs.common import answer_format
 from jobs.common.errors import UsageError
@@ -108,14 +103,12 @@ LOGGED = "step", "task_id", "completion", "advantage"  # of a line of --completi
 def command(params: "Params", tasks: Path, validation: Path | None, **paths: Path) -> None:
     if validation is None and params.grpo.validate_every:
         validation = Path(VALIDATION)
-    if not launch.works("grpo.processes", params.grpo.processes):
-        rows_of(params, tasks, validation)  # what is wrong is said once, and not by every rank
-        launch.start("grpo.processes", params.grpo.processes)
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # where trackers and engines talk; the result stands alone
-        result = run(params, tasks=tasks, validation=validation, **paths)
-    if result is not None:
-        click.echo(json.dumps(result))
+    launch.on_ranks(
+        "grpo.processes",
+        params.grpo.processes,
+        check=lambda: rows_of(params, tasks, validation),
+        work=lambda: run(params, tasks=tasks, validation=validation, **paths),
+    )
 
 
 def run(

@@ -9,6 +9,8 @@ On several machines the command is given once on each, over one and the same fol
 MASTER_PORT in its environment (docs/scaling.md).
 """
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -16,9 +18,12 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import click
 
 from jobs.common.errors import JobError, UsageError, one_line
 from jobs.common.files import process_folder
@@ -87,6 +92,23 @@ def works(key: str, processes: int) -> bool:
     if is_rank() and ranks() != processes:
         raise UsageError(f"{key} is {processes}, and this process was started as one of {ranks()} (WORLD_SIZE)")
     return is_rank() or processes == 1
+
+
+def on_ranks(key: str, processes: int, check: Callable[[], object], work: Callable[[], dict | None]) -> None:
+    """Does `work` on every rank, and prints what the first one's gives as JSON.
+
+    key: the param that says `processes`. check: raises what is wrong with the inputs; called before ranks are started, so
+    that it is said once, and not by every one of them. work: gives None on any rank but the first.
+    Errors: those of check, work, `works` and `start`.
+    """
+    if not works(key, processes):
+        check()
+        start(key, processes)
+        return
+    with contextlib.redirect_stdout(sys.stderr):  # where trackers and engines talk; the result stands alone
+        result = work()
+    if result is not None:
+        click.echo(json.dumps(result))
 
 
 def machines(key: str, processes: int) -> Machines:

@@ -48,6 +48,26 @@ def test_one_process_works_itself_and_several_are_started_once(environment):
         launch.works("grpo.processes", 2)
 
 
+def test_the_first_ranks_result_stands_alone_on_stdout_and_inputs_are_checked_before_ranks_start(
+    environment, monkeypatch, capsys
+):
+    called = []
+    monkeypatch.setattr(launch, "start", lambda key, processes: called.append((key, processes)))
+
+    def work() -> dict:
+        print("an engine's banner")
+        return {"loss": 0.5}
+
+    launch.on_ranks("sft.processes", 2, lambda: called.append("checked"), work)
+    assert called == ["checked", ("sft.processes", 2)]
+    assert capsys.readouterr() == ("", ""), "the work is that of the ranks"
+    environment(RANK=0, WORLD_SIZE=2)
+    launch.on_ranks("sft.processes", 2, pytest.fail, work)
+    assert capsys.readouterr() == ('{"loss": 0.5}\n', "an engine's banner\n")
+    launch.on_ranks("sft.processes", 2, pytest.fail, lambda: None)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(("given", "taken"), [(None, "0"), ("3,1", "3"), ("2", "2"), ("", "")])
 def test_one_process_takes_one_card_of_those_it_may_have(environment, monkeypatch, given, taken):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "restored after the test")
