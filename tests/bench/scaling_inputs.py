@@ -18,6 +18,7 @@ GPU = {
 # Set, so that engines can start side by side: GiB of keys and values. 64 answers of the 4B shape fill 5.5.
 TOY_CACHE, BIG_CACHE = 2, 7
 JOBS = [sys.executable, "-m", "jobs"]
+PORT = 29577  # of torchrun; the next one is that of an all-reduce
 LOCK = threading.Lock()  # of results.json, and of what several cases would make
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.plumbing.params import assign, merged, validate
 from jobs.plumbing.yaml12 import read_yaml
-from tests.bench import limited, scaling, scaling_inputs
+from tests.bench import limited, scaling, scaling_grpo, scaling_inputs, scaling_killed, scaling_nodes
 from tests.bench.gpu_jobs import REPO
 
 NCCL = """\
@@ -43,13 +43,16 @@ def test_an_unknown_case_is_refused_before_anything_runs(capsys):
 
 
 def test_what_nccls_channels_go_by():
-    assert scaling.transports(NCCL) == ["NET/Socket/0", "P2P/CUMEM"]
-    assert scaling.transports("nothing of channels") == []
+    assert scaling_nodes.transports(NCCL) == ["NET/Socket/0", "P2P/CUMEM"]
+    assert scaling_nodes.transports("nothing of channels") == []
 
 
 def test_the_hashes_that_ranks_compared_last():
-    assert scaling.last_checked(scaling.CHECKED.findall(LOG)) == {"0": "aa11aa11aa11aa11", "1": "bb11bb11bb11bb11"}
-    assert scaling.last_checked([]) == {}
+    assert scaling_grpo.last_checked(scaling_grpo.CHECKED.findall(LOG)) == {
+        "0": "aa11aa11aa11aa11",
+        "1": "bb11bb11bb11bb11",
+    }
+    assert scaling_grpo.last_checked([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -62,16 +65,16 @@ def test_the_hashes_that_ranks_compared_last():
     ],
 )
 def test_the_step_from_which_two_curves_differ(other, step):
-    assert scaling.first_other("step,loss\n1,0.5\n2,0.4\n", other) == step
+    assert scaling_grpo.first_other("step,loss\n1,0.5\n2,0.4\n", other) == step
 
 
-@pytest.mark.parametrize("shape", scaling.SHAPES)
+@pytest.mark.parametrize("shape", scaling_grpo.SHAPES)
 @pytest.mark.parametrize("kind", ["toy", "4b"])
 def test_each_shape_is_a_batch_that_the_ranks_can_share(kind, shape, tmp_path, monkeypatch):
     """Of the very words that a case gives its job: so many completions in all, whole groups on each rank, valid params."""
     told = {}
     monkeypatch.setattr(limited.Case, "run", lambda self, words, log, **around: told.update(words=words, around=around))
-    monkeypatch.setattr(scaling, "facts_of", lambda folder: {})
+    monkeypatch.setattr(scaling_grpo, "facts_of", lambda folder: {})
     options = scaling.parsed(["--out", "x", "--toy", str(tmp_path), "--big", str(tmp_path), "--work", str(tmp_path)])
     case = limited.Case(f"{kind}-{shape}", tmp_path, 5)
     case.log().write_text("")
@@ -83,7 +86,7 @@ def test_each_shape_is_a_batch_that_the_ranks_can_share(kind, shape, tmp_path, m
         if str(word).startswith("--set="):
             assign(params, word.partition("=")[2])
     settings = validate(params, "the bench's params").grpo
-    ranks, completions = scaling.SHAPES[shape]
+    ranks, completions = scaling_grpo.SHAPES[shape]
     assert settings.batch_size * settings.gradient_accumulation == completions
     assert settings.processes == ranks
     assert ("torch.distributed.run" in told["words"]) == (ranks > 1)
@@ -94,11 +97,11 @@ def test_each_shape_is_a_batch_that_the_ranks_can_share(kind, shape, tmp_path, m
     assert ("--draw" in told["words"]) == (kind == "4b")
 
 
-@pytest.mark.parametrize("kind", scaling.AHEAD_STEPS)
+@pytest.mark.parametrize("kind", scaling_grpo.AHEAD_STEPS)
 def test_both_sides_of_sampling_ahead_differ_in_that_alone(kind, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(limited.Case, "run", lambda self, words, log, **around: told.append((words, around)))
-    monkeypatch.setattr(scaling, "facts_of", lambda folder: {"seconds_of_a_step": SECONDS})
+    monkeypatch.setattr(scaling_grpo, "facts_of", lambda folder: {"seconds_of_a_step": SECONDS})
     options = scaling.parsed(["--out", "x", "--toy", str(tmp_path), "--big", str(tmp_path), "--work", str(tmp_path)])
     sections = []
     for staleness in (0, 1):
@@ -142,7 +145,6 @@ def test_a_case_that_fails_is_a_result_and_the_others_go_on(tmp_path, monkeypatc
         case.run([sys.executable, "-c", "print('out of memory'); raise SystemExit(3)"], case.log())
 
     monkeypatch.setattr(scaling, "CASES", {"bad": failing, "good": lambda case, options: {"found": 1}})
-    monkeypatch.setattr(scaling, "ENDED", {name: threading.Event() for name in scaling.CASES})
     options = scaling.parsed(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "bad", "good"])
     options.work.mkdir()
     for group in options.cases:
@@ -152,7 +154,7 @@ def test_a_case_that_fails_is_a_result_and_the_others_go_on(tmp_path, monkeypatc
     assert good["found"] == 1
 
 
-def test_a_run_beside_the_unbroken_one_waits_for_its_end_and_is_told_apart(tmp_path, monkeypatch):
+def test_a_run_beside_the_unbroken_one_waits_for_its_end_and_is_told_apart(tmp_path):
     def made(name: str, loss: str) -> limited.Case:
         case = limited.Case(name, tmp_path, 60)
         (case.folder / "models/adapters/grpo").mkdir(parents=True)
@@ -161,15 +163,13 @@ def test_a_run_beside_the_unbroken_one_waits_for_its_end_and_is_told_apart(tmp_p
         (case.folder / "plots/grpo.csv").write_text(f"step,loss\n1,0.5\n2,{loss}\n")
         return case
 
-    ended = threading.Event()
-    monkeypatch.setitem(scaling.ENDED, "toy-2x64", ended)
     options = scaling.parsed(["--out", "x", "--work", str(tmp_path), "toy-2x64+killed", "nodes"])
     alone = made("nodes", "0.3")
-    assert scaling.beside_unbroken(alone, options) == {"same_as_unbroken": None}
+    assert scaling_grpo.beside_unbroken(alone, options) == {"same_as_unbroken": None}
     case = made("killed", "0.4")
-    threading.Timer(0.2, lambda: (made("toy-2x64", "0.4"), ended.set())).start()
-    assert scaling.beside_unbroken(case, options) == {"same_as_unbroken": True, "other_from_step": None}
-    assert scaling.beside_unbroken(alone, options) == {"same_as_unbroken": False, "other_from_step": "2"}
+    threading.Timer(0.2, lambda: (made("toy-2x64", "0.4"), options.ended["toy-2x64"].set())).start()
+    assert scaling_grpo.beside_unbroken(case, options) == {"same_as_unbroken": True, "other_from_step": None}
+    assert scaling_grpo.beside_unbroken(alone, options) == {"same_as_unbroken": False, "other_from_step": "2"}
 
 
 OUTLIVING = """
@@ -205,7 +205,7 @@ def test_a_rank_is_found_by_its_number(tmp_path):
         while "up" not in case.log(str(number)).read_text():
             time.sleep(0.05)
     try:
-        assert [scaling.rank_in(case, str(number)) for number in (0, 1, 11)] == [rank.pid for rank in ranks]
+        assert [scaling_killed.rank_in(case, str(number)) for number in (0, 1, 11)] == [rank.pid for rank in ranks]
     finally:
         case.end()
         for rank in ranks:
