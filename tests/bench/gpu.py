@@ -6,11 +6,11 @@ Reads   --tokenizer  a folder with the Qwen3 tokenizer      --tasks  data/tasks 
 Writes  --out        table.md, results.json and each job's log; the model and the jobs' outputs go to --work
 
 Every case is a job of its own, as `python -m jobs` runs it, with the committed params.yaml and what CASES sets (fewer
-steps). Peak memory is the card's, sampled by nvidia-smi. The `toy` cases run the smoke run's pipeline by Unsloth or plain
-TRL, with vLLM; after them `losses-toy` and `losses-toy-transformers` take a few steps by every loss, or those that --losses
-names; `levers` runs the toy's GRPO again by each lever of speed; `resume` kills it and lets it go on; `grpo-40gb` and
-`grpo-24gb` leave as many GiB of the card free; `sft-notebook` is plain Unsloth with its notebooks' defaults. Of every GRPO
-case one step is profiled (tests/bench/step.py), into profile-CASE.json.
+steps). Peak memory is the card's, the first one of CUDA_VISIBLE_DEVICES, sampled by nvidia-smi. The `toy` cases run the
+smoke run's pipeline by Unsloth or plain TRL, with vLLM; after them `losses-toy` and `losses-toy-transformers` take a few
+steps by every loss, or those that --losses names; `levers` runs the toy's GRPO again by each lever of speed; `resume` kills
+it and lets it go on; `grpo-40gb` and `grpo-24gb` leave as many GiB of the card free; `sft-notebook` is plain Unsloth with
+its notebooks' defaults. Of every GRPO case one step is profiled (tests/bench/step.py), into profile-CASE.json.
 Results in --out are kept and added to, so the cases may run in several calls.
 """
 

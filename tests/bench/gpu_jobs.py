@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
@@ -30,10 +31,17 @@ def run_logged(words: list, log: Path, folder: Path | None = None, environment: 
 
 
 class Memory(threading.Thread):
-    """The memory in use of each card, at its highest, in GiB."""
+    """The memory in use of each card that a job may have, at its highest, in GiB.
 
-    def __init__(self) -> None:
+    environment: the job's, whose CUDA_VISIBLE_DEVICES says which those are; without it all. `peak` is in its order, so
+    that the first one is the job's own where it takes one.
+    """
+
+    QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.used", "--format=csv,noheader,nounits")
+
+    def __init__(self, environment: Mapping[str, str] = ENVIRONMENT) -> None:
         super().__init__(daemon=True)
+        self.visible = environment.get("CUDA_VISIBLE_DEVICES")
         self.peak: list[float] = []
         self.stopped = threading.Event()
 
@@ -42,13 +50,32 @@ class Memory(threading.Thread):
             self.sample()
 
     def sample(self) -> None:
-        query = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
         try:
-            said = subprocess.run(query, capture_output=True, text=True).stdout.split()
+            done = subprocess.run(self.QUERY, capture_output=True, text=True)
         except FileNotFoundError:  # no card
             return
-        used = [round(int(mib) / 1024, 1) for mib in said]
+        used = used_of(done.stdout, self.visible)
         self.peak = [max(pair) for pair in zip(used, self.peak or used, strict=True)]
+
+
+def used_of(said: str, visible: str | None) -> list[float]:
+    """GiB in use of the cards that `visible` names by number or by the beginning of a UUID, in its order.
+
+    said: by nvidia-smi, a line a card with its number, UUID and MiB in use. As to CUDA, a name that is no card's, and what
+    stands behind it, is none.
+    """
+    cards = [[cell.strip() for cell in line.split(",")] for line in said.splitlines() if line.strip()]
+    if visible is None:
+        return [round(int(mib) / 1024, 1) for _, _, mib in cards]
+    used = []
+    for name in map(str.strip, visible.split(",")):
+        found = [
+            mib for index, uuid, mib in cards if name == index or (name.startswith("GPU-") and uuid.startswith(name))
+        ]
+        if len(found) != 1:
+            break
+        used.append(round(int(found[0]) / 1024, 1))
+    return used
 
 
 def job(
@@ -58,9 +85,9 @@ def job(
     program: tuple = ("-m", "jobs"),
     environment: dict[str, str] | None = None,
 ) -> dict:
-    """Runs one job in `folder`; returns its wall seconds and the first card's peak memory."""
+    """Runs one job in `folder`; returns its wall seconds and the peak memory of the first card that it may have."""
     folder.mkdir(parents=True, exist_ok=True)
-    memory = Memory()
+    memory = Memory(ENVIRONMENT | (environment or {}))
     memory.start()
     began = time.perf_counter()
     run_logged([*program, *words], log, folder, environment)

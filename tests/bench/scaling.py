@@ -25,7 +25,7 @@ that it has started is killed. The machine is to have two cards.
 - `cores`       tests/bench/cores.py; to be run alone
 
 The cases are RANKSxCOMPLETIONS: 1x64, 2x64, 2x128. Of 4b-* and toy-* `adapters` has each rank's hash as the job compared
-them at its last checkpoint. Memory is the cards', sampled by nvidia-smi.
+them at its last checkpoint. Memory is that of a case's own cards, sampled by nvidia-smi.
 """
 
 import argparse

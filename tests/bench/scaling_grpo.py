@@ -11,7 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from tests.bench.gpu_jobs import Memory, draw_rewards
+from tests.bench.gpu_jobs import ENVIRONMENT, Memory, draw_rewards
 from tests.bench.limited import Case
 from tests.bench.scaling_inputs import BIG_CACHE, TOY_CACHE, big_inputs, flags, sha256_of, toy_inputs
 
@@ -75,11 +75,11 @@ def by_fifths(curve: str) -> dict[str, list[float]]:
 
 
 def grpo(case: Case, inputs: dict[str, Path], settings: list[str], ranks: int, card: str, *how: str) -> dict:
-    """One GRPO run: its steps, the memory of each card, the adapter as each rank had it. card: those of a single rank."""
+    """One GRPO run: its steps, the memory of its cards, the adapter as each rank had it. card: those of a single rank."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks > 1 else []
     program = [sys.executable, *torchrun, Path(__file__).resolve(), *how]
     around = {"CUDA_VISIBLE_DEVICES": card} if ranks == 1 else {}
-    memory = Memory()
+    memory = Memory(ENVIRONMENT | around)
     memory.start()
     try:
         case.run([*program, *grpo_words(inputs, settings)], case.log(), **around)
