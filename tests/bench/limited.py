@@ -56,15 +56,18 @@ class Case:
         self.wait(self.start(words, log, folder, **around), log)
 
     def processes(self) -> dict[int, str]:
-        """What it has started, whoever started it, by number; a sandbox's by the command, which names the folder."""
+        """What it has started, whoever started it, by number; a sandbox's by the command, which names the folder.
+
+        A shell that has started this process may name the folder as well, and is left out.
+        """
         found, mark = {}, "=".join(self.mark).encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes()
                 if words and (mark in (entry / "environ").read_bytes() or str(self.folder).encode() in words):
                     found[int(entry.name)] = words.decode(errors="replace").replace("\0", " ")[:100]
-        found.pop(os.getpid(), None)
-        return found
+        above = ancestry()
+        return {pid: words for pid, words in found.items() if pid not in above}
 
     def settled(self, seconds: float = 3.0) -> list[str]:
         """The commands that still run so long after the case's last word."""
@@ -81,6 +84,16 @@ class Case:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+
+
+def ancestry() -> set[int]:
+    """The numbers of this process and of all above it."""
+    found, pid = set(), os.getpid()
+    while pid:
+        found.add(pid)
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(status.split("\nPPid:")[1].split()[0])
+    return found
 
 
 def tail(log: Path, lines: int = 12) -> str:

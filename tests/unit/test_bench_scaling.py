@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -195,6 +196,20 @@ def test_when_its_time_is_over_a_case_ends_what_it_has_started_in_other_sessions
     case.end()
     assert process.wait(10) == -signal.SIGKILL
     assert case.settled(10.0) == []
+
+
+def test_the_shell_that_runs_a_bench_is_no_process_of_its_cases(tmp_path):
+    bench = f"""
+from pathlib import Path
+from tests.bench.limited import Case
+case = Case("one", Path({str(tmp_path)!r}), 60)
+case.run(["true"], case.log())
+print(case.settled(0.0))
+case.end()"""
+    shell = f'python -c "$BENCH"; echo "see {tmp_path}/one"'
+    around = os.environ | {"BENCH": bench, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", shell], cwd=REPO, env=around, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"[]\nsee {tmp_path}/one\n"), done.stderr
 
 
 def test_a_rank_is_found_by_its_number(tmp_path):
