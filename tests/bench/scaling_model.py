@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.bench.smoke_spread import marked  # noqa: E402
+from tests.bench.smoke_spread_pages import marked  # noqa: E402
 
 CARDS = (1, 2, 4, 8, 16, 32, 64)
 FLOOR = 0.8

@@ -6,19 +6,21 @@ import pytest
 
 from jobs.common.files import read_json, write_json
 from tests.bench import smoke_spread as spread
+from tests.bench import smoke_spread_pages as told
+from tests.bench import smoke_spread_run as one_run
 
 
 def measured(kernels="own", seed=0, base=0.4, sft=0.7, grpo=1.0, low=0.1, established=1):
     step = {"mean": 0.3, "low": low, "high": 0.4, "established": established}
     return {
         "kernels": kernels,
-        "seed": spread.settings(seed)["seed"],
-        "params": spread.params_of(seed),
+        "seed": one_run.settings(seed)["seed"],
+        "params": one_run.params_of(seed),
         "threads": 2,
         "machine": "a processor",
         "date": "2026-01-01",
         "pass@1": {"base": base, "sft": sft, "grpo": grpo},
-        "steps": dict.fromkeys(spread.STEPS, step),
+        "steps": dict.fromkeys(one_run.STEPS, step),
     }
 
 
@@ -38,32 +40,32 @@ def made(monkeypatch):
 
 @pytest.mark.parametrize("name", ["README.md", "docs/toy.md"])
 def test_the_pages_tables_are_what_the_kept_results_say(name):
-    page = spread.ROOT / name
+    page = one_run.ROOT / name
     text = page.read_text()
-    assert spread.marked(text, spread.pages(read_json(spread.RESULTS)["runs"])[page]) == text
+    assert told.marked(text, told.pages(read_json(told.RESULTS)["runs"])[page]) == text
 
 
 def test_the_kept_results_are_of_the_smoke_runs_params():
-    runs = read_json(spread.RESULTS)["runs"]
+    runs = read_json(told.RESULTS)["runs"]
     assert runs
-    first = spread.settings(0)["seed"]
+    first = one_run.settings(0)["seed"]
     for one in runs:
-        assert one["params"] == spread.params_of(one["seed"] - first), (one["kernels"], one["seed"])
+        assert one["params"] == one_run.params_of(one["seed"] - first), (one["kernels"], one["seed"])
 
 
 def test_each_step_stands_in_its_own_column_in_whatever_order_it_was_kept():
     one = measured()
-    for number, pair in enumerate(spread.STEPS):
+    for number, pair in enumerate(one_run.STEPS):
         one["steps"][pair] = {"mean": 0.1 + number, "low": 0.0, "high": 1.0}
     one["steps"] = dict(reversed(one["steps"].items()))
-    head, _, row = spread.by_run([one])
+    head, _, row = told.by_run([one])
     cells = {name.strip(): cell.split() for name, cell in zip(head.split("|"), row.split("|"), strict=True)}
     assert (cells["SFT - base"][0], cells["GRPO - SFT"][0]) == ("+0.100", "+1.100")
 
 
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="marks"):
-        spread.marked("a page", "a table")
+        told.marked("a page", "a table")
 
 
 def test_finished_runs_are_not_made_again(tmp_path, made):
@@ -85,10 +87,10 @@ def test_a_finished_run_by_other_settings_is_refused(tmp_path, made, other):
 
 
 def test_a_folder_by_other_params_is_refused(tmp_path):
-    folder = spread.prepare(tmp_path / "own-0", 0)
-    spread.prepare(folder, 0)
+    folder = one_run.prepare(tmp_path / "own-0", 0)
+    one_run.prepare(folder, 0)
     with pytest.raises(SystemExit, match="other params"):
-        spread.prepare(folder, 1)
+        one_run.prepare(folder, 1)
 
 
 def test_runs_are_made_side_by_side_and_one_that_fails_leaves_the_others(tmp_path, made, monkeypatch):
@@ -97,7 +99,7 @@ def test_runs_are_made_side_by_side_and_one_that_fails_leaves_the_others(tmp_pat
     def run(out, data, kernels, seed, threads):
         both.wait()
         if kernels == "avx2":
-            raise spread.Failed("avx2-0: `jobs base` ended with 1")
+            raise one_run.Failed("avx2-0: `jobs base` ended with 1")
         return measured(kernels, seed)
 
     monkeypatch.setattr(spread, "run", run)
@@ -108,36 +110,36 @@ def test_runs_are_made_side_by_side_and_one_that_fails_leaves_the_others(tmp_pat
 
 def test_what_is_not_as_it_should_be_is_told():
     good = measured()
-    assert spread.faults([good, measured(base=0.47)]) == []
-    assert spread.faults([good, measured(base=0.49)]) == ["base: the widest difference is 0.090, more than 0.08"]
-    assert spread.faults([measured(grpo=0.89)]) == ["own, seed 3407: GRPO is below 0.9"]
+    assert told.faults([good, measured(base=0.47)]) == []
+    assert told.faults([good, measured(base=0.49)]) == ["base: the widest difference is 0.090, more than 0.08"]
+    assert told.faults([measured(grpo=0.89)]) == ["own, seed 3407: GRPO is below 0.9"]
     for step in ({"established": 0}, {"low": 0.0}):
-        assert spread.faults([measured(**step)]) == [
+        assert told.faults([measured(**step)]) == [
             "own, seed 3407: SFT - base is not established",
             "own, seed 3407: GRPO - SFT is not established",
         ]
 
 
 def test_a_job_takes_the_kernels_and_threads_of_its_run_whatever_the_caller_has_set(tmp_path, monkeypatch):
-    for name in spread.PINS | {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}:
+    for name in one_run.PINS | {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}:
         monkeypatch.setenv(name, "outside")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     found = []
 
     def run(command, env, **options):
         found.append(env)
-        return spread.subprocess.CompletedProcess(command, 0)
+        return one_run.subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(spread.subprocess, "run", run)
-    for kernels in spread.KERNELS.values():
-        spread.job(tmp_path, "models/base", ("base",), 2, kernels)
-    for env, kernels in zip(found, spread.KERNELS.values(), strict=True):
-        assert {name: env[name] for name in spread.PINS & env.keys()} == kernels
+    monkeypatch.setattr(one_run.subprocess, "run", run)
+    for kernels in one_run.KERNELS.values():
+        one_run.job(tmp_path, "models/base", ("base",), 2, kernels)
+    for env, kernels in zip(found, one_run.KERNELS.values(), strict=True):
+        assert {name: env[name] for name in one_run.PINS & env.keys()} == kernels
         assert (env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) == ("2", "")
-        assert env["PYTHONPATH"].split(spread.os.pathsep) == [str(spread.ROOT), "/elsewhere"]
+        assert env["PYTHONPATH"].split(one_run.os.pathsep) == [str(one_run.ROOT), "/elsewhere"]
 
 
 def test_a_job_that_fails_names_its_log(tmp_path):
-    with pytest.raises(spread.Failed, match=r"`jobs no-such-job` ended with \d+, see .*made\.log"):
-        spread.job(tmp_path, "made", ("no-such-job",), 1, {})
+    with pytest.raises(one_run.Failed, match=r"`jobs no-such-job` ended with \d+, see .*made\.log"):
+        one_run.job(tmp_path, "made", ("no-such-job",), 1, {})
     assert "no-such-job" in (tmp_path / "made.log").read_text()
