@@ -6,7 +6,8 @@
 
 \b
 Reads   --curve         the curve that the run writes after every step
-        --completions   logged answers of a run that has ended; of one that goes on, those beside its checkpoints are read
+        --completions   logged answers; without it those beside the latest run's checkpoints, or where these are gone
+                        data/grpo/completions.jsonl
 
 \b
 Keys    n, p    the next and the previous answer          t   the next task
@@ -16,8 +17,8 @@ It only reads, so it can come and go. Answers are a model's: what is no printabl
 """
 
 import contextlib
-import csv
 import itertools
+import math
 import select
 import sys
 import termios
@@ -33,12 +34,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from jobs.common.curves import read_curve
 from jobs.common.errors import JobError
-from jobs.common.files import read_jsonl
+from jobs.common.files import numbered_jsonl
 from jobs.plumbing.checkpoint import ROOT
 from jobs.plumbing.cli import exit_codes
 
 BARS = "▁▂▃▄▅▆▇█"
+GAP = "×"
+LOGGED = Path("data/grpo/completions.jsonl")
 WIDTH = 40  # of a curve, in characters
 REFRESH = 1.0  # seconds between two looks at the files
 FILTERS = ("all", "passed", "not passed")
@@ -46,11 +50,9 @@ FILTERS = ("all", "passed", "not passed")
 
 @click.command(name="watch", help=__doc__)
 @click.option("--curve", type=click.Path(path_type=Path), default="plots/grpo.csv", show_default=True)
-@click.option(
-    "--completions", type=click.Path(path_type=Path), default="data/grpo/completions.jsonl", show_default=True
-)
+@click.option("--completions", type=click.Path(path_type=Path), help="Show these answers alone.")
 @click.option("--once", is_flag=True, help="Print one picture and stop.")
-def command(curve: Path, completions: Path, once: bool) -> None:
+def command(curve: Path, completions: Path | None, once: bool) -> None:
     with exit_codes():
         view = View(curve, completions)
         if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -62,7 +64,7 @@ def command(curve: Path, completions: Path, once: bool) -> None:
 class View:
     """What is shown: the files as they are now, and the answer that was paged to."""
 
-    def __init__(self, curve: Path, completions: Path) -> None:
+    def __init__(self, curve: Path, completions: Path | None) -> None:
         self.curve, self.completions = curve, completions
         self.at, self.filter = 0, 0
 
@@ -88,12 +90,13 @@ class View:
         return rows
 
     def files(self) -> list[Path]:
-        running = sorted((ROOT / "grpo").glob("*/completions-*.jsonl"))
-        return running or ([self.completions] if self.completions.is_file() else [])
+        if self.completions:
+            return [self.completions]
+        return latest(ROOT / "grpo") or [LOGGED]
 
     def picture(self, height: int) -> Group:
         rows = steps(self.curve)
-        parts = [curves(rows, str(self.curve))]
+        parts = [curves(rows, self.curve)]
         room = max(4, height - 8 - (len(rows[-1]) if rows else 0))
         found = self.answers()
         if found:
@@ -104,44 +107,74 @@ class View:
         return Group(*parts, Text("n next  p previous  t next task  f filter  q quit", style="dim"))
 
 
+def latest(room: Path) -> list[Path]:
+    """The files of answers of the run that has written last: another run's checkpoints may lie beside its own."""
+    found: dict[Path, float] = {}
+    for path in room.glob("*/completions-*.jsonl"):
+        with contextlib.suppress(OSError):  # gone since
+            found[path] = path.stat().st_mtime
+    if not found:
+        return []
+    newest = max(found, key=found.__getitem__).parent
+    return sorted(path for path in found if path.parent == newest)
+
+
 def whole(path: Path) -> list[dict]:
-    """The file's rows; none where it goes away while it is read, as with a run's checkpoints."""
+    """The file's rows; none where it is not there, or goes away while it is read, as with a run's checkpoints.
+
+    Errors: JobError naming file, line and key of what `grpo` does not write.
+    """
     try:
-        return read_jsonl(path)
+        rows = numbered_jsonl(path)
     except (JobError, OSError):
+        if path.exists():
+            raise
         return []
+    for line, row in rows:
+        for key, kind in (("step", int), ("task_id", str), ("completion", str)):
+            if not isinstance(row.get(key), kind):
+                raise JobError(f"{path}: line {line} has no `{key}`, as `grpo` writes it")
+    return [row for _, row in rows]
 
 
-def steps(path: Path) -> list[dict[str, str]]:
-    """The rows of a curve. Errors: JobError for a file that is none."""
-    if not path.is_file():
+def steps(path: Path) -> list[dict[str, float | None]]:
+    """The rows of a curve that have a step; none before the first one. Errors: JobError for a file that is no curve."""
+    try:
+        _, rows = read_curve(path)
+    except JobError:
+        if path.exists():
+            raise
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and "step" not in rows[0]:
-        raise JobError(f"{path}: has no column `step`")
-    return rows
+    return [row for row in rows if row.get("step") is not None]
 
 
-def curves(rows: list[dict[str, str]], name: str) -> Panel:
+def curves(rows: list[dict[str, float | None]], path: Path) -> Panel:
     """A line for each column: the last value, and the course of all of them."""
     if not rows:
-        return Panel(Text("no step yet"), title=Text(name))
+        return Panel(Text("no step yet" if path.exists() else "not there yet"), title=Text(str(path)))
     table = Table.grid(padding=(0, 2))
     for column in rows[0]:
-        values = [float(row[column]) for row in rows if row[column]]
+        values = [value for row in rows if (value := row[column]) is not None]
         if column != "step" and values:
             table.add_row(Text(column), Text(f"{values[-1]:.4g}", justify="right"), Text(sparkline(values)))
-    return Panel(table, title=Text(f"{name}: step {rows[-1]['step']}"))
+    return Panel(table, title=Text(f"{path}: step {rows[-1]['step']:.12g}"))
 
 
 def sparkline(values: list[float]) -> str:
-    """Means of at most WIDTH equal parts of the values, as bars between the least and the greatest of them."""
+    """Means of at most WIDTH equal parts of the values, as bars between the least and the greatest of them; GAP for a
+    part with NaN or infinity."""
     count = min(WIDTH, len(values))
     edges = [i * len(values) // count for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for mean in means)
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+
+    def bar(mean: float) -> str:
+        if not math.isfinite(mean):
+            return GAP
+        return BARS[round((mean / 2 - low / 2) / (high / 2 - low / 2) * (len(BARS) - 1)) if high > low else 0]
+
+    return "".join(map(bar, means))
 
 
 def answer(row: dict, at: int, count: int, chosen: str, height: int) -> Panel:

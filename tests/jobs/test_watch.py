@@ -1,5 +1,6 @@
 """watch: curves and answers of a run that goes on, printed once and paged through in a real terminal."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,12 +47,65 @@ def test_one_picture_without_a_terminal(run):
 def test_before_the_first_step_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(command, ["--once"])
-    assert "no step yet" in done.output
+    assert "plots/grpo.csv" in done.output and "not there yet" in done.output
     assert "no answers logged yet" in done.output
-    Path("odd.csv").write_text("a,b\n1,2\n")
+    Path("odd.csv").write_text("step,loss\n")
+    assert "no step yet" in CliRunner().invoke(command, ["--once", "--curve", "odd.csv"]).output
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b\n1,2\n", "has no column `step`"),
+        (b"step,loss\n1,high\n", "line 2: `loss` is 'high', which is no number"),
+        (b"step,loss\n1,2,3\n", "line 2 has 3 cells, and the header 2"),
+        (b"step,loss\n1,\xff\n", "cannot be read as a CSV file"),
+    ],
+)
+def test_what_is_no_curve_is_one_line_that_names_it(tmp_path, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    Path("odd.csv").write_bytes(content)
     done = CliRunner().invoke(command, ["--once", "--curve", "odd.csv"])
-    assert done.exit_code == 1
-    assert "odd.csv: has no column `step`" in done.output
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert f"error: odd.csv: {said}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nonsense", "line 2 is not valid JSON"),
+        ('{"step": "1", "task_id": "T/1", "completion": "x"}', "line 2 has no `step`"),
+        ('{"step": 1, "task_id": "T/1", "answer": "x"}', "line 2 has no `completion`"),
+    ],
+)
+def test_what_are_no_logged_answers_is_one_line_that_names_them(run, line, said):
+    write_jsonl(Path("own.jsonl"), ANSWERS[:1])
+    with open("own.jsonl", "a") as file:
+        file.write(line + "\n")
+    done = CliRunner().invoke(command, ["--once", "--completions", "own.jsonl"])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert f"error: own.jsonl: {said}" in done.output
+
+
+def test_a_run_that_diverges_is_shown_with_what_it_has_come_to(run):
+    Path("plots/grpo.csv").write_text("step,loss,kl\n1,0.5,nan\n2,1e999,nan\n3,0.25,\n4,nan,nan\n")
+    done = CliRunner().invoke(command, ["--once"])
+    assert done.exit_code == 0, done.output
+    shown = {
+        words[1]: words[2:4] for words in map(str.split, done.output.splitlines()) if words[1:2] in (["loss"], ["kl"])
+    }
+    assert shown == {"loss": ["nan", "█×▁×"], "kl": ["nan", "×××"]}
+
+
+def test_answers_that_are_named_and_else_those_of_the_latest_run_are_shown(run):
+    write_jsonl(Path("own.jsonl"), [ANSWERS[0] | {"completion": "mine"}])
+    assert shown(View(Path("plots/grpo.csv"), Path("own.jsonl"))) == "mine"
+    earlier = Path(".checkpoints/grpo/4567/completions-000009.jsonl")
+    write_jsonl(earlier, [ANSWERS[0] | {"completion": "earlier", "step": 9}])
+    os.utime(earlier, (1, 1))
+    assert [row["completion"] for row in View(Path("plots/grpo.csv"), None).answers()] == [
+        row["completion"] for row in (*ANSWERS[1:], ANSWERS[0])
+    ]
 
 
 def shown(view):
@@ -60,7 +114,7 @@ def shown(view):
 
 
 def test_pages_tasks_and_filters(run):
-    view = View(Path("plots/grpo.csv"), Path("none.jsonl"))
+    view = View(Path("plots/grpo.csv"), None)
     seen = [shown(view)]
     for key in ("n", "n", "p", "t", "t", "f", "f", "n", "f", "p", "x", ""):
         view.press(key)
