@@ -57,7 +57,8 @@ def explain(error: Any, known: list[str]) -> str:
         case "missing":
             said = "is missing; the repository's params.yaml has it with an explanation"
         case "extra_forbidden":
-            near = difflib.get_close_matches(name, known, 1)
+            short = [key for key in known if "".join(part[:1] for part in key.split("_")) == name]  # lr: learning_rate
+            near = short or difflib.get_close_matches(name, known, 1)
             kept = f" (did you mean {near[0]}?)" if near else ""
             said = f"is unknown{kept}; its value is {shown(value, name)}"
         case "invalid_key":

@@ -250,6 +250,8 @@ def test_written_params_are_read_back():
         ("tasks.timeout.floor=0.01", ["0.01", "at least 0.1"]),
         ("tasks.timeout.factor=2", ["2", "at least 10"]),
         ("grpo.step=5", ["grpo.step", "did you mean steps?", "5"]),
+        ("sft.lr=5", ["sft.lr", "did you mean learning_rate?"]),
+        ("grpo.bs=5", ["grpo.bs", "did you mean batch_size?"]),
         ("grpo=5", ["grpo", "a section of keys"]),
         ("distill.reasoning_characters=[9, 2]", ["9", "2"]),
         ("distill.model=two words", ['"two words"']),
