@@ -58,6 +58,8 @@ def load(folders: Sequence[Path], named: Mapping[str, Sequence[Path]]) -> list[E
         # One that has lost a file is an error. A hidden one is a job's, which was killed or is not done yet.
         marks = (path for name in ("settings.json", "results-*.jsonl") for path in folder.glob(f"[!.]*/{name}"))
         paths = sorted({path.parent for path in marks})
+        if not paths and (folder / "settings.json").exists():
+            raise UsageError(f"--evaluations: {folder} is one evaluation; name the folder that holds it, or use --runs")
         if not paths:
             raise UsageError(f"--evaluations: {folder} holds no evaluations")
         found += [read(path, number) for path in paths]

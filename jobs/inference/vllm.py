@@ -20,6 +20,7 @@ from jobs.weights.model import require_whole
 from jobs.weights.tokenizer import ids_of, load_tokenizer
 
 SEQUENCES = 512  # decoded at once, at most
+ELSEWHERE = "it is in the image `train` and wants a GPU: elsewhere set evaluate.engine to transformers"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what the engine's kernels are built for; a rank runs in the next one
 
 
@@ -63,7 +64,7 @@ def load(
         from vllm import LLM
         from vllm.lora.request import LoRARequest
     except ImportError as error:
-        raise UsageError(f"evaluate.engine: vllm cannot be imported here ({error})") from None
+        raise UsageError(f"evaluate.engine: vllm cannot be imported here ({error}); {ELSEWHERE}") from None
 
     options: dict = {}
     lora = None

@@ -176,6 +176,9 @@ def test_greedy_answers_alone_are_not_compared(here):
 def test_no_evaluations_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="holds no evaluations"):
         load([tmp_path], {})
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(UsageError, match="is one evaluation; name the folder that holds it"):
+        load([tmp_path], {})
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 5])

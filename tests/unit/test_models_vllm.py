@@ -139,7 +139,9 @@ def test_errors(calls, tmp_path, monkeypatch):
     with pytest.raises(JobError, match="abort"):
         engine.load(tmp_path)(["a"], Sampling(max_tokens=5))
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UsageError, match=r"evaluate\.engine: vllm cannot be imported"):
+    with pytest.raises(
+        UsageError, match=r"evaluate\.engine: vllm cannot be imported.*set evaluate\.engine to transformers"
+    ):
         engine.load(tmp_path)
 
 
