@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_each_tracker_of_the_lock_writes_what_a_run_logs_as_it_goes(monkeypatch,
     alone(name, monkeypatch, tmp_path)
     apart(track, name)
     assert {path.name for path in tmp_path.iterdir()} <= {"reports", "out"}, "a tracker writes beside its folder"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio", "dvc"])
+def test_the_command_that_shows_what_a_tracker_wrote_begins(name):
+    """All four of docs/grpo.md: a package of the lock's may lack what its command alone imports."""
+    program = Path(sys.executable).parent / name
+    if not program.exists():
+        pytest.skip(f"{name} is not installed")
+    done = subprocess.run([program, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def apart(function, *arguments) -> None:
