@@ -148,7 +148,8 @@ def test_a_base_model_and_tasks_of_ones_own(tmp_path):
     assert record_of(box / "models/base")["source"]["folder"] == "my_base"
     measured = read_json(box / "metrics/evaluate-grpo-cot.json")
     assert {"humaneval", "mbpp"} <= measured.keys()
-    assert "evaluate-grpo-cot.json" in walked
+    assert '"statements"' in walked and "On humaneval" in walked
+    assert (box / "reports/compare.html").is_file()
 
 
 def test_three_seeds_by_two_losses(box):
