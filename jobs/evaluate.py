@@ -30,7 +30,7 @@ from jobs.common.errors import JobError, UsageError
 from jobs.common.files import read_json, replace_dir, sha256, write_json, write_jsonl, write_metrics
 from jobs.plumbing.cli import job, log, reads, writes
 from jobs.plumbing.delegate import delegate
-from jobs.plumbing.outputs import FOLDER, METRICS, require_outputs
+from jobs.plumbing.outputs import FOLDER, METRICS
 from jobs.scoring.judge import score
 from jobs.scoring.metrics import summary
 
@@ -134,6 +134,15 @@ def scored(
     return metrics
 
 
+def place(samples: Path | None, model: Path | None, adapter: Path | None, mode: str | None, **_: object) -> Path:
+    """Where the results go unless --out says otherwise. Errors: UsageError."""
+    if samples is not None and model is None:
+        return Path("data/evaluations") / samples.name
+    if model is not None and samples is None:
+        return Path("data/evaluations") / f"{(adapter or model).stem}-{mode or 'cot'}"
+    raise UsageError("give either --model or --samples")
+
+
 @job("evaluate", "sandbox")
 @reads("--samples", None, "Samples to score: what `sample` or an earlier `evaluate` wrote.")
 @reads("--model", None, "A model folder or GGUF file to sample first.")
@@ -141,7 +150,7 @@ def scored(
 @click.option("--mode", type=click.Choice(MODES), help="How to sample --model.  [default: cot]")
 @click.option("--benchmark", "names", multiple=True, metavar="NAME", help="Instead of evaluate.benchmarks; repeatable.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
-@writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]", FOLDER)
+@writes("--out", None, "Folder of samples and results.  [default: data/evaluations/MODEL-MODE]", FOLDER, place)
 @writes("--metrics", None, "Metrics; without it they are only printed.", METRICS)
 def command(
     params: "Params",
@@ -151,16 +160,8 @@ def command(
     mode: str | None,
     names: tuple[str, ...],
     benchmarks_dir: Path,
-    out: Path | None,
+    out: Path,
     metrics: Path | None,
 ) -> None:
-    if samples is not None and model is None:
-        out = out or Path("data/evaluations") / samples.name
-    elif model is not None and samples is None:
-        out = out or Path("data/evaluations") / f"{(adapter or model).stem}-{mode or 'cot'}"
-    else:
-        raise UsageError("give either --model or --samples")
-    inputs = {"--model": model, "--adapter": adapter, "--samples": samples, "--benchmarks-dir": benchmarks_dir}
-    require_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
     found = run(params, samples, model, adapter, mode, list(names), benchmarks_dir, out, metrics)
     click.echo(json.dumps(found, indent=2))

@@ -30,7 +30,7 @@ from jobs.common.benchmarks import read_benchmarks
 from jobs.common.errors import UsageError
 from jobs.common.files import replace_dir
 from jobs.plumbing.cli import job, reads, writes
-from jobs.plumbing.outputs import FOLDER, require_outputs
+from jobs.plumbing.outputs import FOLDER
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -86,6 +86,13 @@ def repaired(
     return draw(params, model, adapter, first, read_benchmarks(folder, names), folder, name)
 
 
+def place(model: Path, adapter: Path | None, mode: str | None, repair: Path | None, **_: object) -> Path:
+    """Where the samples go unless --out says otherwise. Errors: UsageError."""
+    if repair and mode:
+        raise UsageError("give either --mode or --repair")
+    return Path("data/samples") / f"{(adapter or model).stem}-{'repair' if repair else mode or 'cot'}"
+
+
 @job("evaluate")
 @reads("--model", None, "A model folder or GGUF file.", required=True)
 @reads("--adapter", None, "A PEFT adapter on top of --model.")
@@ -93,7 +100,7 @@ def repaired(
 @reads("--repair", None, "An evaluation whose failed answers are to be repaired.")
 @click.option("--benchmark", "names", multiple=True, metavar="NAME", help="Instead of evaluate.benchmarks; repeatable.")
 @reads("--benchmarks-dir", "data/tasks", "Folder of the benchmarks.")
-@writes("--out", None, "Folder of samples.  [default: data/samples/MODEL-MODE]", FOLDER)
+@writes("--out", None, "Folder of samples.  [default: data/samples/MODEL-MODE]", FOLDER, place)
 def command(
     params: "Params",
     model: Path,
@@ -102,12 +109,7 @@ def command(
     repair: Path | None,
     names: tuple[str, ...],
     benchmarks_dir: Path,
-    out: Path | None,
+    out: Path,
 ) -> None:
-    if repair and mode:
-        raise UsageError("give either --mode or --repair")
-    out = out or Path("data/samples") / f"{(adapter or model).stem}-{'repair' if repair else mode or 'cot'}"
-    inputs = {"--model": model, "--adapter": adapter, "--benchmarks-dir": benchmarks_dir, "--repair": repair}
-    require_outputs({flag: path for flag, path in inputs.items() if path}, {"--out": (out, FOLDER)})  # its default too
     chosen = list(names) or params.evaluate.benchmarks
     click.echo(json.dumps(run(params, model, adapter, mode or "cot", chosen, benchmarks_dir, out, repair), indent=2))

@@ -36,19 +36,28 @@ def start(default: str | None) -> dict[str, Any]:
 
 
 class Output(click.Option):
-    """An option naming an output of a kind (`plumbing.outputs`), which says what it may take the place of."""
+    """An option naming an output of a kind (`plumbing.outputs`), which says what it may take the place of.
 
-    def __init__(self, param_decls: Sequence[str], *, kind: Kind, **options) -> None:
+    place: gives its default of the command's other options. It is called in any case, and raises UsageError for options
+    that do not go together.
+    """
+
+    def __init__(
+        self, param_decls: Sequence[str], *, kind: Kind, place: Callable[..., Path] | None = None, **options
+    ) -> None:
         super().__init__(param_decls, metavar="OUT", **options)
-        self.kind = kind
+        self.kind, self.place = kind, place
 
 
-def writes(flag: str, default: str | None, text: str, kind: Kind, **options) -> Callable:
+def writes(
+    flag: str, default: str | None, text: str, kind: Kind, place: Callable[..., Path] | None = None, **options
+) -> Callable:
     """An option naming an output; its place is checked before the job starts."""
     return click.option(
         flag,
         cls=Output,
         kind=kind,
+        place=place,
         type=click.Path(path_type=Path),
         show_default=True,
         help=text,
@@ -133,6 +142,10 @@ def job(*sections: str) -> Callable:
                 if print_params:
                     click.echo(json.dumps(loaded.model_dump(include=included(sections)), indent=2, sort_keys=True))
                     return
+                for option in click.get_current_context().command.params:
+                    if isinstance(option, Output) and option.place:
+                        default = option.place(**options)
+                        options[option.name or ""] = options[option.name or ""] or default
                 inputs, outputs = checked_paths(click.get_current_context(), options, params)
                 if "dry_run" in inspect.signature(function).parameters:
                     options["dry_run"] = dry_run  # a job with a dry run of its own

@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from jobs import evaluate, sample
 from jobs.__main__ import JOBS
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,30 @@ def test_dry_run_says_what_would_be_read_and_written_and_writes_nothing(job, out
     )
     assert f'"{out}"' in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sample --model models/base", '"--out": "data/samples/base-cot"'),
+        ("sample --model models/base --adapter adapters/sft --mode plain", '"--out": "data/samples/sft-plain"'),
+        ("sample --model models/base --repair samples/base-cot", '"--out": "data/samples/base-repair"'),
+        ("sample --model models/base --out own", '"--out": "own"'),
+        ("sample --model models/base --repair samples/base-cot --mode cot --out own", "give either --mode or --repair"),
+        ("evaluate --model models/base", '"--out": "data/evaluations/base-cot"'),
+        ("evaluate --samples samples/base-cot", '"--out": "data/evaluations/base-cot"'),
+        ("evaluate --out own", "give either --model or --samples"),
+    ],
+)
+def test_an_output_whose_place_hangs_on_other_flags_is_in_the_dry_run_too(line, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models/base", "adapters/sft", "samples/base-cot", "data/tasks"):
+        Path(folder).mkdir(parents=True)
+    name, *flags = line.split()
+    command = {"sample": sample.command, "evaluate": evaluate.command}[name]
+    done = CliRunner().invoke(command, [*flags, "--dry-run", "--params", str(ROOT / "params.yaml")])
+    assert said in done.output
+    assert done.exit_code == (2 if said.startswith("give") else 0)
 
 
 def test_an_unknown_job_is_bad_usage():
