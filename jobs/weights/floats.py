@@ -48,15 +48,18 @@ def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None)
         return single, single
     bits = single.view(np.uint32)
     dropped = DROPPED[dtype]
-    if noise is None:  # half of the last kept bit, and that bit itself to break ties to even
-        if values.dtype == np.float64:
-            leave_ties(bits, values, dropped)
+    half_a_step = np.uint32(1 << dropped - 1)
+    if noise is not None:
+        up = noise.astype(np.uint32)
+        up += bits
+    elif values.dtype == np.float64:
+        settle_ties(bits, values, dropped)
+        up = bits + half_a_step
+    else:  # half of the last kept bit, and that bit itself to break ties to even
         up = bits >> np.uint32(dropped)
         up &= np.uint32(1)
-        up += np.uint32((1 << dropped - 1) - 1)
-    else:
-        up = noise.astype(np.uint32)
-    up += bits
+        up += half_a_step - np.uint32(1)
+        up += bits
     up &= np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))
     rounded = up.view(np.float32)
     if dtype == "BF16":
@@ -74,18 +77,20 @@ def encoded(values: "np.ndarray", dtype: str, noise: "np.ndarray | None" = None)
     return rounded, stored
 
 
-def leave_ties(bits: "np.ndarray", values: "np.ndarray", dropped: int) -> None:
-    """Makes two roundings one: float64 to float32, as was done, and from there to `dropped` bits less.
+def settle_ties(bits: "np.ndarray", values: "np.ndarray", dropped: int) -> None:
+    """Makes two roundings one: float64 to float32, as was done, and from there to `dropped` bits less, half of them up.
 
     They differ where float32 lies halfway between two numbers of the narrower format and the value itself does not.
-    There the float32 number takes a step towards its value. bits: of the float32 numbers, uint32, changed in place.
+    There the float32 number takes a step towards its value. Where the value lies there too it is to become the even one
+    of the two, and takes a step down if that is the lower. bits: of the float32 numbers, uint32, changed in place.
     """
     import numpy as np
 
     halfway = np.flatnonzero((bits & np.uint32((1 << dropped) - 1)) == np.uint32(1 << dropped - 1))
-    exact = np.abs(values.reshape(-1)[halfway])
-    near = np.abs(bits.reshape(-1)[halfway].view(np.float32))
-    bits.reshape(-1)[halfway] += (exact > near).astype(np.uint32) - (exact < near).astype(np.uint32)
+    held = bits.reshape(-1)[halfway]
+    exact, near = np.abs(values.reshape(-1)[halfway]), np.abs(held.view(np.float32))
+    down = (exact < near) | ((exact == near) & (held & np.uint32(1 << dropped) == 0))
+    bits.reshape(-1)[halfway] = held + (exact > near).astype(np.uint32) - down.astype(np.uint32)
 
 
 def beyond_float16(top: "np.ndarray") -> "np.ndarray":
@@ -118,10 +123,10 @@ def float16_of_bfloat16(stored: "np.ndarray") -> "np.ndarray":
 
 
 def finite(stored: "np.ndarray") -> bool:
-    """Whether no element of an `encoded` array is inf or nan."""
+    """Whether no element of an `encoded` array, or of one of float64, is inf or nan."""
     import numpy as np
 
-    if stored.dtype == np.float32:
+    if stored.dtype in (np.float32, np.float64):
         return bool(np.isfinite(stored).all())
     top = np.uint16(0x7C00 if stored.dtype == np.float16 else 0x7F80)  # all bits of the exponent
     return not bool(((stored.view(np.uint16) & top) == top).any())

@@ -8,6 +8,7 @@ between two of them: about one in 10^12 numbers of 16 bits.
 import contextlib
 import ctypes
 import hashlib
+import math
 import multiprocessing
 import os
 import threading
@@ -69,6 +70,9 @@ class Kept:
         self.unchanged += other.unchanged
         self.count += other.count
 
+    def is_finite(self) -> bool:
+        return math.isfinite(self.uu) and math.isfinite(self.error)
+
     def figures(self) -> dict[str, float]:
         """retention: the projection of s onto u; relative_error: |s - u| / |u|; unchanged: share of elements stored as
         they would have been without the update; update_rms: of u. An update of zero is kept whole."""
@@ -120,10 +124,11 @@ def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
         same += np.count_nonzero(encoded(few, "F16")[0] == result)
     else:
         same = np.count_nonzero(encoded(values, storage.dtype)[0] == rounded)
-    change = rounded - values
-    kept = Kept(dot(update, update), dot(change, update), unchanged=int(same), count=values.size)
-    change -= update
-    kept.error = dot(change, change)
+    with np.errstate(all="ignore"):  # who asks looks whether the sums are finite
+        change = rounded - values
+        kept = Kept(dot(update, update), dot(change, update), unchanged=int(same), count=values.size)
+        change -= update
+        kept.error = dot(change, change)
     return kept
 
 
@@ -271,9 +276,11 @@ def write_rows(tensor: Tensor, rows: slice, updates: list[Update], storage: Stor
         return kept
     for block, values, total, update in summed(tensor, rows, updates):
         rounded, stored = storage.encoded(tensor.name, block, total)
-        check_finite(stored, total, tensor, storage)
+        part = measure(tensor, values, rounded, update, storage)
+        if not part.is_finite():  # a number that is not makes a sum that is not
+            check_finite(stored, total, tensor, storage)
         write_exactly(handle, stored, start + block.start * tensor.columns * stored.itemsize)
-        kept.add(measure(tensor, values, rounded, update, storage))
+        kept.add(part)
     return kept
 
 
@@ -299,8 +306,11 @@ def write_unchanged(tensor: Tensor, rows: slice, storage: Storage, handle: int, 
 
 
 def check_finite(stored: "np.ndarray", values: "np.ndarray", tensor: Tensor, storage: Storage) -> None:
-    """Errors: JobError naming the tensor and the largest of the `values`, if one of them did not fit the dtype."""
-    if not finite(stored):
+    """Errors: JobError naming the tensor and the largest of the `values`, if one of them is none or did not fit the dtype.
+
+    values: as `encoded` takes them, in which a nan is looked for as well, or bfloat16's bits, of which none is lost.
+    """
+    if not finite(stored) or (values.dtype.kind == "f" and not finite(values)):
         largest = abs(widened(values)).max()
         if not largest < float("inf"):  # what cannot be compared is no smaller
             raise JobError(f"{tensor.file}: {tensor.name} is not finite, by itself or with the adapters")

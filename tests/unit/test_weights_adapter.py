@@ -134,6 +134,21 @@ def test_numbers_that_are_none_are_not_called_too_large_for_the_dtype(base, copy
         merged(base, copy, tmp_path / "out")
 
 
+@pytest.mark.parametrize("storage", [Storage("BF16"), Storage("BF16", True, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_nan_whose_bits_are_all_ones_does_not_round_up_to_a_number(base, plain, tmp_path, dtype, storage, changed):
+    folder = shutil.copytree(base, tmp_path / "base")
+    held = {name: tensor.to(dtype) for name, tensor in load_file(base / "model.safetensors").items()}
+    name = f"model.layers.1.{'self_attn.q_proj' if changed else 'input_layernorm'}.weight"
+    assert changed == (name in updates_of(base, [plain]))
+    held[name].view(torch.int16 if dtype == torch.float16 else torch.int32).reshape(-1)[3] = -1
+    save_file(held, folder / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(JobError, match=rf"{name} is not finite"):
+        write_model(folder, updates_of(folder, [plain]), storage, tmp_path / "out")
+
+
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])
 def test_half_a_pair_is_refused_by_its_name(base, copy, half):
     file = copy / "adapter_model.safetensors"
