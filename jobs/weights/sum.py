@@ -30,7 +30,7 @@ from jobs.weights.safetensors import Tensor, blocks, encode_header, header, shar
 if TYPE_CHECKING:
     import numpy as np
 
-WORKERS = 8  # processes at most; each holds some ten megabytes, and from here on the disk is what a merge waits for
+WORKERS = 16  # processes at most, each of some 20 MiB beside what they share; one file takes one write at a time
 UNIT = 1 << 23  # elements one worker takes at a time
 SYNCED_EVERY = 0.5  # seconds
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -181,12 +182,24 @@ def test_shards_and_index_stay_right(adapter, tmp_path):
 
 def test_the_same_bytes_however_the_work_is_cut_and_another_seed_others(base, small, tmp_path, monkeypatch):
     values = {"dtype": "bfloat16", "rounding": "stochastic"}
-    run(base, [small], **values)
-    first = {name: sha256(tmp_path / name) for name in ("out", "p.csv")}
+    written, started = ("out", "m.json", "p.csv"), []
+
+    class Counted(ProcessPoolExecutor):
+        def __init__(self, processes: int, *others) -> None:
+            started.append(processes)
+            super().__init__(processes, *others)
+
+    monkeypatch.setattr("jobs.weights.sum.ProcessPoolExecutor", Counted)
+    figures = run(base, [small], **values)
+    first = {name: sha256(tmp_path / name) for name in written}
+    assert not started, "so small a model is summed where it is"
     monkeypatch.setattr("jobs.weights.sum.UNIT", 5000)
-    monkeypatch.setattr("jobs.weights.sum.WORKERS", 5)
-    run(base, [small], **values)
-    assert {name: sha256(tmp_path / name) for name in first} == first
+    monkeypatch.setattr("jobs.weights.sum.WORKERS", 6)
+    for cores in (1, 3, 64):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert run(base, [small], **values) == figures
+        assert {name: sha256(tmp_path / name) for name in written} == first
+    assert started == [2, 4, 7], "a process a core, as many as there may be, and one for the hash of the base"
     other = load(ROOT / "params.yaml", ["seed=1", "merge.dtype=bfloat16", "merge.rounding=stochastic"])
     merge.run(other, base, [small], Path("out"), Path("m.json"), Path("p.csv"))
     assert sha256(tmp_path / "out") != first["out"]
