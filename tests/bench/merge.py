@@ -1,16 +1,21 @@
 """Merge and GGUF against cp and PEFT, side by side on synthetic Qwen3-4B layers.
 
-    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft]
+    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft] [--processes 8 16 24] [--beside OTHER_CHECKOUT]
 
 Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter of all seven projections
-under a temporary folder, drops it from the page cache before each step, and prints wall time and peak memory of each step;
-after several rounds, each step's median too. PEFT runs in the first round only.
+under a temporary folder, drops it from the page cache before each step, and prints wall time, CPU time in programs and in
+the kernel, and the largest process's peak memory of each step; at the end, each step's median beside cp's. PEFT runs in the
+first round only.
+--processes: each merge by at most so many, in the place of the job's own limit. --beside: a folder with another version of
+the project, whose merges run by turns with this one's.
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED = 2560, 32, 8, 128, 9728
 RANK = 32
+SYNCED = "cp and sync"
+WRITTEN = ("copy", "merged", "x.gguf", "peft")
+WIDTH = 52  # of a label
 LINEAR = {
     "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN),
     "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
@@ -37,6 +45,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
+"""
+LIMITED = """
+import os, sys
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
+from jobs.plumbing.supervisor import supervise
+supervise()
+import jobs.weights.sum
+from jobs.__main__ import main
+jobs.weights.sum.WORKERS = int(sys.argv[1])
+main(sys.argv[2:])
 """
 DIRECT = """
 import os, sys
@@ -128,6 +146,12 @@ def make(folder: Path, gib: float) -> tuple[Path, Path]:
     return base, adapter
 
 
+def made(folder: Path, gib: float) -> tuple[Path, Path]:
+    """By a process of its own: a child's peak memory counts what its parent held when it was forked."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(make, (folder, gib))
+
+
 def cold(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
@@ -138,7 +162,10 @@ def cold(folder: Path) -> None:
 
 
 def timed(label: str, command: list, folder: Path) -> float:
-    """Runs `command` on a cold base; prints its wall time, CPU time and peak memory, and returns the first."""
+    """Runs `command` on a cold base; prints its wall time, CPU time and peak memory, and returns the first.
+
+    What it has written is removed: to replace it would be a part of the next one's time.
+    """
     os.sync()
     cold(folder)
     start = time.perf_counter()
@@ -151,10 +178,31 @@ def timed(label: str, command: list, folder: Path) -> float:
     if status:
         sys.exit(f"{label}: {errors.decode()[-2000:]}")
     print(
-        f"{label:42} {wall:7.1f} s   cpu {used.ru_utime + used.ru_stime:6.1f} s   {used.ru_maxrss / 1024:8.0f} MiB",
+        f"{label:{WIDTH}} {wall:7.1f} s   cpu {used.ru_utime:6.1f} and {used.ru_stime:5.1f} s   "
+        f"{used.ru_maxrss / 1024:6.0f} MiB",
         flush=True,
     )
+    for name in WRITTEN:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return wall
+
+
+def merges(base: Path, adapter: Path, folder: Path, codes: dict[str, Path], processes: list[int]) -> dict[str, list]:
+    """The commands by their labels. codes: the folders of the project's versions by what their labels end with.
+    processes: the limits, or none for each version's own."""
+    steps = {}
+    for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
+        for limit in processes or [None]:
+            for name, code in codes.items():
+                start = ["-m", "jobs"] if limit is None else ["-c", LIMITED, limit]
+                options = {"base": base, "adapter": adapter, "params": code / "params.yaml", "out": folder / "merged",
+                           "metrics": folder / "m.json", "plot": folder / "p.csv"}  # fmt: skip
+                words = [word for key, value in options.items() for word in (f"--{key}", value)]
+                words += ["--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"]
+                label = f"jobs merge, {dtype} {rounding}{'' if limit is None else f', processes {limit}'}{name}"
+                steps[label] = ["env", f"PYTHONPATH={code}", sys.executable, *start, "merge", *words]
+    return steps
 
 
 def main() -> None:
@@ -162,57 +210,44 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--no-peft", action="store_true")
+    parser.add_argument("--processes", type=int, nargs="+", default=[])
+    parser.add_argument("--beside", type=Path)
     options = parser.parse_args()
+    codes = {", beside": options.beside.resolve(), "": ROOT} if options.beside else {"": ROOT}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # In a process of its own: a child's peak memory counts what its parent held when it was forked.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            base, adapter = pool.apply(make, (folder, options.gib))
-        merge = [
-            sys.executable,
-            "-m",
-            "jobs",
-            "merge",
-            "--params",
-            ROOT / "params.yaml",
-            "--base",
-            base,
-            "--adapter",
-            adapter,
-            "--metrics",
-            folder / "m.json",
-            "--plot",
-            folder / "p.csv",
-            "--out",
-            folder / "merged",
-        ]
-        os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        base, adapter = made(folder, options.gib)
         print(
             f"{(base / 'model.safetensors').stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load "
             f"{os.getloadavg()[0]:.1f}",
             flush=True,
         )
-        copy, synced = f"cp {base}/model.safetensors {folder}/copy", f" && sync {folder}/copy"
-        steps = {"cp": ["sh", "-c", copy], "cp and sync": ["sh", "-c", copy + synced]}
-        for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
-            settings = ["--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"]
-            steps[f"jobs merge, {dtype} {rounding}"] = [*merge, *settings]
-        direct = [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT]
-        steps["base + adapter to F16 GGUF"] = direct
+        copy = f"cp {base}/model.safetensors {folder}/copy"
+        steps = {"cp": ["sh", "-c", copy], SYNCED: ["sh", "-c", f"{copy} && sync {folder}/copy"]}
+        steps |= merges(base, adapter, folder, codes, options.processes)
+        if importlib.util.find_spec("llama_cpp"):
+            steps["base + adapter to F16 GGUF"] = [sys.executable, "-c", DIRECT, base, adapter, folder / "x.gguf", ROOT]
+        else:
+            print("base + adapter to F16 GGUF: left out, since llama-cpp-python is not installed", flush=True)
         once = {}
         if not options.no_peft:
-            peft = [sys.executable, "-c", PEFT, base, adapter, folder / "peft"]
-            once["peft merge_and_unload, bfloat16"] = peft
+            once["peft merge_and_unload, bfloat16"] = [sys.executable, "-c", PEFT, base, adapter, folder / "peft"]
         seconds: dict[str, list[float]] = {}
         for i in range(options.rounds):
             for label, command in (steps | once if i == 0 else steps).items():
                 seconds.setdefault(label, []).append(timed(label, command, folder))
-                (folder / "copy").unlink(missing_ok=True)
-        if options.rounds > 1:
-            copied = statistics.median(seconds["cp"])
-            for label in steps:
-                middle = statistics.median(seconds[label])
-                print(f"median of {options.rounds}: {label:32} {middle:5.1f} s, {middle / copied:.2f} x cp")
+        for line in summary(seconds):
+            print(line)
+
+
+def summary(seconds: dict[str, list[float]]) -> list[str]:
+    """Each step's median beside those of both copies."""
+    middle = {label: statistics.median(walls) for label, walls in seconds.items()}
+    return [
+        f"median of {len(seconds[label])}: {label:{WIDTH}} {wall:7.1f} s, {wall / middle['cp']:.2f} x cp, "
+        f"{wall / middle[SYNCED]:.2f} x cp and sync"
+        for label, wall in middle.items()
+    ]
 
 
 if __name__ == "__main__":
