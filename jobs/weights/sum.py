@@ -118,10 +118,10 @@ def measure(tensor: Tensor, values, rounded, update, storage: Storage) -> Kept:
     if storage.dtype in (tensor.dtype, "F32"):
         same = np.count_nonzero(values == rounded)
     elif (tensor.dtype, storage.dtype) == ("BF16", "F16"):
-        odd = np.flatnonzero(np.abs(values) < np.float32(2.0**-14))  # where float16 may round a bfloat16
+        odd = np.flatnonzero(np.abs(values) < np.float32(2.0**-17))  # below this float16 may round a bfloat16
         few, result = values.reshape(-1)[odd], rounded.reshape(-1)[odd]
         same = np.count_nonzero(values == rounded) - np.count_nonzero(few == result)
-        same += np.count_nonzero(encoded(few, "F16")[0] == result)
+        same += np.count_nonzero(few.astype(np.float16) == result)
     else:
         same = np.count_nonzero(encoded(values, storage.dtype)[0] == rounded)
     with np.errstate(all="ignore"):  # who asks looks whether the sums are finite
