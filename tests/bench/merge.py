@@ -1,16 +1,19 @@
 """Merge and GGUF against cp and PEFT, side by side on synthetic Qwen3-4B layers.
 
-    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft] [--processes 8 16 24] [--beside OTHER_CHECKOUT]
+    python tests/bench/merge.py [--gib 3] [--rounds 1] [--no-peft] [--memory]
+        [--processes 8 16 24] [--beside OTHER_CHECKOUT]
 
 Writes a bfloat16 base of Qwen3-4B's shapes (as many layers as fit in --gib) with a rank 32 adapter of all seven projections
 under a temporary folder, drops it from the page cache before each step, and prints wall time, CPU time in programs and in
 the kernel, and the largest process's peak memory of each step; at the end, each step's median beside cp's. PEFT runs in the
 first round only.
---processes: each merge by at most so many, in the place of the job's own limit. --beside: a folder with another version of
-the project, whose merges run by turns with this one's.
+--memory: what all processes of a step take together, looked at twice a second, what several share counted once.
+--processes: each merge by so many, whatever the cores, and one that hashes the base.
+--beside: a folder with another version of the project, whose merges run by turns with this one's.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -20,7 +23,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +51,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
 """
-LIMITED = """
+BY_SO_MANY = """
 import os, sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the job does
 from jobs.plumbing.supervisor import supervise
@@ -54,6 +59,7 @@ supervise()
 import jobs.weights.sum
 from jobs.__main__ import main
 jobs.weights.sum.WORKERS = int(sys.argv[1])
+os.sched_getaffinity = lambda _: range(jobs.weights.sum.WORKERS)
 main(sys.argv[2:])
 """
 DIRECT = """
@@ -161,7 +167,35 @@ def cold(folder: Path) -> None:
             os.close(handle)
 
 
-def timed(label: str, command: list, folder: Path) -> float:
+def memory_of(pid: int) -> int:
+    """KiB that a process and all that it has started take at this moment, their parts of what they share."""
+    try:
+        told = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return 0
+    return int(told.partition("\nPss:")[2].split()[0]) + sum(map(memory_of, children))
+
+
+@contextlib.contextmanager
+def memory_told(pid: int) -> Iterator[list[int]]:
+    """The most that `memory_of` found, in MiB, once this is over."""
+    most, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            most[0] = max(most[0], memory_of(pid) >> 10)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        thread.join()
+
+
+def timed(label: str, command: list, folder: Path, memory: bool = False) -> float:
     """Runs `command` on a cold base; prints its wall time, CPU time and peak memory, and returns the first.
 
     What it has written is removed: to replace it would be a part of the next one's time.
@@ -172,14 +206,15 @@ def timed(label: str, command: list, folder: Path) -> float:
     process = subprocess.Popen(
         [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
     )
-    errors = process.stderr.read()
+    with memory_told(process.pid) if memory else contextlib.nullcontext() as most:
+        errors = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     if status:
         sys.exit(f"{label}: {errors.decode()[-2000:]}")
     print(
         f"{label:{WIDTH}} {wall:7.1f} s   cpu {used.ru_utime:6.1f} and {used.ru_stime:5.1f} s   "
-        f"{used.ru_maxrss / 1024:6.0f} MiB",
+        f"{used.ru_maxrss / 1024:6.0f} MiB{f', in all {most[0]} MiB' if most and most[0] else ''}",
         flush=True,
     )
     for name in WRITTEN:
@@ -190,17 +225,17 @@ def timed(label: str, command: list, folder: Path) -> float:
 
 def merges(base: Path, adapter: Path, folder: Path, codes: dict[str, Path], processes: list[int]) -> dict[str, list]:
     """The commands by their labels. codes: the folders of the project's versions by what their labels end with.
-    processes: the limits, or none for each version's own."""
+    processes: by how many, or none for as each version does."""
     steps = {}
     for dtype, rounding in (("float16", "nearest"), ("bfloat16", "nearest"), ("bfloat16", "stochastic")):
-        for limit in processes or [None]:
+        for count in processes or [None]:
             for name, code in codes.items():
-                start = ["-m", "jobs"] if limit is None else ["-c", LIMITED, limit]
+                start = ["-m", "jobs"] if count is None else ["-c", BY_SO_MANY, count]
                 options = {"base": base, "adapter": adapter, "params": code / "params.yaml", "out": folder / "merged",
                            "metrics": folder / "m.json", "plot": folder / "p.csv"}  # fmt: skip
                 words = [word for key, value in options.items() for word in (f"--{key}", value)]
                 words += ["--set", f"merge.dtype={dtype}", "--set", f"merge.rounding={rounding}"]
-                label = f"jobs merge, {dtype} {rounding}{'' if limit is None else f', processes {limit}'}{name}"
+                label = f"jobs merge, {dtype} {rounding}{'' if count is None else f', {count} processes'}{name}"
                 steps[label] = ["env", f"PYTHONPATH={code}", sys.executable, *start, "merge", *words]
     return steps
 
@@ -210,6 +245,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--no-peft", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--processes", type=int, nargs="+", default=[])
     parser.add_argument("--beside", type=Path)
     options = parser.parse_args()
@@ -235,7 +271,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {}
         for i in range(options.rounds):
             for label, command in (steps | once if i == 0 else steps).items():
-                seconds.setdefault(label, []).append(timed(label, command, folder))
+                seconds.setdefault(label, []).append(timed(label, command, folder, options.memory))
         for line in summary(seconds):
             print(line)
 
