@@ -90,7 +90,7 @@ def run(params: "Params", out: Path) -> None:
         take_out_traces(partial)
         set_record(partial, source=source(params.base) | ({"license": licence} if licence else {}))
         refused, unread = about_tokenizer(partial)
-        refused = about_params(params, partial) | refused | about_weights(partial) | families.refusals(partial)
+        refused = about_params(params, partial) | refused | about_weights(params, partial) | families.refusals(partial)
     for stage, reason in refused.items():
         log.warning("%s will refuse this model: it %s", stage, reason)
     provenance("base", refused=refused, unread_bytes=unread, **facts)
@@ -130,20 +130,25 @@ def about_tokenizer(model_dir: Path) -> tuple[dict[str, str], list[int]]:
     return refused, unread
 
 
-def about_weights(model_dir: Path) -> dict[str, str]:
-    """Why the stages that load the weights refuse them, by stage: they are not those that the configuration describes."""
+def about_weights(params: "Params", model_dir: Path) -> dict[str, str]:
+    """Why the stages that load the weights refuse them, by stage: they are not those that the configuration describes, or
+    they make a model that is not sampled by the engine of the present params."""
+    from jobs.weights import cache
     from jobs.weights.model import linear_layers, require_names, require_whole
 
-    stages = STAGES
+    stages, refused = STAGES, {}
+    engines = {"grpo": params.grpo.rollout, "sample": params.evaluate.engine}
     try:
         model = require_whole(model_dir)
         stages = families.TRAINING
         if model is not None:
+            if reason := cache.refusal(model):
+                refused = {stage: reason for stage, engine in engines.items() if engine == "transformers"}
             require_names(model_dir, linear_layers(model))
     except JobError as error:
         reason = str(error).removeprefix(f"{model_dir}/config.json: ").removeprefix(f"{model_dir}: ")
-        return dict.fromkeys(stages, reason)
-    return {}
+        refused |= dict.fromkeys(stages, reason)
+    return refused
 
 
 def about_params(params: "Params", model_dir: Path) -> dict[str, str]:

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.common.errors import JobError, UsageError, one_line
+from jobs.common.errors import JobError, UsageError
 from jobs.inference import Completion, Generate, Prompt, Sampling, as_text, sample_seed
 from jobs.weights.adapter import attach
+from jobs.weights.cache import first_pass
 from jobs.weights.model import load_model
 from jobs.weights.tokenizer import continuation, end_tokens, ids_of
 
@@ -126,7 +127,7 @@ def read_prompts(model, rows: list[tuple[list[int], int]], most: int) -> tuple[A
 
     Returns the logits [rows, vocabulary] and the position [rows] of each row's last token, the mask [rows, width + most]
     of what attention sees, with room for `most` new tokens, and the key-value cache.
-    Errors: JobError if the logits are not finite, and for a model that does not go on from transformers' cache.
+    Errors: JobError if the logits are not finite, and as `first_pass`.
     """
     import torch
 
@@ -141,20 +142,8 @@ def read_prompts(model, rows: list[tuple[list[int], int]], most: int) -> tuple[A
     tokens, mask = tokens.to(device), mask.to(device)
     cache = growing_cache(model.config, width + most)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    try:
-        logits = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-    except ValueError as error:  # by which models refuse a cache
-        raise JobError(
-            f"a {model.config.model_type} like this does not go on from transformers' cache ({one_line(error)})"
-        ) from error
-    require_state_in(cache, model)
+    out = first_pass(model, cache, input_ids=tokens, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+    logits = out.logits[:, -1]
     if not logits.isfinite().all():
         raise JobError("the model's logits are not finite: its weights are broken, or too large for its dtype")
     place = {number: i for i, (number, _) in enumerate(distinct)}
@@ -162,19 +151,6 @@ def read_prompts(model, rows: list[tuple[list[int], int]], most: int) -> tuple[A
     cache.reorder_cache(copies)
     mask = torch.cat([mask[copies], mask.new_ones(len(rows), most)], dim=1)
     return logits[copies], positions[copies, -1], mask, cache
-
-
-def require_state_in(cache, model) -> None:
-    """Errors: JobError for a recurrent model that has its state elsewhere, where it is neither copied to a prompt's samples
-    nor freed of the padding: they would be of other texts.
-
-    Of such a model layers of the cache are empty once a prompt has been read.
-    """
-    if model._is_stateful and not all(getattr(layer, "is_initialized", True) for layer in cache.layers):
-        raise JobError(
-            f"a {model.config.model_type} keeps its state outside of transformers' cache, so it cannot be sampled in "
-            "batches; vLLM can, if it knows the model"
-        )
 
 
 def uniform(seeds: list[int], count: int, device) -> Any:

@@ -21,9 +21,9 @@ def folder(tmp_path_factory):
     return models.make_model(tmp_path_factory.mktemp("base") / "mine", hidden=64, dtype="bfloat16")
 
 
-def params(kind, path, digest=None):
+def params(kind, path, digest=None, *others):
     digest = digest or sha256(path)
-    return load(PARAMS, [f"base.{kind}={{path: '{path}', sha256: '{digest}'}}"])
+    return load(PARAMS, [f"base.{kind}={{path: '{path}', sha256: '{digest}'}}", *others])
 
 
 def made(tmp_path, monkeypatch, chosen):
@@ -192,6 +192,28 @@ def test_params_that_do_not_fit_the_model_are_told_at_once(folder, tmp_path, mon
     made(tmp_path, monkeypatch, params("folder", own))
     assert recorded(tmp_path).keys() == {"grpo", "sample"}
     assert "sample will refuse this model: it has 512 positions, fewer than the 1025 of a prompt and" in caplog.text
+
+
+def test_a_model_that_is_not_sampled_by_the_engine_of_the_params_is_told_at_once(tmp_path, monkeypatch, caplog):
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+    own = tmp_path / "own"
+    models.make_tokenizer(own)
+    size = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "lru_width": 64, "vocab_size": 512}
+    RecurrentGemmaForCausalLM(RecurrentGemmaConfig(num_hidden_layers=3, **size)).save_pretrained(own)
+    digest = sha256(own)
+    for rollout, engine, stages in (
+        ("transformers", "transformers", {"grpo", "sample"}),
+        ("vllm", "transformers", {"sample"}),
+        ("vllm", "vllm", set()),
+    ):
+        made(
+            tmp_path, monkeypatch, params("folder", own, digest, f"grpo.rollout={rollout}", f"evaluate.engine={engine}")
+        )
+        told = {stage for stage, why in recorded(tmp_path).items() if "keeps its state outside" in why}
+        assert told == stages
+        shutil.rmtree(tmp_path / "models")
+    assert "sample will refuse this model: it is a recurrent_gemma, which keeps its state outside" in caplog.text
 
 
 def begins_with_two(tokenizer):

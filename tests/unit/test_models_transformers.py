@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from jobs.inference import hf as engine  # noqa: E402
+from jobs.weights import cache  # noqa: E402
+from jobs.weights.model import require_whole  # noqa: E402
 from tests.toy import make_adapter, make_model, make_tokenizer  # noqa: E402
 
 PROMPTS = ["def add(a, b):\n", "You are", "class Stack(list):\n    pass\n\n\ndef first(items):\n    for x", "a" * 90]
@@ -161,15 +163,16 @@ def test_a_model_whose_logits_are_no_numbers_is_refused(model, tmp_path):
 
 RECURRENT = {
     "a state of its own": (
-        "xLSTM", {"hidden_size": 256, "num_heads": 4, "head_dim": 64}, "a xlstm keeps its state outside",
+        "xLSTM", {"hidden_size": 256, "num_heads": 4, "head_dim": 64}, "is a xlstm, which keeps its state outside",
     ),
     "attention in one of three layers": (
-        "RecurrentGemma", {"num_hidden_layers": 3, "lru_width": 64}, "a recurrent_gemma keeps its state outside",
+        "RecurrentGemma", {"num_hidden_layers": 3, "lru_width": 64}, "is a recurrent_gemma, which keeps its state outside",
     ),
-    "no attention at all": ("Lfm2", {"layer_types": ["conv", "conv"]}, "a lfm2 like this does not go on from"),
+    "no attention at all": ("Lfm2", {"layer_types": ["conv", "conv"]}, "is a lfm2, which does not go on from"),
     "a cache of its own": (
-        "MiniMax", {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2}, "a minimax like this",
+        "MiniMax", {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2}, "is a minimax, which",
     ),
+    "no cache at all": ("OpenAIGPT", {"n_positions": 256}, "is a openai-gpt, which makes no use of"),
     "nothing recurrent in it": ("GraniteMoeHybrid", {"layer_types": ["full_attention"] * 2, "num_local_experts": 0}, None),
     "attention beside convolutions": ("Lfm2", {"layer_types": ["conv", "full_attention"]}, None),
 }  # fmt: skip
@@ -187,11 +190,15 @@ def test_a_recurrent_model_is_sampled_as_alone_or_refused(tmp_path, kind):
     make_tokenizer(tmp_path)
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**size | keys)
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    head = "LMHeadModel" if family == "OpenAIGPT" else "ForCausalLM"
+    getattr(transformers, f"{family}{head}")(config).save_pretrained(tmp_path)
+    told = cache.refusal(require_whole(tmp_path))
     sampling = Sampling(n=2, temperature=1.0, max_tokens=8)
     if why is None:
         generate = engine.load(tmp_path)
         assert generate(PROMPTS, sampling)[1:2] == generate(PROMPTS[1:2], sampling)
+        assert told is None
     else:
-        with pytest.raises(JobError, match=why):
+        with pytest.raises(JobError, match=why) as caught:
             engine.load(tmp_path)(PROMPTS, sampling)
+        assert f"the model {told}" == str(caught.value), "what base says of it before"
