@@ -20,9 +20,11 @@ from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Param
 from jobs.training import ranks
 from jobs.weights.adapter import (
     BASE_KEY,
+    CONFIG_KEY,
     RECORD,
     attach,
     check_places,
+    computation,
     config_of,
     plain_name,
     tensors_by_module,
@@ -577,15 +579,15 @@ def run_record(
 
 
 def save_settings(args: "TrainingArguments", base: Path, out: Path, run: dict) -> None:
-    """trainer.json: the trainer's resolved settings, less what names this machine, the hash of the base's weights, and
-    `run`, the record of what was asked.
+    """trainer.json: the trainer's resolved settings, less what names this machine, the hash of the base's weights, how they
+    are computed with, and `run`, the record of what was asked.
 
-    The settings are what was really used, whatever an engine changed. By the hash the adapter is held to its base.
+    The settings are what was really used, whatever an engine changed. The adapter is held to that base.
     """
     named = ("dir", "dir_name")
     trackers = ("report_to", "project", "run_name")
     values = {
         k: v for k, v in args.to_dict().items() if not k.endswith(named) and "token" not in k and k not in trackers
     }
-    values |= {BASE_KEY: weights_hash(base), "run": run}
+    values |= {BASE_KEY: weights_hash(base), CONFIG_KEY: computation(base), "run": run}
     (out / RECORD).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -4,7 +4,9 @@ Adapters come from many tools. Keys that a tool leaves out have PEFT's defaults,
 them (`lora_A.default.weight`) are read as those without.
 """
 
+import dataclasses
 import hashlib
+import json
 import logging
 import math
 import re
@@ -16,11 +18,31 @@ from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json, record_of
 from jobs.weights.floats import FLOATS
 from jobs.weights.safetensors import Tensor, header, is_head, is_tied, module_of, tensors_of
+from jobs.weights.safetensors import config_of as model_config
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "trainer.json"  # beside a trained adapter, what it was trained with and on
 BASE_KEY = "base_weights"
+CONFIG_KEY = "base_config"
+# Keys of configurations that do not bear on what a forward pass without dropout gives, or that the weights tell as well.
+# How many positions a model was made for does where they are scaled.
+IDLE = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+    "max_window_layers",  # of which layer_types is made
+    "num_mtp_layers",
+    "output_router_logits",
+    "pretraining_tp",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "tie_word_embeddings",
+    "use_cache",
+    "use_mambapy",
+    "vocab_size",
+}
 DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's LoraConfig
 FACTOR = re.compile(r"(.*\.lora_(?:embedding_)?)([AB])(\.weight)?")
 log = logging.getLogger("jobs")
@@ -107,12 +129,41 @@ def weights_hash(base: Path) -> str:
     return digest.hexdigest()
 
 
+def computation(base: Path) -> dict[str, Any]:
+    """How a base's weights are computed with, by its configuration and its family's defaults, as JSON has it.
+
+    Keys that transformers does not know of the family do not bear on it; nor do those of IDLE, and dropouts.
+    Errors: JobError as `config_of` of a model folder.
+    """
+    from transformers import PreTrainedConfig
+
+    config = model_config(base).get_text_config()
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    names = {field.name for field in dataclasses.fields(config)} - general - IDLE
+    kinds = re.findall(r"'rope_type': '(\w+)'", str(getattr(config, "rope_parameters", None)))
+    if set(kinds) <= {"default"}:
+        names.discard("max_position_embeddings")
+    said = {name: value for name, value in config.to_dict().items() if name in names and "drop" not in name}
+    return json.loads(json.dumps(said, sort_keys=True, default=str))
+
+
 def check_base(adapter: Path, base: Path) -> None:
-    """Errors: JobError if the adapter records a base with other weights than those in `base`."""
-    record = adapter / RECORD
-    trained_on = read_json(record).get(BASE_KEY) if record.is_file() else None
+    """Errors: JobError if the adapter records a base of other weights than those in `base`, or computed with otherwise.
+
+    Of the keys of their configurations, those that both have are compared: another version of transformers may have others.
+    """
+    file = adapter / RECORD
+    record = read_json(file) if file.is_file() else {}
+    trained_on = record.get(BASE_KEY)
     if trained_on is not None and trained_on != weights_hash(base):
         raise JobError(f"{adapter}: was trained on other weights than those in {base} ({BASE_KEY} in {RECORD})")
+    if isinstance(then := record.get(CONFIG_KEY), dict):
+        now = computation(base)
+        if odd := [f"{key} {then[key]}, not {now[key]}" for key in sorted(then.keys() & now) if then[key] != now[key]]:
+            raise JobError(
+                f"{adapter}: was trained on the weights in {base} with another config.json: {'; '.join(odd)} "
+                f"({CONFIG_KEY} in {RECORD})"
+            )
     named, ours = config_of(adapter).get("base_model_name_or_path"), (record_of(base).get("source") or {}).get("repo")
     if trained_on is None and named and ours and str(named).lower() != ours.lower():
         log.warning(

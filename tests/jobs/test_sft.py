@@ -11,6 +11,7 @@ from jobs.common import answer_format
 from jobs.common.errors import JobError, UsageError
 from jobs.common.files import sha256, write_jsonl
 from jobs.training import loop
+from jobs.weights.adapter import computation
 from tests import program
 from tests import toy as models
 
@@ -160,6 +161,7 @@ def test_the_settings_used_are_the_params(world, tmp_path):
         "completion_only_loss": True,
         "packing": False,
         "max_length": 2048,
+        "base_config": computation(world / "models/base"),
     }
     assert {k: used[k] for k in expected} == expected
     assert str(tmp_path) not in json.dumps(used)

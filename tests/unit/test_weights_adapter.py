@@ -290,6 +290,55 @@ def test_an_adapter_is_held_to_its_base(base, copy, tmp_path):
             use()
 
 
+def config_changed(base, **keys):
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return base
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, r"rope_parameters .*500000\.0"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-06, not 1e-05"),
+        ({"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 4}, "head_dim 64, not 32; num_attention"),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, "sliding_window None, not 16"),
+    ],
+)
+def test_an_adapter_is_held_to_how_its_base_is_computed(base, copy, tmp_path, keys, says):
+    record = {adapters.BASE_KEY: adapters.weights_hash(base), adapters.CONFIG_KEY: adapters.computation(base)}
+    (copy / "trainer.json").write_text(json.dumps(record))
+    other = config_changed(shutil.copytree(base, tmp_path / "other"), **keys)
+    assert adapters.weights_hash(other) == record[adapters.BASE_KEY]
+    with pytest.raises(JobError, match=f"with another config.json: .*{says}.*base_config in trainer.json"):
+        updates_of(other, [copy])
+    (copy / "trainer.json").write_text(json.dumps({adapters.BASE_KEY: record[adapters.BASE_KEY]}))
+    assert updates_of(other, [copy]), "a record from before has no such key"
+
+
+def test_what_does_not_bear_on_the_computation_makes_no_other_base(base, copy, tmp_path):
+    known = adapters.computation(base)
+    assert {"rope_parameters", "rms_norm_eps", "head_dim", "hidden_act"} <= known.keys()
+    record = {adapters.BASE_KEY: adapters.weights_hash(base), adapters.CONFIG_KEY: known | {"of_another_version": 1}}
+    (copy / "trainer.json").write_text(json.dumps(record))
+    idle = {
+        "transformers_version": "4.1", "torch_dtype": "float16", "dtype": "float16", "_name_or_path": "a/b",
+        "attention_dropout": 0.5, "use_cache": False, "eos_token_id": [0, 3], "max_position_embeddings": 4096,
+        "unsloth_fixed": True, "architectures": None, "initializer_range": 0.5,
+    }  # fmt: skip
+    assert updates_of(config_changed(shutil.copytree(base, tmp_path / "other"), **idle), [copy])
+
+
+def test_how_many_positions_a_base_has_bears_on_those_that_are_scaled(base, tmp_path):
+    other = shutil.copytree(base, tmp_path / "other")
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    known = [
+        adapters.computation(config_changed(other, rope_parameters=rope, max_position_embeddings=number))
+        for number in (1024, 2048)
+    ]
+    assert known[0] != known[1]
+
+
 def test_a_base_is_known_again_whatever_its_files(tmp_path):
     one = make_model(tmp_path / "one", dtype="bfloat16")
     first = adapters.weights_hash(one)
