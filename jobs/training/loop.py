@@ -17,7 +17,7 @@ from jobs.common.files import read_json, replace_dir, sha256, write_json
 from jobs.plumbing import checkpoint, launch
 from jobs.plumbing.cli import log, progress
 from jobs.plumbing.params import ALL_LINEAR, Checkpoints, Lora, Optimizer, Params
-from jobs.training import ranks
+from jobs.training import dropout, ranks
 from jobs.weights.adapter import (
     BASE_KEY,
     CONFIG_KEY,
@@ -110,7 +110,6 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
-            config=config_for_training(base),
             dtype=training_dtype(),
             attn_implementation=attention_for(base, ATTENTION),
             use_safetensors=True,
@@ -119,6 +118,7 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
         )
     except Exception as error:  # a truncated shard surfaces as one of many types, none of which names the folder
         raise JobError(f"{base}: the model cannot be loaded ({one_line(error)})") from error
+    dropout.turn_off(model, base)
     torch.manual_seed(seed)
     targets = targets_in(model, lora, base)
     if adapter is not None:
@@ -144,30 +144,6 @@ def load_model(base: Path, lora: Lora, adapter: Path | None, seed: int):
             f"sft.lora.targets: PEFT takes them for {', '.join(sorted(laid))} of {base}, which is not summed"
         )
     return peft
-
-
-def config_for_training(base: Path):
-    """The base's configuration with every dropout of its own at zero, as the adapter's is, and no loss of its experts.
-
-    StarCoder2's and Granite's dropout is 0.1: a policy that differs from one forward pass to the next is not the one that
-    GRPO sampled from, nor its reference. And TRL adds to the loss how evenly the experts are used, by the configuration's
-    own weight, though experts and router stay as they are.
-    """
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    off = {}
-    for part in (config, config.get_text_config()):
-        for name, value in (("router_aux_loss_coef", 0.0), ("output_router_logits", False)):
-            if getattr(part, name, None):
-                setattr(part, name, value)
-        for name, value in list(vars(part).items()):
-            if "drop" in name and isinstance(value, float) and value:
-                off[name] = value
-                setattr(part, name, 0.0)
-    if off:
-        log.info("%s: is trained without its dropout (%s)", base, ", ".join(f"{k} {v:g}" for k, v in off.items()))
-    return config
 
 
 def targets_in(model, lora: Lora, base: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.plumbing.params import Grpo, Params, Sft
+from jobs.training import dropout
 from jobs.training.loop import check_adapter, load_adapter, targets_in
 from jobs.weights.adapter import check_base
 from jobs.weights.model import require_whole
@@ -42,6 +43,7 @@ def load(params: Params, base: Path, adapter: Path | None, settings: Sft | Grpo,
         random_state=params.seed,
         **engine,
     )
+    dropout.turn_off(model, base)
     targets = targets_in(model, lora, base)
     model = FastLanguageModel.get_peft_model(
         model,
