@@ -12,6 +12,8 @@ from jobs.gguf.reference import Reference, load_reference
 from jobs.gguf.texts import TEXTS
 from jobs.inference import Sampling
 from jobs.plumbing.cli import log, progress
+from jobs.weights.ends import beside
+from jobs.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +127,21 @@ def check_tokens(file: Path, tokenizer: Any, texts: Iterable[str]) -> None:
             if expected not in (None, found):
                 raise JobError(f"{file.name}: its {name} token is {found}, the tokenizer's is {expected}")
         check_template(file, ours.metadata().get("tokenizer.chat_template", ""))
+    finally:
+        ours.close()
+
+
+def lost_ends(file: Path, base: Path) -> list[str]:
+    """The tokens that end an answer by the base's generation_config.json, and not in the file."""
+    import llama_cpp
+
+    from jobs.inference.llama_cpp import vocabulary
+
+    tokenizer, ours = load_tokenizer(base), vocabulary(file)
+    try:
+        words = llama_cpp.llama_model_get_vocab(ours.model)
+        lost = [end for end in beside(base, tokenizer) if not llama_cpp.llama_vocab_is_eog(words, end)]
+        return [str(tokenizer.convert_ids_to_tokens(end)) for end in lost]
     finally:
         ours.close()
 

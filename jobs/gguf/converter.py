@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.common.files import read_json
+from jobs.weights.ends import beside
 from jobs.weights.lora import Update, updates_of
 from jobs.weights.safetensors import Tensor, blocks, is_embedding, is_head, is_tied, tensors_of
 from jobs.weights.sum import summed
@@ -213,7 +214,7 @@ def add_special_tokens(writer: Any, folder: Path) -> None:
     ids = tokenizer("x")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     add_bos, add_eos = bool(ids) and ids[0] == bos, bool(ids) and ids[-1] == eos
-    eot, eom = other_ends(folder, eos)
+    eot, eom = [*beside(folder, tokenizer), None, None][:2]
     for name, value, add in (
         ("bos_token_id", bos, writer.add_bos_token_id),
         ("eos_token_id", eos, writer.add_eos_token_id),
@@ -225,14 +226,6 @@ def add_special_tokens(writer: Any, folder: Path) -> None:
         if value is not None:
             writer.kv_data[0].pop(f"tokenizer.ggml.{name}", None)
             add(value)
-
-
-def other_ends(folder: Path, eos: int | None) -> list[int | None]:
-    """Two tokens that end an answer beside `eos`, by generation_config.json: a GGUF file has a place for two."""
-    file = folder / "generation_config.json"
-    named = read_json(file).get("eos_token_id") if file.is_file() else None
-    others = sorted({*(named if isinstance(named, list) else [named])} - {eos, None})
-    return [*others, None, None][:2]
 
 
 def pre_tokenizer(model: Any, configuration: Path) -> str:

@@ -37,7 +37,7 @@ QUANTIZE_BUFFER = 1 << 30  # bytes of rows llama.cpp holds at once
 
 
 def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Path, metrics: Path) -> dict:
-    from jobs.gguf.check import hold_to_reference
+    from jobs.gguf.check import hold_to_reference, lost_ends
 
     settings = params.gguf
     for kind in settings.types:
@@ -49,11 +49,13 @@ def run(params: "Params", base: Path, adapters: list[Path], tasks: Path, out: Pa
         files = {kind: partial / f"{name}-{kind}.gguf" for kind in settings.types}
         write(base, adapters, files, name)
         figures = hold_to_reference(params, base, adapters, tasks, files)
+        if lost := lost_ends(files[settings.types[0]], base):
+            log.warning("%s end an answer by %s's generation_config.json and not in the files", ", ".join(lost), base)
         for kind, file in files.items():
             figures[kind] |= sizes(file, kind)
         set_record(partial, **made_of(base, adapters), metrics=hash_of_metrics(figures))
     write_metrics(metrics, figures)
-    provenance("gguf", base=str(base), adapters=[str(adapter) for adapter in adapters])
+    provenance("gguf", base=str(base), adapters=[str(adapter) for adapter in adapters], lost_ends=lost)
     return {"out": str(out), **figures}
 
 

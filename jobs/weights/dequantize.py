@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.common.errors import JobError, one_line
 from jobs.weights import byte_level, gguf_config, pieces
+from jobs.weights.ends import of_file
 from jobs.weights.model import require_places
 from jobs.weights.tokenizer import padding
 
@@ -24,7 +25,7 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
     whose padding is its end of text, or that names none, gets another special token for padding, since a trainer that
     leaves padding out of the loss would never teach the end.
 
-    Returns {"architecture", "quantization", "parameters", "eos", "pad"} for provenance and card.
+    Returns {"architecture", "quantization", "parameters", "eos", "ends", "pad"} for provenance and card.
     Errors: JobError naming the file, for one that cannot be read or whose family transformers does not know.
     """
     import torch
@@ -52,8 +53,7 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
     except RuntimeError as error:  # sizes that the file does not say
         raise JobError(f"{path}: cannot be read as a {config.model_type} ({one_line(error)})") from error
     model.tie_weights()
-    named = (facts.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))  # which end an answer as well
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *(end for end in named if end is not None)]))
+    ends = of_file(facts, tokenizer)
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
@@ -65,6 +65,7 @@ def to_folder(path: Path, out: Path, dtype: str = "bfloat16") -> dict:
         "quantization": facts.get("general.file_type"),
         "parameters": model.num_parameters(),
         "eos": tokenizer.eos_token,
+        "ends": [str(tokenizer.convert_ids_to_tokens(end)) for end in ends],
         "pad": tokenizer.pad_token,
     }
 

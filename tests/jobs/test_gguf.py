@@ -19,6 +19,7 @@ from jobs.gguf import job
 from jobs.gguf.check import check_tokens, compare
 from jobs.gguf.texts import TEXTS
 from jobs.plumbing.params import load
+from jobs.weights import ends
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
 from jobs.weights.tokenizer import load_tokenizer
@@ -344,6 +345,56 @@ def test_what_else_ends_an_answer_ends_it_in_the_file_and_in_a_base_made_of_it(m
         (ended,) = engine(path)(["def add("], sampling)[0]
         assert (ended.tokens, ended.finish) == (1, "stop")
     assert written.finish == "length"
+
+
+def with_tokens(base, folder, *names):
+    """A copy of the model whose tokenizer has these tokens too, and their numbers."""
+    shutil.copytree(base, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(names)})
+    tokenizer.save_pretrained(folder)
+    return folder, tokenizer.convert_tokens_to_ids(list(names))
+
+
+def ended_by(file):
+    import llama_cpp
+
+    from jobs.inference.llama_cpp import vocabulary
+
+    ours = vocabulary(file)
+    words = llama_cpp.llama_model_get_vocab(ours.model)
+    return {token for token in range(ours.n_vocab()) if llama_cpp.llama_vocab_is_eog(words, token)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        sorted(ends.NAMES),
+        sorted(ends.NAMES - {"<|call|>", "<|calls|>", "<|tool_response>"}),
+        ["<|flush|>", "<|end|>", "<|calls|>", "</s>"],
+        ["<|return|>", "<|end|>", "<|fim_middle|>"],
+        ["<|flush|>", "<|end|>"],
+    ],
+)
+def test_a_base_made_of_a_file_ends_answers_by_the_tokens_that_llama_cpp_ends_them_by(models, tmp_path, names):
+    """Most files name no second end: llama.cpp knows it by its name."""
+    from jobs.weights.dequantize import to_folder
+
+    base, _ = with_tokens(models["base"], tmp_path / "base", *(set(names) - {"<|endoftext|>"}))
+    convert(base, [], "F32", tmp_path / "x.gguf")
+    facts = to_folder(tmp_path / "x.gguf", tmp_path / "back")
+    told = json.loads((tmp_path / "back/generation_config.json").read_text())["eos_token_id"]
+    assert set(told if isinstance(told, list) else [told]) == ended_by(tmp_path / "x.gguf")
+    assert facts["ends"][0] == facts["eos"]
+
+
+def test_an_end_that_a_file_has_no_place_for_is_told_and_recorded(models, tmp_path, caplog):
+    base, numbers = with_tokens(models["base"], tmp_path / "base", "<|im_end|>", "<a>", "<b>", "<c>")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, *numbers]}))
+    out = job.run(params("F32"), base, [], models["tasks"], Path("out"), Path("m.json"))
+    assert ended_by(next(Path("out").glob("*.gguf"))) == {0, *numbers[:-1]} and out
+    assert "<c> end an answer by" in caplog.text
+    assert json.loads(Path("reports/provenance/gguf.json").read_text())["lost_ends"] == ["<c>"]
 
 
 @pytest.mark.parametrize(("kind", "hidden", "block"), [("Q4_K_M", 320, 256), ("IQ4_XS", 320, 256), ("Q8_0", 336, 32)])
