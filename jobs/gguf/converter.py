@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # The names that most models have, before the many others that llama.cpp knows.
 LIKELY = ("qwen2", "llama-bpe", "gpt-2", "gpt-4o", "qwen35", "tekken", "smollm", "deepseek-coder", "deepseek-v3")
+# Their routers score experts by a sigmoid, whatever their configuration says.
+SIGMOID = {"deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa", "minimax_m2"}
 TYPES = {"normal": 1, "unknown": 2, "control": 3, "user defined": 4, "unused": 5, "byte": 6}  # of tokens, llama.cpp's
 
 
@@ -94,6 +96,7 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
         family: Any = get_model_class(architecture)
     except NotImplementedError:
         raise JobError(f"{base}: is a {architecture}, which llama.cpp's converter does not know") from None
+    family = getattr(family, "Ministral3Model", family)  # around which that of Mistral 3 is an empty shell
 
     def index_tensors(model: Any, remote_hf_model_id: str | None = None) -> dict:
         named = ((name, lambda t=tensor: lazy(t, updates)) for name, tensor in sorted(tensors.items()))
@@ -110,8 +113,7 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            # transformers 5 keeps it among the positions' parameters; GPT-NeoX's and Cohere 2's classes look for it here.
-            self.hparams.setdefault("rotary_pct", self.rope_parameters.get("partial_rotary_factor", 1.0))
+            self.hparams |= unsaid(self.hparams, self.rope_parameters)
 
         def get_vocab_base_pre(self, tokenizer) -> str:
             return self.pre or super().get_vocab_base_pre(tokenizer)
@@ -128,6 +130,22 @@ def model_class(base: Path, adapters: list[Path], configuration: Path) -> Any:
             add_special_tokens(self.gguf_writer, configuration)
 
     return Summed
+
+
+def unsaid(config: dict, rope: dict) -> dict[str, Any]:
+    """What the converter looks for in a configuration, and transformers 5 knows by itself or keeps elsewhere.
+
+    rope: the parameters of positions.
+    """
+    kind = config.get("model_type")
+    found: dict[str, Any] = {}
+    if "rotary_pct" not in config:  # looked for by GPT-NeoX's and Cohere 2's classes
+        found["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    if kind in SIGMOID:  # without it llama.cpp takes softmax
+        found["scoring_func"] = "sigmoid"
+    if kind == "falcon" and config.get("multi_query", True) and not config.get("new_decoder_architecture"):
+        found["num_kv_heads"] = 1  # whatever the key says, which only the new architecture reads
+    return found
 
 
 def check_size(folder: Path, rows: int | None) -> None:

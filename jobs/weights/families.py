@@ -5,12 +5,13 @@ What a configuration does not tell is found by the stages themselves, `gguf` com
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.common.files import read_json
 from jobs.weights.converted import ARCHITECTURES, ENDINGS
 from jobs.weights.safetensors import config_of, is_tied
+from jobs.weights.unlike import unlike_llama_cpp
 
 if TYPE_CHECKING:
     from jobs.plumbing.params import Params
@@ -38,7 +39,7 @@ def refusals(base: Path, targets: Iterable[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     if reason := untrainable(config, text) or bad_targets(base, text, set(targets)):
         found |= dict.fromkeys(TRAINING, reason)
-    if reason := unknown_to_llama_cpp(config, text) or unlike_llama_cpp(base, text):
+    if reason := unknown_to_llama_cpp(config, text) or computed_otherwise(text):
         found["gguf"] = reason
     if config.get("quantization_config"):
         found |= dict.fromkeys((*TRAINING, "gguf"), "is quantized; adapters are only added to the original weights")
@@ -87,20 +88,20 @@ def unknown_to_llama_cpp(config: dict, text: dict) -> str | None:
     return None
 
 
-def unlike_llama_cpp(base: Path, text: dict) -> str | None:
+def computed_otherwise(text: dict) -> str | None:
+    """Why llama.cpp does not compute the model as transformers does, by its configuration with its family's defaults."""
+    from transformers import AutoConfig
+
     kind = text.get("model_type")
-    if kind in WINDOW_ALWAYS and "sliding_window" not in text:  # Mistral's default is a window
-        text = config_of(base).get_text_config().to_dict() | text
-    window = text.get("sliding_window")
-    used = kind in WINDOW_ALWAYS or (kind in WINDOW_IF_USED and text.get("use_sliding_window"))
-    if used and window and window < text.get("max_position_embeddings", window):
+    try:
+        config: Any = AutoConfig.for_model(**text)
+    except Exception:  # values of a wrong type surface as one of many types; `base` tells of them by the weights
+        return None
+    window = config.to_dict().get("sliding_window")
+    used = kind in WINDOW_ALWAYS or (kind in WINDOW_IF_USED and config.use_sliding_window)
+    if used and window and window < config.max_position_embeddings:
         return f"sees {window} tokens back (sliding_window), where llama.cpp's {kind} sees all"
-    if kind == "qwen3_moe" and not text.get("norm_topk_prob", False):
-        return "does not normalize its experts' weights (norm_topk_prob), as llama.cpp's qwen3_moe always does"
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if kind == "gpt_oss" and rope.get("rope_type", rope.get("type")) == "yarn":
-        return "scales its rotary positions by YaRN, where llama.cpp's gpt_oss computes other ones"
-    return None
+    return unlike_llama_cpp(config)
 
 
 def unfit(base: Path, params: "Params") -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.weights.families import WINDOW_ALWAYS
+from jobs.weights.unlike import GEMMA_27B
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,6 @@ IDLE = {
     "vocab_size",
 }
 LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every Llama since 3.1
-GEMMA_27B = (46, 62)  # layers of Gemma 2's and 3's, by which llama.cpp knows how they scale their attention
 FREQUENCIES = "rope_freqs.weight"
 
 

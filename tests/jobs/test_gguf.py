@@ -444,9 +444,38 @@ def test_a_family_whose_converter_counts_its_layers_first_is_converted(tmp_path)
     assert max(figures["kl"], figures["kl_far"]) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["GPTNeoX", "Cohere2"])
-def test_a_family_whose_part_of_a_head_is_turned_is_converted(tmp_path, family):
-    """transformers 5 keeps how much among the positions' parameters, where the converter does not look."""
+EXPERTS = {
+    "n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 128,
+}  # fmt: skip
+RANKS = {
+    "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16,
+    "v_head_dim": 32,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "mscale_all_dim": 1.0, "beta_fast": 32.0,
+    "beta_slow": 1.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "rope_theta": 10000.0,
+}  # fmt: skip
+HALF = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}
+# What the converter looks for elsewhere than transformers 5 has it: which part of a head is turned, which number of keys a
+# multi-query model has, by what experts are scored. And a family whose class is a shell around another.
+ELSEWHERE = {
+    "GPTNeoX": {},
+    "Cohere2": {},
+    "Falcon": {"new_decoder_architecture": False, "multi_query": True},
+    "DeepseekV3": EXPERTS | RANKS,
+    "MiniMaxM2": EXPERTS
+    | {
+        "head_dim": 32,
+        "rotary_dim": 16,
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+    },
+    "Ministral3": {"head_dim": 32, "sliding_window": None, "rope_parameters": YARN},
+}
+
+
+@pytest.mark.parametrize("family", ELSEWHERE)
+def test_a_family_of_which_transformers_says_less_than_the_converter_looks_for_is_converted(tmp_path, family):
     import transformers
 
     from jobs.gguf.check import kl, logits
@@ -454,7 +483,8 @@ def test_a_family_whose_part_of_a_head_is_turned_is_converted(tmp_path, family):
     from tests import families
 
     make_tokenizer(tmp_path)
-    config = getattr(transformers, f"{family}Config")(**families.SIZE | {"hidden_size": 128, "pad_token_id": None})
+    size = families.SIZE | {"hidden_size": 128, "pad_token_id": None} | ELSEWHERE[family]
+    config = getattr(transformers, f"{family}Config")(**size)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     model.save_pretrained(tmp_path)

@@ -49,7 +49,7 @@ def test_what_every_stage_takes_is_not_refused(tmp_path, config):
         (LLAMA | {"model_type": "starcoder2", "sliding_window": 4096}, "sees 4096 tokens back"),
         (MOE | {"norm_topk_prob": False}, "norm_topk_prob"),
         ({key: value for key, value in MOE.items() if key != "norm_topk_prob"}, "norm_topk_prob"),
-        (LLAMA | {"model_type": "gpt_oss", "rope_scaling": {"rope_type": "yarn"}}, "YaRN"),
+        (LLAMA | {"model_type": "gpt_oss", "rope_scaling": {"rope_type": "yarn", "factor": 32.0}}, "YaRN"),
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused_by_gguf_alone(tmp_path, config, says):
@@ -60,6 +60,83 @@ def test_what_llama_cpp_computes_otherwise_is_refused_by_gguf_alone(tmp_path, co
     with pytest.raises(JobError, match=says):
         families.require_taken("gguf", base)
     families.require_taken("sft", base, ATTENTION)
+
+
+NO_CAP = "does not cap its logits"
+NORMED = "norms queries and keys"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "says"),
+    [
+        ("qwen3", {"attention_bias": True}, "adds a bias to its attention's output"),
+        ("gemma2", {"attention_bias": True}, "adds a bias to its attention's output"),
+        ("olmo2", {"attention_bias": True}, "adds a bias to its attention's output"),
+        ("gemma2", {"attn_logit_softcapping": None}, NO_CAP),
+        ("gemma2", {"final_logit_softcapping": None}, NO_CAP),
+        ("gemma2", {"query_pre_attn_scalar": 144}, "scales its attention by query_pre_attn_scalar"),
+        (
+            "gemma3_text",
+            {"num_hidden_layers": 62, "head_dim": 128, "query_pre_attn_scalar": 128},
+            "scales its attention",
+        ),
+        ("qwen2_moe", {"norm_topk_prob": True}, "normalizes its experts' weights"),
+        ("qwen2_moe", {"mlp_only_layers": [3]}, "has layers without experts"),
+        ("qwen3_moe", {"norm_topk_prob": True, "decoder_sparse_step": 2}, "has layers without experts"),
+        ("cohere", {"use_qk_norm": True}, NORMED),
+        ("stablelm", {"qk_layernorm": True}, NORMED),
+        ("phi", {"qk_layernorm": True}, NORMED),
+        ("olmoe", {"num_key_value_heads": 4}, "shares keys among heads"),
+        ("gpt_neox", {"attention_bias": False}, "has no biases in its attention"),
+        ("starcoder2", {"use_bias": False, "sliding_window": None}, "has no biases"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "adds to what it has normed"),
+        ("falcon", {"alibi": True}, "has another layout"),
+        ("falcon", {"parallel_attn": False}, "has another layout"),
+        ("deepseek_v3", {"q_lora_rank": None}, "has queries without a rank"),
+        ("exaone4", {"sliding_window": 4096}, "has a window"),
+        ("smollm3", {"num_hidden_layers": 4, "no_rope_layers": [0, 1, 1, 1]}, "leaves other layers without positions"),
+        ("llama", {"hidden_act": "gelu"}, "is activated by gelu .hidden_act., where llama.cpp's llama is by silu"),
+        ("smollm3", {"attention_bias": True}, "adds a bias to its attention's output"),
+        ("olmoe", {"norm_topk_prob": True}, "normalizes its experts' weights"),
+        ("olmoe", {"clip_qkv": 8.0}, "clips queries"),
+        ("qwen3_next", {"norm_topk_prob": False}, "does not normalize its experts' weights"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "caps its attention or looks ahead"),
+    ],
+)
+def test_what_a_familys_configuration_can_say_and_llama_cpp_does_not_compute_is_told(tmp_path, kind, config, says):
+    found = families.refusals(folder(tmp_path, model_type=kind, tie_word_embeddings=False, **config))
+    assert list(found) == ["gguf"]
+    assert re.match(says, found["gguf"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("llama", {"attention_bias": True}),
+        ("llama", {"hidden_act": "swish"}),
+        ("gemma", {"hidden_activation": "gelu"}),
+        (
+            "gemma2",
+            {"num_hidden_layers": 46, "hidden_size": 4608, "num_attention_heads": 32, "query_pre_attn_scalar": 144},
+        ),
+        ("gemma3_text", {}),
+        ("cohere", {"use_qk_norm": True, "num_hidden_layers": 64}),
+        ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}),
+        ("falcon", {"multi_query": True}),
+        ("deepseek_v3", {"q_lora_rank": None, "num_hidden_layers": 27}),
+        ("deepseek_v2", {"q_lora_rank": 1536}),
+        ("exaone4", {"sliding_window": 4096, "num_hidden_layers": 64}),
+        ("smollm3", {}),
+        ("phi", {}),
+        ("olmoe", {}),
+        ("bloom", {}),
+        ("stablelm", {}),
+        ("gpt_neox", {}),
+        ("a_family_of_tomorrow", {"attention_bias": True}),
+    ],
+)
+def test_what_llama_cpp_computes_alike_is_not_refused(tmp_path, kind, config):
+    assert families.refusals(folder(tmp_path, model_type=kind, tie_word_embeddings=False, **config)) == {}
 
 
 def test_what_the_converter_does_not_know_is_told_before_anything_is_trained(tmp_path):
