@@ -17,6 +17,12 @@ CORPUS = [
 ]
 
 
+def with_keys(file: Path, keys: dict) -> Path:
+    """The folder of a JSON file, in which these keys are then set."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return file.parent
+
+
 def make_tokenizer(dir: Path, vocab: int = 512, bos: bool = False) -> None:
     """Writes tokenizer.json and tokenizer_config.json of a byte-level BPE of at most `vocab` tokens.
 

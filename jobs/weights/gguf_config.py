@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.common.errors import JobError
 from jobs.weights.families import WINDOW_ALWAYS
-from jobs.weights.unlike import GEMMA_27B
+from jobs.weights.unlike import gemma_scale
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +65,7 @@ def obey(config: Any, facts: dict, tensors: dict[str, "np.ndarray"], path: Path)
     if window and config.model_type not in WINDOW_ALWAYS:  # in which llama.cpp sees all
         config.sliding_window = window
     if hasattr(config, "query_pre_attn_scalar"):
-        whole = config.num_hidden_layers in GEMMA_27B
-        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if whole else config.head_dim
+        config.query_pre_attn_scalar = gemma_scale(config)
     set_positions(config, left, path)
     if FREQUENCIES in tensors:
         scale_as_llama_3(config, tensors[FREQUENCIES], path)

@@ -21,10 +21,10 @@ def one_head_a_key(config: Any) -> bool:
     return config.num_key_value_heads == config.num_attention_heads
 
 
-def other_scale(config: Any) -> bool:
+def gemma_scale(config: Any) -> int:
+    """The query_pre_attn_scalar that llama.cpp has for a Gemma 2 or 3 of this size, since no GGUF file says it."""
     whole = config.num_hidden_layers == GEMMA_27B[config.model_type != "gemma2"]
-    scale = config.hidden_size // config.num_attention_heads if whole else config.head_dim
-    return config.query_pre_attn_scalar != scale
+    return config.hidden_size // config.num_attention_heads if whole else config.head_dim
 
 
 def dense_layers(config: Any) -> bool:
@@ -72,7 +72,7 @@ RULES: tuple[Rule, ...] = (
     ),
     (
         {"gemma2", "gemma3_text"},
-        other_scale,
+        lambda config: config.query_pre_attn_scalar != gemma_scale(config),
         "scales its attention by query_pre_attn_scalar, where llama.cpp's {kind} goes by the size of a head",
     ),
     (

@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from statistics import mean
 
 REPO = Path(__file__).parents[2]
 sys.path.insert(0, str(REPO))
@@ -26,6 +27,7 @@ from jobs.common.files import read_json, write_json  # noqa: E402
 from tests.bench.small import RECIPE, SETTINGS, UNSEEN, sft_of, write_params  # noqa: E402
 
 VIEWS = ("mbpp", "mbpp+")
+MODELS = ("base", "sft", "grpo")
 PAIRS = (("sft", "base"), ("grpo", "sft"))
 
 
@@ -198,11 +200,18 @@ def page(out: dict) -> str:
     lines = ["| seed | model | MBPP pass@1 | pass@10 | greedy | MBPP+ pass@1 | pass@10 | greedy | gain on MBPP+, pass@1 |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for run in out["runs"]:
-        for name, views in run["models"].items():
+        for name in MODELS:
+            views = run["models"][name]
             gain = {"sft": "sft-base", "grpo": "grpo-sft"}.get(name)
             cells = [percent(views[view][key]) for view in VIEWS for key in ("pass@1", "pass@10", "greedy")]
             last = interval(run[gain]["mbpp+"]) if gain else ""
             lines.append(f"| {run['seed']} | {name} | {' | '.join(cells)} | {last} |")
+    for name in MODELS:
+        found = [run["models"][name] for run in out["runs"]]
+        cells = [
+            percent(mean(views[v][key] for views in found)) for v in VIEWS for key in ("pass@1", "pass@10", "greedy")
+        ]
+        lines.append(f"| mean | {name} | {' | '.join(cells)} | |")
     over = out["over seeds"]
     seeds = len(out["runs"])
     lines += ["", f"Over {seeds} seeds and the tasks, on MBPP+: SFT - base {interval(over['sft-base']['mbpp+'])}, "

@@ -12,7 +12,7 @@ from jobs.weights import adapter as adapters
 from jobs.weights.identity import adapter_identity
 from jobs.weights.lora import updates_of
 from jobs.weights.sum import Storage, write_model
-from tests.toy import TARGETS, make_adapter, make_model
+from tests.toy import TARGETS, make_adapter, make_model, with_keys
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +291,7 @@ def test_an_adapter_is_held_to_its_base(base, copy, tmp_path):
 
 
 def config_changed(base, **keys):
-    file = base / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
-    return base
+    return with_keys(base / "config.json", keys)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jobs.weights.lora import updates, updates_of
 from jobs.weights.safetensors import tensors_of
 from jobs.weights.sum import Storage, write_model
 from tests.exact import nearest
-from tests.toy import make_adapter, make_model
+from tests.toy import make_adapter, make_model, with_keys
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -207,9 +207,7 @@ def test_a_tied_matrix_saved_whole_under_both_names_is_taken_once(tmp_path, base
 
 
 def edited(adapter, **changed):
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    return adapter
+    return with_keys(adapter / "adapter_config.json", changed)
 
 
 @pytest.mark.parametrize(
